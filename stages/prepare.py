@@ -1,0 +1,24 @@
+"""prepare@TASK: one source's table → data/tasks/TASK/{train,validation,test}.parquet and task.json."""
+
+from stages.artifacts import atomic_directory
+from stages.command import run_stage
+from stages.errors import InputError
+from stages.params import load_params
+from stages.paths import SOURCES, TASKS
+from stages.tasks.data import write_task
+from stages.tasks.tables import split_examples
+
+
+def prepare(name: str) -> None:
+    """Turn the task's table into labelled examples in three splits."""
+    tasks = load_params().tasks
+    if name not in tasks:
+        raise InputError(f"params.yaml: tasks: there is no task {name!r}")
+    task = tasks[name]
+    splits, dropped = split_examples(task, SOURCES / task.source)
+    with atomic_directory(TASKS / name) as partial:
+        write_task(partial, task, splits, dropped)
+
+
+if __name__ == "__main__":
+    run_stage(prepare, "task")

@@ -1,0 +1,138 @@
+"""From a table in a source to labelled examples in three splits."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stages.errors import InputError
+from stages.params import SPLITS, Split, Task
+
+
+def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
+    """The task's examples, with columns `text` (and `text_pair`), `label` (a position in the task's labels).
+
+    Rows whose numeric label lies in no interval are dropped, and so are repeated texts (only their first row is kept), so
+    that no text is in two splits. Splits are stratified by label and depend on nothing but the table and `split.seed`.
+
+    Returns:
+        The splits, and how many rows were dropped for what reason.
+
+    Raises:
+        InputError: a file or column is missing, a label is not one of the task's, or a split or a label has no examples.
+    """
+    if isinstance(task.file, str):
+        table, dropped = _read_examples(task, source / task.file)
+        table, repeated = _without_repeats(table)
+        if task.examples is not None and task.examples < len(table):
+            table = table.sample(task.examples, random_state=task.split.seed).sort_index()
+        rest, test = _split(table, task.split.test, task)
+        share = task.split.validation / (1 - task.split.test)
+        train, validation = _split(rest, share, task)
+    else:
+        tables = {split: _read_examples(task, source / file) for split, file in task.file.items()}
+        dropped = sum(count for _, count in tables.values())
+        # Test first: where a text is in two splits, the training example goes.
+        order = [split for split in ("test", "validation", "train") if split in tables]
+        joined, repeated = _without_repeats(pd.concat({split: tables[split][0] for split in order}))
+        parts = {split: joined.loc[split] if split in joined.index.levels[0] else joined.iloc[:0] for split in order}
+        train, test = parts["train"], parts["test"]
+        if task.examples is not None and task.examples < len(train):
+            train = train.sample(task.examples, random_state=task.split.seed).sort_index()
+        if "validation" in parts:
+            validation = parts["validation"]
+        else:
+            train, validation = _split(train, task.split.validation, task)
+    splits: dict[Split, pd.DataFrame] = {"train": train, "validation": validation, "test": test}
+    for split in SPLITS:
+        if splits[split].empty:
+            raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
+    splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
+    return splits, {"label_in_no_interval": dropped, "repeated_text": repeated}
+
+
+def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    texts = [column for column in table.columns if column != "label"]
+    kept = table.drop_duplicates(subset=texts)
+    return kept, len(table) - len(kept)
+
+
+def _split(table: pd.DataFrame, share: float, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two parts, the second with `share` of the rows, stratified by label, in the table's order."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        first, second = train_test_split(
+            table, test_size=share, random_state=task.split.seed, stratify=table["label"], shuffle=True
+        )
+    except ValueError as error:
+        raise InputError(f"{task.file}: {len(table)} usable rows cannot be split: {error}") from None
+    return first.sort_index(), second.sort_index()
+
+
+def _read_examples(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
+    """The examples of one file, and how many rows lie in no label's interval."""
+    table = _read_table(task, file)
+    texts = {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair else {})
+    for column in (*texts, task.label):
+        if column not in table.columns:
+            raise InputError(f"{file}: has no column {column!r}; its columns: {', '.join(map(str, table.columns))}")
+    for column in texts:
+        if (bad := ~table[column].map(lambda value: isinstance(value, str))).any():
+            raise InputError(f"{file}: row {bad.idxmax() + 1}: {column} is not a text ({int(bad.sum())} such rows)")
+    labels = _interval_labels(task, table[task.label], file) if isinstance(task.labels, dict) else None
+    if labels is None:
+        labels = _named_labels(list(task.labels), table[task.label], file)
+    examples = table[list(texts)].rename(columns=texts).assign(label=labels.astype("Int64"))
+    kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
+    return kept, len(examples) - len(kept)
+
+
+def _read_table(task: Task, file: Path) -> pd.DataFrame:
+    if not file.is_file():
+        beside = sorted(path.name for path in file.parent.glob("*")) if file.parent.is_dir() else []
+        raise InputError(f"{file}: no such file in the source; it has: {', '.join(beside) or 'nothing'}")
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file)
+        if file.suffix in (".jsonl", ".json"):
+            return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+        # Quotes are ordinary characters in tab-separated files; every cell stays the text that it is.
+        return pd.read_csv(
+            file,
+            sep="," if file.suffix == ".csv" else "\t",
+            quoting=0 if file.suffix == ".csv" else 3,
+            header=None if task.columns else 0,
+            names=task.columns,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8",
+        )
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except (ValueError, OSError) as error:  # also pandas' and pyarrow's own parser errors
+        raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
+
+
+def _interval_labels(task: Task, column: pd.Series, file: Path) -> pd.Series:
+    """Positions of the intervals that the values lie in, missing where none holds a value."""
+    assert isinstance(task.labels, dict)
+    numbers = pd.to_numeric(column, errors="coerce")
+    if (bad := numbers.isna()).any():
+        raise InputError(f"{file}: row {bad.idxmax() + 1}: {task.label} = {column[bad.idxmax()]!r} is not a number")
+    labels = pd.Series(pd.NA, index=column.index, dtype="Int64")
+    for position, (low, high) in enumerate(task.labels.values()):
+        labels[numbers.between(low, high)] = position
+    return labels
+
+
+def _named_labels(names: list[str], column: pd.Series, file: Path) -> pd.Series:
+    """Positions of the labels, which the values name, or else are."""
+    positions = {str(position): position for position in range(len(names))}
+    positions |= {name: position for position, name in enumerate(names)}
+    labels = column.map(lambda value: positions.get(str(value)))
+    if (bad := labels.isna()).any():
+        row = bad.idxmax()
+        raise InputError(
+            f"{file}: row {row + 1}: the label {str(column[row])[:80]!r} is not one of the task's: {', '.join(names)}"
+        )
+    return labels

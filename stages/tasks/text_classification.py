@@ -1,0 +1,119 @@
+"""Text classification: one label per text (or pair of texts)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from stages.errors import InputError
+from stages.tasks.data import TaskData
+
+LIKELIHOOD = "categorical"
+
+Tokenizer = Any  # transformers has no common base of fast and slow tokenizers that type checkers understand
+Model = Any
+
+
+def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = False) -> Model:
+    """The classifier in a checkpoint directory, in float32 on the CPU.
+
+    Args:
+        checkpoint: safetensors weights and config.json.
+        labels: label names, in the order of the outputs.
+        new_head: the head may be missing and is then initialised at random (a base model).
+
+    Raises:
+        InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint}: no checkpoint here (no config.json)")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    names = dict(enumerate(labels))
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint,
+            num_labels=len(labels),
+            id2label=names,
+            label2id={label: position for position, label in names.items()},
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise InputError(f"{checkpoint}: cannot be loaded as a classifier: {reason}") from None
+    body = f"{model.base_model_prefix}."
+    lacking = {str(name): "lacks the tensor {}" for name in loading["missing_keys"]}
+    lacking |= {str(entry[0]): "tensor {} has another shape than the config says" for entry in loading["mismatched_keys"]}
+    for name, complaint in sorted(lacking.items()):
+        if not (new_head and not name.startswith(body)):
+            raise InputError(f"{checkpoint}: {complaint.format(name)}; make or fetch the checkpoint again")
+    return model
+
+
+def load_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint directory."""
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"{checkpoint}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:400]}") from None
+
+
+def encode(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None = None) -> dict[str, list[Any]]:
+    """Token ids and masks of every example, without padding, and `labels`.
+
+    Args:
+        positions: how many positions the model has.
+
+    Raises:
+        InputError: the task's texts may be longer than the model can read.
+    """
+    if positions is not None and task.max_length > positions:
+        raise InputError(
+            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {positions} tokens; lower it"
+        )
+    pair = frame["text_pair"].tolist() if "text_pair" in frame else None
+    encoded = tokenizer(frame["text"].tolist(), pair, truncation=True, max_length=task.max_length)
+    return {**encoded, "labels": frame["label"].tolist()}
+
+
+def collator(tokenizer: Tokenizer) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
+    """Pads a list of examples to the longest of them."""
+    return transformers.DataCollatorWithPadding(tokenizer)
+
+
+def batches(
+    tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of the examples in the given order, each padded to its own longest."""
+    collate = collator(tokenizer)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([{key: values[row] for key, values in encoded.items()} for row in rows])
+        yield {key: tensor.to(device) for key, tensor in batch.items()}
+
+
+def by_length(encoded: Mapping[str, list[Any]]) -> list[int]:
+    """The examples' positions, longest first: little padding, and memory runs out at once or not at all."""
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+
+
+def position_limit(model: Model) -> int | None:
+    """How many positions the model has, if it has a limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the examples [B, K] whose largest logit is their label's [B]."""
+    return float((logits.argmax(-1) == labels).mean())
