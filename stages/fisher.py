@@ -56,7 +56,9 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
             raise InputError(f"{checkpoint}: {error}") from None
     for parameter, values in diagonal.items():
         if not torch.isfinite(values).all():
-            raise InputError(f"{checkpoint}: the Fisher of {parameter} is not finite; the model's weights are out of range")
+            raise InputError(
+                f"{checkpoint}: the Fisher of {parameter} is not finite; the model's weights are out of range"
+            )
     stored = {name: values.to(getattr(torch, settings.dtype)) for name, values in _stored(diagonal, checkpoint).items()}
     write_tensors(out, "fisher", stored)
     tensors = TensorFiles(out, "fisher")

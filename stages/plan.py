@@ -15,6 +15,12 @@ from stages.params import PARAMS_FILE, EnsembleBaseline, Fisher, Merge, Params, 
 from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, TASKS
 
 PLAN_FILE = Path("models/dvc.yaml")
+EVALUATION_CODE = (
+    "stages/evaluate.py",
+    "stages/tasks/data.py",
+    "stages/tasks/metrics.py",
+    "stages/tasks/text_classification.py",
+)
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
 """
@@ -57,7 +63,7 @@ def _evaluate_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
         "wdir": "..",
         "cmd": f"python -m stages.evaluate {name}",
         **settings,
-        "deps": [*inputs, "stages/evaluate.py", "stages/tasks"],
+        "deps": [*inputs, *EVALUATION_CODE],
         "outs": [str(EVAL / name / file) for file in ("predictions.parquet", "origin.json")],
         "metrics": [str(EVAL / name / "metrics.json")],
     }

@@ -37,12 +37,12 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """The mean over examples of diag F(x) = E_{y∼p(y|x)} [∇ log p(y|x)]², exactly (Matena & Raffel 2022, eq. 3 and 4).
 
-    With z the model's outputs, J = ∂z/∂θ and Σ = L Lᵀ the likelihood's Fisher of the outputs, diag F = Σ_j (Jᵀ L_j)² over
-    L's columns: one backward pass each, through one shared forward pass. For K classes there are K−1. The square is of
-    every example's own gradient, never of a batch's mean.
+    With z the model's outputs, J = ∂z/∂θ and Σ = L Lᵀ the likelihood's Fisher of the outputs, diag F is Σ_j (Jᵀ L_j)²
+    over L's columns: one backward pass each, through one shared forward pass. For K classes there are K−1. What is
+    squared is every example's own gradient, never a batch's mean.
 
     Args:
-        model: called as `model(**batch)`; returns logits [B, K] or an object with `.logits`. It is evaluated in eval mode.
+        model: called as `model(**batch)`; returns logits [B, K] or an object with `.logits`. It is run in eval mode.
             Its mode, gradients, `requires_grad` flags and hooks are as before on return, also after an exception.
         batches: dicts of batch-first tensors; `labels` is ignored. No batch may be empty.
         likelihood: `categorical`.
@@ -83,7 +83,8 @@ def diagonal_fisher(
 def _layers(model: nn.Module, sums: Mapping[str, Tensor]) -> list[_Layer]:
     """The modules that own the parameters in `sums`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers, seen = [], set()
+    layers: list[_Layer] = []
+    seen: set[str] = set()
     for module_name, module in model.named_modules():
         own = {key: names[id(p)] for key, p in module.named_parameters(recurse=False) if names[id(p)] in sums}
         if not own:
@@ -157,7 +158,7 @@ def _forward_hook(
             x = x.expand(batch_size, *x.shape[1:])
         if output.shape[0] != batch_size or x.shape[0] != batch_size:
             raise UnsupportedModelError(
-                f"module {layer.name} maps {tuple(x.shape)} to {tuple(output.shape)}; the first axis must be the examples'"
+                f"module {layer.name} maps {tuple(x.shape)} to {tuple(output.shape)}: the first axis is not the examples"
             )
         if not output.requires_grad:
             output = output.detach().requires_grad_()

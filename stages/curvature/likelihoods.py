@@ -7,8 +7,8 @@ from torch import Tensor
 def categorical_factor(logits: Tensor) -> Tensor:
     """A factor L of the softmax likelihood's output Fisher Σ = diag(p) − p pᵀ = L Lᵀ.
 
-    Σ has rank K−1, and its Cholesky factor is known in closed form (Tanabe & Sagae 1992, "An Exact Cholesky Decomposition
-    and the Generalized Inverse of the Variance-Covariance Matrix of the Multinomial Distribution"): with
+    Σ has rank K−1, and its Cholesky factor is known in closed form (Tanabe & Sagae 1992, "An Exact Cholesky
+    Decomposition and the Generalized Inverse of the Variance-Covariance Matrix of the Multinomial Distribution"): with
     q_k = 1 − Σ_{i≤k} p_i,
 
         L_jj = √(p_j q_j / q_{j−1}),   L_kj = −p_k √(p_j / (q_{j−1} q_j)) for k > j.

@@ -13,7 +13,6 @@ from stages.artifacts import (
     FORMAT_VERSION,
     MAX_SHARD_BYTES,
     TensorFiles,
-
     TensorWriter,
     atomic_directory,
     copy_files,
@@ -180,10 +179,10 @@ def _heads_agree(checkpoints: Mapping[str, Checkpoint]) -> bool:
 
 def _refuse_unequal(tensor: str, checkpoints: Mapping[str, Checkpoint]) -> None:
     (first_name, first), *others = checkpoints.items()
-    for name, other in others:
+    for _, other in others:
         if not torch.equal(first.tensors.read(tensor), other.tensors.read(tensor)):
             raise InputError(
-                f"{other.tensors.file}: the integer tensor {tensor} of {name} differs from {first_name}'s; it cannot be averaged"
+                f"{other.tensors.file}: the integer tensor {tensor} differs from {first_name}'s; it cannot be averaged"
             )
 
 
@@ -238,7 +237,9 @@ def _fisher_norm(fisher: TensorFiles, names: frozenset[str]) -> float:
                 continue
             low, high = torch.aminmax(chunk)
             if not (low >= 0 and torch.isfinite(high)):
-                raise InputError(f"{fisher.file}: tensor {name} has a {_bad_value(chunk)} entry; estimate this Fisher again")
+                raise InputError(
+                    f"{fisher.file}: tensor {name} has {_bad_value(chunk)} entry; estimate this Fisher again"
+                )
             square += float(torch.linalg.vector_norm(chunk, dtype=torch.float64)) ** 2
     if square == 0:
         raise InputError(f"{fisher.file}: is zero everywhere; the model's outputs do not depend on its parameters")
@@ -247,8 +248,8 @@ def _fisher_norm(fisher: TensorFiles, names: frozenset[str]) -> float:
 
 def _bad_value(values: Tensor) -> str:
     if torch.isnan(values).any():
-        return "NaN"
-    return "infinite" if torch.isinf(values).any() else "negative"
+        return "a NaN"
+    return "an infinite" if torch.isinf(values).any() else "a negative"
 
 
 def _places(elements: int) -> Iterator[slice]:
@@ -267,14 +268,14 @@ def _merged_chunks(name: str, inputs: _Inputs, rule: ChunkRule) -> Iterator[Tens
             merged = tensors[0][place].to(dtype)
         else:
             merged = rule(name, place, [tensor[place].float() for tensor in tensors]).to(dtype)
-        # One sum finds any NaN or infinity of any input, since all of them enter with a weight; which it was is looked up
-        # only then.
+        # One sum finds any NaN or infinity of any input, since all of them enter with a weight; which one it was is
+        # looked up only then.
         if merged.is_floating_point() and not torch.isfinite(merged.sum(dtype=torch.float64)):
             for model, tensor in zip(models, tensors, strict=True):
                 if not torch.isfinite(tensor[place]).all():
                     raise InputError(
-                        f"{inputs.checkpoints[model].tensors.file}: tensor {name} has a {_bad_value(tensor[place])} entry; "
-                        f"make or fetch the checkpoint of {model} again"
+                        f"{inputs.checkpoints[model].tensors.file}: tensor {name} has {_bad_value(tensor[place])} "
+                        f"entry; make or fetch the checkpoint of {model} again"
                     )
             raise InputError(f"merging the tensor {name} overflows {dtype}")
         yield merged
@@ -308,5 +309,3 @@ def _card(
             },
         },
     }
-
-

@@ -46,9 +46,9 @@ class Checkpoint:
 
         architecture = (self.config.get("architectures") or ["(none)"])[0]
         model_class = getattr(transformers, str(architecture), None)
-        if not hasattr(model_class, "base_model_prefix"):
+        if model_class is None or not hasattr(model_class, "base_model_prefix"):
             raise InputError(f"{self.directory / 'config.json'}: unknown architecture {architecture!r}")
-        return model_class.base_model_prefix
+        return str(model_class.base_model_prefix)
 
     def head(self) -> set[str]:
         """The names of the head's tensors: those outside the body."""
@@ -114,6 +114,6 @@ def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str
         vocabularies = first.vocabulary(), other.vocabulary()
         if None not in vocabularies and vocabularies[0] != vocabularies[1]:
             raise InputError(
-                f"{other.directory / 'tokenizer.json'}: has another vocabulary than {first_name}'s; the same token would "
-                "mean different words in the models, so they cannot be merged"
+                f"{other.directory / 'tokenizer.json'}: has another vocabulary than {first_name}'s; the same token "
+                "would mean different words in the models, so they cannot be merged"
             )

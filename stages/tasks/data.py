@@ -46,7 +46,9 @@ class TaskData:
         try:
             frame = pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-            raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())}); prepare the task again") from None
+            raise InputError(
+                f"{file}: cannot be read ({' '.join(str(error).split())}); prepare the task again"
+            ) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
         if not frame["label"].between(0, len(self.labels) - 1).all():
@@ -54,9 +56,7 @@ class TaskData:
         return frame
 
 
-def write_task(
-    directory: Path, task: Task, splits: Mapping[Split, "pd.DataFrame"], dropped: Mapping[str, int]
-) -> None:
+def write_task(directory: Path, task: Task, splits: Mapping[Split, "pd.DataFrame"], dropped: Mapping[str, int]) -> None:
     """Write a task's splits and card into `directory`."""
     labels = list(task.labels)
     for split, frame in splits.items():

@@ -11,14 +11,14 @@ from stages.params import SPLITS, Split, Task
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
     """The task's examples, with columns `text` (and `text_pair`), `label` (a position in the task's labels).
 
-    Rows whose numeric label lies in no interval are dropped, and so are repeated texts (only their first row is kept), so
+    Rows whose numeric label lies in no interval are dropped, and so are repeated texts (their first row is kept), so
     that no text is in two splits. Splits are stratified by label and depend on nothing but the table and `split.seed`.
 
     Returns:
         The splits, and how many rows were dropped for what reason.
 
     Raises:
-        InputError: a file or column is missing, a label is not one of the task's, or a split or a label has no examples.
+        InputError: a file or column is missing, a label is not one of the task's, or a split is empty.
     """
     if isinstance(task.file, str):
         table, dropped = _read_examples(task, source / task.file)
@@ -33,8 +33,8 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         dropped = sum(count for _, count in tables.values())
         # Test first: where a text is in two splits, the training example goes.
         order = [split for split in ("test", "validation", "train") if split in tables]
-        joined, repeated = _without_repeats(pd.concat({split: tables[split][0] for split in order}))
-        parts = {split: joined.loc[split] if split in joined.index.levels[0] else joined.iloc[:0] for split in order}
+        joined, repeated = _without_repeats(pd.concat([tables[split][0].assign(split=split) for split in order]))
+        parts = {split: joined[joined["split"] == split].drop(columns="split") for split in order}
         train, test = parts["train"], parts["test"]
         if task.examples is not None and task.examples < len(train):
             train = train.sample(task.examples, random_state=task.split.seed).sort_index()
@@ -51,7 +51,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
 
 
 def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    texts = [column for column in table.columns if column != "label"]
+    texts = [column for column in table.columns if column.startswith("text")]
     kept = table.drop_duplicates(subset=texts)
     return kept, len(table) - len(kept)
 
@@ -78,7 +78,7 @@ def _read_examples(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
             raise InputError(f"{file}: has no column {column!r}; its columns: {', '.join(map(str, table.columns))}")
     for column in texts:
         if (bad := ~table[column].map(lambda value: isinstance(value, str))).any():
-            raise InputError(f"{file}: row {bad.idxmax() + 1}: {column} is not a text ({int(bad.sum())} such rows)")
+            raise InputError(f"{file}: row {_first(bad) + 1}: {column} is not a text ({int(bad.sum())} such rows)")
     labels = _interval_labels(task, table[task.label], file) if isinstance(task.labels, dict) else None
     if labels is None:
         labels = _named_labels(list(task.labels), table[task.label], file)
@@ -118,7 +118,8 @@ def _interval_labels(task: Task, column: pd.Series, file: Path) -> pd.Series:
     assert isinstance(task.labels, dict)
     numbers = pd.to_numeric(column, errors="coerce")
     if (bad := numbers.isna()).any():
-        raise InputError(f"{file}: row {bad.idxmax() + 1}: {task.label} = {column[bad.idxmax()]!r} is not a number")
+        row = _first(bad)
+        raise InputError(f"{file}: row {row + 1}: {task.label} = {str(column.iloc[row])[:80]!r} is not a number")
     labels = pd.Series(pd.NA, index=column.index, dtype="Int64")
     for position, (low, high) in enumerate(task.labels.values()):
         labels[numbers.between(low, high)] = position
@@ -131,8 +132,12 @@ def _named_labels(names: list[str], column: pd.Series, file: Path) -> pd.Series:
     positions |= {name: position for position, name in enumerate(names)}
     labels = column.map(lambda value: positions.get(str(value)))
     if (bad := labels.isna()).any():
-        row = bad.idxmax()
-        raise InputError(
-            f"{file}: row {row + 1}: the label {str(column[row])[:80]!r} is not one of the task's: {', '.join(names)}"
-        )
+        row = _first(bad)
+        value = str(column.iloc[row])[:80]
+        raise InputError(f"{file}: row {row + 1}: the label {value!r} is not one of the task's: {', '.join(names)}")
     return labels
+
+
+def _first(flags: pd.Series) -> int:
+    """The position of the first true flag."""
+    return int(flags.to_numpy(dtype=bool).argmax())

@@ -14,18 +14,22 @@ from stages.errors import InputError
 from stages.tasks.data import TaskData
 
 LIKELIHOOD = "categorical"
+PREDICTION_BATCH = 64
 
 Tokenizer = Any  # transformers has no common base of fast and slow tokenizers that type checkers understand
 Model = Any
 
 
-def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = False) -> Model:
+def load_model(
+    checkpoint: Path, labels: Sequence[str], *, new_head: bool = False, head: Mapping[str, torch.Tensor] | None = None
+) -> Model:
     """The classifier in a checkpoint directory, in float32 on the CPU.
 
     Args:
         checkpoint: safetensors weights and config.json.
         labels: label names, in the order of the outputs.
         new_head: the head may be missing and is then initialised at random (a base model).
+        head: tensors to use in place of the checkpoint's head, by their names.
 
     Raises:
         InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
@@ -53,10 +57,19 @@ def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = Fals
         raise InputError(f"{checkpoint}: cannot be loaded as a classifier: {reason}") from None
     body = f"{model.base_model_prefix}."
     lacking = {str(name): "lacks the tensor {}" for name in loading["missing_keys"]}
-    lacking |= {str(entry[0]): "tensor {} has another shape than the config says" for entry in loading["mismatched_keys"]}
+    lacking |= {
+        str(entry[0]): "tensor {} has another shape than the config says" for entry in loading["mismatched_keys"]
+    }
     for name, complaint in sorted(lacking.items()):
-        if not (new_head and not name.startswith(body)):
+        if name.startswith(body) or not (new_head or head):
             raise InputError(f"{checkpoint}: {complaint.format(name)}; make or fetch the checkpoint again")
+    if head is not None:
+        try:
+            unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
+        except RuntimeError as error:
+            raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
+        if unexpected:
+            raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
     return model
 
 
@@ -65,17 +78,18 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
     try:
         return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{checkpoint}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:400]}") from None
+        raise InputError(
+            f"{checkpoint}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:400]}"
+        ) from None
 
 
-def encode(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None = None) -> dict[str, list[Any]]:
+def encode(
+    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None = None
+) -> dict[str, list[Any]]:
     """Token ids and masks of every example, without padding, and `labels`.
 
-    Args:
-        positions: how many positions the model has.
-
     Raises:
-        InputError: the task's texts may be longer than the model can read.
+        InputError: the task's texts may be longer than the model's `positions`, if it has a limit.
     """
     if positions is not None and task.max_length > positions:
         raise InputError(
@@ -112,6 +126,23 @@ def position_limit(model: Model) -> int | None:
     """How many positions the model has, if it has a limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def predict(
+    model: Model, tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, device: torch.device
+) -> np.ndarray:
+    """The logits [examples, K] in float32, in the table's order."""
+    encoded = encode(tokenizer, frame, task, position_limit(model))
+    order = by_length(encoded)
+    model.eval().to(device)
+    with torch.inference_mode():
+        rows = [
+            model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits.float().cpu()
+            for batch in batches(tokenizer, encoded, order, PREDICTION_BATCH, device)
+        ]
+    logits = np.empty((len(order), rows[0].shape[-1]), dtype=np.float32)
+    logits[order] = torch.cat(rows).numpy()
+    return logits
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

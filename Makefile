@@ -1,0 +1,50 @@
+# `make repro` and `make test` are all that a new machine needs: each sets up .venv from the pinned requirements first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help repro plan test lint bench lock clean
+
+help:
+	@echo "make repro   run what params.yaml changed, up to the report"
+	@echo "make plan    write models/dvc.yaml after adding or removing a merge"
+	@echo "make test    formatting, types and tests"
+	@echo "make lint    formatting and types only"
+	@echo "make bench   timings against training steps and other tools"
+	@echo "make lock    pin the newest allowed versions in requirements.lock"
+	@echo "make clean   remove the outputs in the workspace (DVC's cache keeps them) and the environment"
+
+$(INSTALLED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@touch $@
+
+repro: plan
+	dvc repro
+
+plan: $(INSTALLED)
+	python -m stages.plan
+
+test: lint
+	python -m pytest -n 2
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(INSTALLED)
+	python -m tests.bench
+
+# The local version (+cpu, +cu130) is the index's choice: the lock names the version only.
+lock: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
+	pip-compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --extra test --extra lint --output-file requirements.lock pyproject.toml
+	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
+
+clean:
+	rm -rf $(VENV) data results models/finetuned models/fishers models/merged

@@ -1,0 +1,132 @@
+"""evaluate@MODEL, evaluate-MERGE: a checkpoint on the test splits → results/eval/NAME/.
+
+Logits are kept (`predictions.parquet`), so that an output ensemble needs no forward pass.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.artifacts import FORMAT_VERSION, TensorFiles, atomic_directory, read_json, write_json
+from stages.command import run_stage
+from stages.errors import InputError
+from stages.merging.inputs import CHECKPOINT_CARD
+from stages.params import EnsembleBaseline, load_params
+from stages.paths import EVAL, FINETUNED, MERGED, TASKS
+from stages.tasks import task_kind
+from stages.tasks.data import TaskData
+from stages.tasks.metrics import classification_metrics
+
+
+def evaluate(name: str) -> None:
+    """Evaluate the model or merge `name` on every task whose labels it predicts."""
+    params = load_params()
+    merge = params.merges.get(name)
+    if name not in params.models and merge is None:
+        raise InputError(f"params.yaml: there is no model or merge {name!r}")
+    tasks = [TaskData.open(TASKS / task) for task in params.tasks]
+    if isinstance(merge, EnsembleBaseline):
+        λ = {model: merge.coefficients[model] / sum(merge.coefficients.values()) for model in merge.models}
+        predictions = ensemble({model: EVAL / model for model in merge.models}, λ)
+        origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
+    else:
+        checkpoint = (FINETUNED if merge is None else MERGED) / name
+        predictions = predict(checkpoint, tasks)
+        origin = read_json(checkpoint / CHECKPOINT_CARD)["origin"]
+    with atomic_directory(EVAL / name) as partial:
+        predictions.to_parquet(partial / "predictions.parquet", index=False)
+        write_json(partial / "metrics.json", metrics(predictions))
+        write_json(partial / "origin.json", {"format_version": FORMAT_VERSION, "name": name, **origin})
+
+
+def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
+    """The checkpoint's logits on the test splits of the tasks whose labels it has: columns task, label, logits.
+
+    Raises:
+        InputError: it has the labels of none of the tasks, or cannot be loaded.
+    """
+    from stages.device import compute_device
+
+    parts = []
+    for task, model in _models_by_task(checkpoint, tasks):
+        kind = task_kind(task.kind)
+        frame = task.read("test")
+        logits = kind.predict(model, kind.load_tokenizer(checkpoint), frame, task, compute_device())
+        if not np.isfinite(logits).all():
+            raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
+        parts.append(pd.DataFrame({"task": task.name, "label": frame["label"], "logits": list(logits)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
+    """Each task that the checkpoint can do, with the model for it: one for all, or one per task if it keeps heads."""
+    card = read_json(checkpoint / CHECKPOINT_CARD)
+    if card["origin"].get("heads") == "each":
+        head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
+        for task in tasks:
+            if task.name in head_of:
+                head = TensorFiles(checkpoint / "heads", head_of[task.name])
+                tensors = {name: head.read(name) for name in head.specs}
+                yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
+        return
+    known = [task for task in tasks if list(task.labels) == card["labels"]]
+    if not known:
+        raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
+    model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)
+    yield from ((task, model) for task in known)
+
+
+def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float]) -> pd.DataFrame:
+    """The λ-weighted mean of the models' probabilities, on the tasks that all of them do; no forward pass.
+
+    Args:
+        evaluations: model → its evaluation's directory.
+        coefficients: model → λ, summing to 1.
+
+    Raises:
+        InputError: the models have no task in common, or their predictions are not of the same examples.
+    """
+    tables = {model: pd.read_parquet(directory / "predictions.parquet") for model, directory in evaluations.items()}
+    first_name, first = next(iter(tables.items()))
+    common = [
+        task for task in first["task"].unique() if all((table["task"] == task).any() for table in tables.values())
+    ]
+    if not common:
+        raise InputError(f"an ensemble of {', '.join(tables)} is not possible: they have no task in common")
+    parts = []
+    for task in common:
+        rows = {model: table[table["task"] == task].reset_index(drop=True) for model, table in tables.items()}
+        labels = rows[first_name]["label"]
+        for model, table in rows.items():
+            if not table["label"].equals(labels):
+                raise InputError(
+                    f"{evaluations[model]}: was made on other examples of {task} than {first_name}'s; evaluate again"
+                )
+        mean = sum(coefficients[model] * _probabilities(table) for model, table in rows.items())
+        parts.append(pd.DataFrame({"task": task, "label": labels, "logits": list(np.log(mean).astype(np.float32))}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _probabilities(table: pd.DataFrame) -> np.ndarray:
+    from scipy.special import softmax
+
+    return np.clip(
+        softmax(np.stack(table["logits"].to_list()).astype(np.float64), axis=-1), np.finfo(np.float32).tiny, 1
+    )
+
+
+def metrics(predictions: pd.DataFrame) -> dict[str, dict[str, float | int]]:
+    """Each task's metrics, and the mean accuracy over the tasks."""
+    by_task = {
+        str(task): classification_metrics(np.stack(rows["logits"].to_list()), rows["label"].to_numpy())
+        for task, rows in predictions.groupby("task", sort=False)
+    }
+    mean = float(np.mean([entry["accuracy"] for entry in by_task.values()]))
+    return {**by_task, "mean": {"accuracy": mean}}
+
+
+if __name__ == "__main__":
+    run_stage(evaluate, "name")

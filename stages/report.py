@@ -1,0 +1,198 @@
+"""report: results/eval/ → results/report/{report.md, report.html, accuracy.svg, accuracy.csv, mean_accuracy.csv}.
+
+The Markdown is the source; the page is the same text with the picture inside it, and opens offline.
+"""
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+
+from stages.artifacts import atomic_directory, read_json
+from stages.command import run_stage
+from stages.params import EnsembleBaseline, Params, load_params
+from stages.paths import EVAL, REPORT
+from stages.plan import check_plan
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluated model or merge: its name, what it is (`model`, `merge`, `baseline`), its metrics and its origin."""
+
+    name: str
+    role: str
+    metrics: Mapping[str, Mapping[str, float]]
+    origin: Mapping[str, Any]
+
+
+def report() -> None:
+    """Write the report on every model and merge of params.yaml."""
+    params = load_params()
+    check_plan(params)
+    results = [_read(name, role) for name, role in _roles(params).items()]
+    tasks = [task for task in params.tasks if any(task in result.metrics for result in results)]
+    with atomic_directory(REPORT) as partial:
+        write_report(results, tasks, partial)
+
+
+def _roles(params: Params) -> dict[str, str]:
+    """What is evaluated, by name; from params.yaml, since old results of deleted merges may still lie on the disk."""
+    merges = {
+        name: "baseline" if isinstance(merge, EnsembleBaseline) else "merge" for name, merge in params.merges.items()
+    }
+    return dict.fromkeys(params.models, "model") | merges
+
+
+def _read(name: str, role: str) -> Result:
+    directory = EVAL / name
+    return Result(name, role, read_json(directory / "metrics.json"), read_json(directory / "origin.json"))
+
+
+def write_report(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:
+    """Write the tables, the chart, the Markdown and the page into `out`."""
+    long = pd.DataFrame(
+        [
+            {"name": result.name, "role": result.role, "task": task, **result.metrics[task]}
+            for result in results
+            for task in tasks
+            if task in result.metrics
+        ]
+    )
+    long.to_csv(out / "accuracy.csv", index=False)
+    means = pd.DataFrame([{"name": r.name, "mean accuracy": r.metrics["mean"]["accuracy"]} for r in results])
+    means.to_csv(out / "mean_accuracy.csv", index=False)
+    _chart(long, means).save(out / "accuracy.svg")
+
+    environment = Environment(
+        loader=PackageLoader("stages"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    text = environment.get_template("report.md.jinja").render(
+        accuracy_table=_accuracy_table(results, tasks),
+        f1_table=_table(
+            ["", *tasks],
+            [[r.name, *(_percent(r.metrics.get(task, {}).get("macro_f1")) for task in tasks)] for r in results],
+        ),
+        merges_table=_merges_table(results),
+        fishers_table=_fishers_table(results),
+        models_table=_models_table(results),
+    )
+    (out / "report.md").write_text(text, encoding="utf-8")
+    # Label and model names are users' text: the parser escapes any HTML in them.
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    picture = base64.b64encode((out / "accuracy.svg").read_bytes()).decode()
+    body = body.replace('src="accuracy.svg"', f'src="data:image/svg+xml;base64,{picture}"')
+    (out / "report.html").write_text(environment.get_template("report.html.jinja").render(body=body), encoding="utf-8")
+
+
+def _accuracy_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    def cell(result: Result, task: str) -> str:
+        entry = result.metrics.get(task)
+        if entry is None:
+            return MISSING
+        best = max(other.metrics[task]["accuracy"] for other in results if task in other.metrics)
+        value = _percent(entry["accuracy"])
+        shown = f"**{value}**" if entry["accuracy"] == best else value
+        return (
+            shown
+            if task == "mean"
+            else f"{shown} ({_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])})"
+        )
+
+    columns = [*tasks, "mean"]
+    # A mean over fewer tasks is not comparable, so it is not shown beside the others.
+    complete = [r for r in results if all(task in r.metrics for task in tasks)]
+    rows = [
+        [r.name, r.role, *(MISSING if c == "mean" and r not in complete else cell(r, c) for c in columns)]
+        for r in results
+    ]
+    return _table(["", "", *columns], rows)
+
+
+def _merges_table(results: Iterable[Result]) -> str:
+    merged = [result for result in results if "coefficients" in result.origin]
+    models = sorted({model for result in merged for model in result.origin["coefficients"]})
+    rows = []
+    for result in merged:
+        λ = result.origin["coefficients"]
+        options = ", ".join(f"{key} = {_plain(value)}" for key, value in result.origin.get("options", {}).items())
+        heads = {"merge": "merged", "target": "the target's", "each": "each task's own"}.get(
+            result.origin.get("heads", "")
+        )
+        shares = [f"{λ[model]:.3g}" if model in λ else MISSING for model in models]
+        rows.append(
+            [
+                result.name,
+                result.origin["method"],
+                *shares,
+                options or MISSING,
+                result.origin.get("target", MISSING),
+                heads or MISSING,
+            ]
+        )
+    return _table(["", "method", *models, "options", "target", "heads"], rows) if rows else ""
+
+
+def _fishers_table(results: Iterable[Result]) -> str:
+    fishers = {
+        model: entry["fisher"]
+        for result in results
+        for model, entry in result.origin.get("models", {}).items()
+        if "fisher" in entry
+    }
+    keys = ["estimator", "likelihood", "examples", "seed"]
+    rows = [[model, *(_plain(fisher.get(key)) for key in keys)] for model, fisher in sorted(fishers.items())]
+    return _table(["", *keys], rows) if rows else ""
+
+
+def _models_table(results: Iterable[Result]) -> str:
+    models = [result for result in results if result.role == "model"]
+    keys = ["method", "base", "examples", "epochs", "learning_rate", "batch_size", "seed"]
+    return _table(["", *keys], [[r.name, *(_plain(r.origin.get(key)) for key in keys)] for r in models])
+
+
+def _chart(long: pd.DataFrame, means: pd.DataFrame) -> alt.Chart | alt.LayerChart | alt.FacetChart:
+    """A bar per model and task, with its interval; a panel a task. Models, merges and baselines differ in colour."""
+    names = means["name"].tolist()
+    y = alt.Y("name:N", sort=names, title=None)
+    colour = alt.Color("role:N", title=None, scale=alt.Scale(scheme="tableau10"), legend=alt.Legend(orient="top"))
+    panel = alt.layer(
+        alt.Chart()
+        .mark_bar()
+        .encode(x=alt.X("accuracy:Q", title="accuracy", axis=alt.Axis(format="%")), y=y, color=colour),
+        alt.Chart().mark_rule(strokeWidth=2).encode(x="accuracy_low:Q", x2="accuracy_high:Q", y=y),
+    ).properties(width=190, height=alt.Step(22))
+    return panel.facet(
+        alt.Facet("task:N", title=None, sort=long["task"].unique().tolist()), columns=4, data=long
+    ).configure_view(stroke=None)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    escape: Callable[[str], str] = lambda cell: cell.replace("|", "\\|").replace("\n", " ")  # noqa: E731
+    lines = [header, ["---", *("---" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(map(escape, line))} |" for line in lines)
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    run_stage(report)

@@ -1,0 +1,24 @@
+"""Tiny real models, tokenizers and tasks, made on the spot; nothing is downloaded."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("FISHER_DEVICE", "cpu")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_bert, tiny_tokenizer
+
+torch.set_num_threads(1)  # two test processes share two cores
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A tiny BERT classifier's checkpoint directory, labels `bad` and `good`."""
+    directory = tmp_path / "checkpoint"
+    tiny_bert(labels=("bad", "good")).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory

@@ -1,0 +1,156 @@
+"""The diagonal Fisher against a per-example, per-class float64 autograd loop."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stages.curvature import UnsupportedModelError, diagonal_fisher
+from tests.tiny import batch, tiny_bert
+
+LENGTHS = [9, 3, 5, 9, 2, 7]
+
+
+def reference(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """E_y[(∇ log p(y|x))²], averaged over examples: one example at a time, without padding, one class at a time."""
+    model = model.double().eval()
+    parameters = dict(model.named_parameters())
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    examples = 0
+    for inputs in batches:
+        for row in range(len(inputs["input_ids"])):
+            used = int(inputs["attention_mask"][row].sum())
+            one = {key: value[row : row + 1, :used] for key, value in inputs.items()}
+            log_p = torch.log_softmax(model(**one).logits[0], -1)
+            for log_p_y in log_p:
+                gradients = torch.autograd.grad(
+                    log_p_y, list(parameters.values()), retain_graph=True, allow_unused=True
+                )
+                for name, gradient in zip(parameters, gradients, strict=True):
+                    if gradient is not None:
+                        total[name] += log_p_y.exp().detach() * gradient**2
+            examples += 1
+    return {name: value / examples for name, value in total.items()}
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_exact_on_bert_with_padding_and_dropout_configured(classes: int) -> None:
+    model = tiny_bert([f"label {k}" for k in range(classes)], hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    batches = [batch(4, 9, LENGTHS[:4], seed=1), batch(2, 9, LENGTHS[4:], seed=2)]
+    found = diagonal_fisher(model.train(), batches)
+    wanted = reference(model, batches)
+    assert found.keys() == wanted.keys()
+    assert "bert.embeddings.position_embeddings.weight" in found
+    mean = torch.cat([value.flatten() for value in wanted.values()]).mean()
+    for name, fisher in found.items():
+        assert fisher.dtype == torch.float32
+        if name.endswith("key.bias"):
+            # Softmax does not change when a key's bias does: zero, to rounding.
+            assert fisher.max() < 1e-10 * mean, name
+        else:
+            assert relative_error(fisher, wanted[name]) < 1e-5, name
+
+
+def test_confident_predictions_keep_their_digits() -> None:
+    model = tiny_bert(("a", "b", "c"))
+    with torch.no_grad():
+        model.classifier.bias.add_(torch.tensor([30.0, 0.0, -10.0]))  # p is 1 to float32's rounding
+    batches = [batch(4, 6, [6, 3, 4, 5])]
+    found, wanted = diagonal_fisher(model, batches), reference(model, batches)
+    assert wanted["classifier.weight"].max() < 1e-10
+    for name in wanted:
+        if not name.endswith("key.bias"):
+            assert relative_error(found[name], wanted[name]) < 1e-4, name
+
+
+def test_depends_on_the_examples_not_on_their_batches() -> None:
+    model = tiny_bert()
+    whole = batch(6, 9, LENGTHS)
+    parts = [{key: value[row : row + 1] for key, value in whole.items()} for row in range(6)]
+    together, apart = diagonal_fisher(model, [whole]), diagonal_fisher(model, parts)
+    for name in together:
+        torch.testing.assert_close(together[name], apart[name], rtol=1e-4, atol=1e-10)
+
+
+def test_labels_are_ignored_and_parameters_restrict() -> None:
+    model = tiny_bert()
+    inputs = batch(3, 5)
+    labelled = {**inputs, "labels": torch.tensor([0, 1, 0])}
+    names = ["classifier.weight", "bert.encoder.layer.1.output.dense.weight"]
+    all_of_them, some = diagonal_fisher(model, [labelled]), diagonal_fisher(model, [inputs], parameters=names)
+    assert sorted(some) == sorted(names)
+    for name in names:
+        assert torch.equal(some[name], all_of_them[name])
+
+
+def test_same_bits_twice() -> None:
+    first, second = (diagonal_fisher(tiny_bert(), [batch(6, 9, LENGTHS)]) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny_bert().train()
+    model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    model.classifier.eval()
+    model.classifier.weight.grad = torch.ones_like(model.classifier.weight)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+
+    def failing():  # type: ignore[no-untyped-def]
+        yield batch(2, 4)
+        raise RuntimeError("no more")
+
+    diagonal_fisher(model, [batch(2, 4)])
+    with pytest.raises(RuntimeError, match="no more"):
+        diagonal_fisher(model, failing())
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(model.classifier.weight.grad, torch.ones_like(model.classifier.weight))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "classifier.weight")
+
+
+class _Classifier(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class _Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x).tanh())
+
+
+def test_what_cannot_be_exact_is_refused_by_name() -> None:
+    x = {"x": torch.randn(5, 4)}
+    with pytest.raises(UnsupportedModelError, match=r"body \(BatchNorm1d\)"):
+        diagonal_fisher(_Classifier(nn.BatchNorm1d(4)), [x])
+    with pytest.raises(UnsupportedModelError, match=r"body\.layer is used more than once"):
+        diagonal_fisher(_Classifier(_Twice()), [x])
+    tied = _Classifier(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    tied.body[1].weight = tied.body[0].weight  # type: ignore[index]
+    with pytest.raises(UnsupportedModelError, match=r"body\.0\.weight is shared"):
+        diagonal_fisher(tied, [x])
+
+
+def test_wrong_arguments() -> None:
+    model = _Classifier(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="unknown likelihood 'normal'"):
+        diagonal_fisher(model, [], likelihood="normal")
+    with pytest.raises(ValueError, match="no parameter 'tail'"):
+        diagonal_fisher(model, [], parameters=["tail"])
+    with pytest.raises(ValueError, match="no examples"):
+        diagonal_fisher(model, [])

@@ -1,0 +1,353 @@
+"""Merged checkpoints against an independent float64 evaluation of the formula, and inputs that must be refused."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from stages.artifacts import FORMAT_VERSION, TensorFiles, fingerprint, write_json
+from stages.errors import InputError
+from stages.merging import Fisher, merge_checkpoints
+from tests.tiny import tiny_bert, tiny_tokenizer
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Zoo:
+    """Model name → checkpoint directory and Fisher directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoints: dict[str, Path] = {}
+        self.fishers: dict[str, Path] = {}
+
+    def add(
+        self, name: str, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ("bad", "good"), **changes: Any
+    ) -> None:
+        directory = self.root / name
+        model = tiny_bert(labels, seed=len(self.checkpoints) + 1, **changes)
+        torch.nn.Module.to(model, dtype=dtype)
+        model.save_pretrained(directory, max_shard_size="1GB")
+        tiny_tokenizer().save_pretrained(directory)
+        self.checkpoints[name] = directory
+        self.set_fisher(name, self.random_fisher(name))
+
+    def random_fisher(self, name: str) -> Tensors:
+        generator = torch.Generator().manual_seed(100 + len(self.fishers))
+        fisher = {}
+        for tensor, value in load_file(self.checkpoints[name] / "model.safetensors").items():
+            # Ten orders of magnitude, as real Fishers have, and some zeros.
+            magnitude = 10 ** (-10 * torch.rand(value.shape, generator=generator))
+            fisher[tensor] = magnitude * (torch.rand(value.shape, generator=generator) > 0.1)
+        return fisher
+
+    def set_fisher(self, name: str, fisher: Tensors) -> None:
+        directory = self.root / f"{name}-fisher"
+        directory.mkdir(exist_ok=True)
+        save_file(fisher, directory / "fisher.safetensors")
+        self.fishers[name] = directory
+        self.write_card(name)
+
+    def write_card(self, name: str) -> None:
+        card = {
+            "format_version": FORMAT_VERSION,
+            "checkpoint": fingerprint(TensorFiles(self.checkpoints[name])),
+            "fingerprint": fingerprint(TensorFiles(self.fishers[name], "fisher")),
+        }
+        write_json(self.fishers[name] / "fisher.json", card)
+
+    def tensors(self, name: str) -> Tensors:
+        return load_file(self.checkpoints[name] / "model.safetensors")
+
+    def change(self, name: str, edit: Callable[[Tensors], None]) -> None:
+        tensors = self.tensors(name)
+        edit(tensors)
+        save_file(tensors, self.checkpoints[name] / "model.safetensors", metadata={"format": "pt"})
+        self.write_card(name)
+
+    def change_fisher(self, name: str, edit: Callable[[Tensors], object]) -> None:
+        fisher = load_file(self.fishers[name] / "fisher.safetensors")
+        edit(fisher)
+        self.set_fisher(name, fisher)
+
+    def merge(self, coefficients: Mapping[str, float], **options: Any) -> Tensors:
+        out = self.root / "merged"
+        merge_checkpoints(self.checkpoints, out, coefficients=coefficients, **({"statistics": self.fishers} | options))
+        return load_file(out / "model.safetensors")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    zoo = Zoo(tmp_path)
+    for name in ("ann", "bob", "cid"):
+        zoo.add(name)
+    return zoo
+
+
+def expected(
+    zoo: Zoo, coefficients: Mapping[str, float], floor: float = 1e-6, favor_target: bool = True, normalize: str = "l2"
+) -> dict[str, np.ndarray]:
+    """Matena & Raffel's eq. 5 with their reference code's floor and norm, in float64."""
+    names = list(zoo.checkpoints)
+    thetas = [{k: v.double().numpy() for k, v in zoo.tensors(name).items()} for name in names]
+    fishers = [
+        {k: v.double().numpy() for k, v in load_file(zoo.fishers[name] / "fisher.safetensors").items()}
+        for name in names
+    ]
+    λ = np.array([coefficients[name] for name in names]) / sum(coefficients.values())
+    if normalize == "l2":
+        λ = λ / [np.sqrt(sum((f**2).sum() for f in fisher.values())) for fisher in fishers]
+    merged = {}
+    for key in thetas[0]:
+        numerator = denominator = np.zeros_like(thetas[0][key])
+        for i, (theta, fisher) in enumerate(zip(thetas, fishers, strict=True)):
+            floored = np.maximum(fisher[key], floor) if i == 0 or not favor_target else fisher[key]
+            numerator = numerator + λ[i] * floored * theta[key]
+            denominator = denominator + λ[i] * floored
+        merged[key] = np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), thetas[0][key])
+    return merged
+
+
+λ3 = {"ann": 0.5, "bob": 0.2, "cid": 0.3}
+
+
+@pytest.mark.parametrize("normalize", ["l2", "none"])
+@pytest.mark.parametrize("favor_target", [True, False])
+@pytest.mark.parametrize("floor", [0.0, 1e-6, 1e-2])
+def test_fisher_is_the_formula(zoo: Zoo, floor: float, favor_target: bool, normalize: Any) -> None:
+    found = zoo.merge(λ3, method=Fisher(floor=floor, favor_target=favor_target, normalize=normalize))
+    wanted = expected(zoo, λ3, floor, favor_target, normalize)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name].double().numpy(), value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_isotropic_is_the_mean(zoo: Zoo) -> None:
+    found = zoo.merge(λ3, method="isotropic", statistics=None)
+    for name, value in found.items():
+        wanted = sum(λ * zoo.tensors(model)[name].double() for model, λ in λ3.items())
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["isotropic", "fisher"])
+@pytest.mark.parametrize("model", ["ann", "bob"])
+def test_all_weight_on_one_model_gives_it_back_bit_for_bit(zoo: Zoo, method: str, model: str) -> None:
+    zoo.change_fisher(model, lambda fisher: fisher["classifier.weight"].zero_())
+    found = zoo.merge({name: float(name == model) for name in zoo.checkpoints}, method=method)
+    for name, value in zoo.tensors(model).items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-6])
+def test_the_targets_value_stands_where_every_fisher_is_zero(zoo: Zoo, floor: float) -> None:
+    name = "bert.encoder.layer.0.output.dense.weight"
+    for model in zoo.checkpoints:
+        zoo.change_fisher(model, lambda fisher: fisher[name].zero_())
+    found = zoo.merge(λ3, method=Fisher(floor=floor))
+    assert torch.equal(found[name], zoo.tensors("ann")[name])
+
+
+@pytest.mark.parametrize("method", ["isotropic", "fisher"])
+def test_models_that_agree_are_given_back_bit_for_bit(zoo: Zoo, method: str) -> None:
+    for model in ("bob", "cid"):
+        shutil.copyfile(zoo.checkpoints["ann"] / "model.safetensors", zoo.checkpoints[model] / "model.safetensors")
+        zoo.write_card(model)
+    found = zoo.merge(λ3, method=method)
+    for name, value in zoo.tensors("ann").items():
+        assert torch.equal(found[name], value), name
+
+
+def test_scaling_coefficients_or_fishers_changes_nothing(zoo: Zoo) -> None:
+    first = zoo.merge(λ3, method=Fisher(floor=0))
+    scaled = zoo.merge({name: 8 * λ for name, λ in λ3.items()}, method=Fisher(floor=0))
+    for model in zoo.checkpoints:
+        zoo.set_fisher(model, {k: 1024 * v for k, v in load_file(zoo.fishers[model] / "fisher.safetensors").items()})
+    rescaled = zoo.merge(λ3, method=Fisher(floor=0))
+    for name, value in first.items():
+        torch.testing.assert_close(scaled[name], value, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(rescaled[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_wide_and_written_narrow(tmp_path: Path, dtype: torch.dtype) -> None:
+    zoo = Zoo(tmp_path)
+    for name in ("ann", "bob"):
+        zoo.add(name, dtype)
+        zoo.set_fisher(name, {key: value.float() for key, value in zoo.random_fisher(name).items()})
+    λ = {"ann": 0.5, "bob": 0.5}
+    for name, value in expected(zoo, λ).items():
+        found = zoo.merge(λ)[name]
+        assert found.dtype == dtype
+        wanted = torch.from_numpy(value).to(dtype)
+        torch.testing.assert_close(found, wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_the_result_is_a_checkpoint(zoo: Zoo) -> None:
+    zoo.merge(λ3)
+    directory = zoo.root / "merged"
+    model, loading = AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert (directory / "tokenizer.json").is_file()
+    card = json.loads((directory / "checkpoint.json").read_text())
+    assert card["fingerprint"] == fingerprint(TensorFiles(directory))
+    assert card["origin"]["coefficients"] == λ3
+    assert card["origin"]["heads"] == "merge"
+
+
+def test_shards_in_and_out(zoo: Zoo) -> None:
+    whole = zoo.merge(λ3)
+    sharded = zoo.root / "sharded"
+    AutoModelForSequenceClassification.from_pretrained(zoo.checkpoints["bob"]).save_pretrained(
+        sharded, max_shard_size="5KB"
+    )
+    tiny_tokenizer().save_pretrained(sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert fingerprint(TensorFiles(sharded)) == fingerprint(TensorFiles(zoo.checkpoints["bob"]))
+    zoo.checkpoints["bob"] = sharded
+    out = zoo.root / "out"
+    merge_checkpoints(zoo.checkpoints, out, coefficients=λ3, statistics=zoo.fishers, max_shard_bytes=8000)
+    assert len(list(out.glob("*.safetensors"))) > 2
+    model, loading = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, whole[name])
+
+
+def test_same_bits_twice(zoo: Zoo) -> None:
+    first, second = zoo.merge(λ3), zoo.merge(λ3)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_other_labels_keep_the_targets_head(zoo: Zoo) -> None:
+    zoo.add("dan", labels=("x", "y", "z"))
+    found = zoo.merge({**λ3, "dan": 0.5})
+    assert torch.equal(found["classifier.weight"], zoo.tensors("ann")["classifier.weight"])
+    assert not torch.equal(found["bert.pooler.dense.weight"], zoo.tensors("ann")["bert.pooler.dense.weight"])
+    card = json.loads((zoo.root / "merged" / "checkpoint.json").read_text())
+    assert card["origin"]["heads"] == "target"
+    assert card["labels"] == ["bad", "good"]
+
+
+def test_each_models_head_is_kept(zoo: Zoo) -> None:
+    zoo.add("dan", labels=("x", "y", "z"))
+    zoo.merge({**λ3, "dan": 0.5}, heads="each")
+    for model in zoo.checkpoints:
+        head = load_file(zoo.root / "merged" / "heads" / f"{model}.safetensors")
+        assert sorted(head) == ["classifier.bias", "classifier.weight"]
+        assert torch.equal(head["classifier.weight"], zoo.tensors(model)["classifier.weight"])
+
+
+def _without(name: str) -> Callable[[Tensors], None]:
+    def edit(tensors: Tensors) -> None:
+        del tensors[name]
+
+    return edit
+
+
+def _poisoned(name: str, value: float) -> Callable[[Tensors], None]:
+    def edit(tensors: Tensors) -> None:
+        tensors[name].view(-1)[3] = value
+
+    return edit
+
+
+W = "bert.encoder.layer.1.attention.output.dense.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda zoo: zoo.change("bob", _without(W)), rf"bob.*lacks the tensor {W}"),
+        (lambda zoo: zoo.change("ann", _without(W)), rf"ann.*lacks the tensor {W}"),
+        (lambda zoo: zoo.change("bob", _poisoned(W, float("nan"))), rf"bob.*{W} has a NaN entry"),
+        (lambda zoo: zoo.change("cid", _poisoned(W, float("inf"))), rf"cid.*{W} has an infinite entry"),
+        (lambda zoo: zoo.change_fisher("bob", _poisoned(W, float("nan"))), rf"bob-fisher.*{W} has a NaN entry"),
+        (lambda zoo: zoo.change_fisher("bob", _poisoned(W, float("inf"))), rf"bob-fisher.*{W} has an infinite entry"),
+        (lambda zoo: zoo.change_fisher("bob", _poisoned(W, -1e-9)), rf"bob-fisher.*{W} has a negative entry"),
+        (lambda zoo: zoo.change_fisher("bob", _without(W)), rf"bob-fisher.*lacks the tensor {W}"),
+        (lambda zoo: zoo.change_fisher("bob", lambda f: f.update({W: f[W][:3].clone()})), rf"{W} is float32 \[3, 16\]"),
+        (lambda zoo: zoo.change_fisher("bob", lambda f: [v.zero_() for v in f.values()]), "zero everywhere"),
+        (lambda zoo: zoo.change("bob", lambda t: t.update({W: t[W][:, :5].clone()})), rf"{W} has the shape \[16, 5\]"),
+        (lambda zoo: zoo.fishers.update(bob=zoo.fishers["cid"]), "belongs to the checkpoint"),
+        (lambda zoo: zoo.fishers.pop("bob"), "missing: bob"),
+        (lambda zoo: (zoo.checkpoints["bob"] / "model.safetensors").unlink(), r"bob.model\.safetensors: not found"),
+        (lambda zoo: (zoo.checkpoints["bob"] / "config.json").write_text("{"), r"config\.json: not valid JSON"),
+        (lambda zoo: tiny_tokenizer(["other", "words"]).save_pretrained(zoo.checkpoints["cid"]), "another vocabulary"),
+        (lambda zoo: zoo.checkpoints.update(bob=zoo.root / "nowhere"), "no such checkpoint directory"),
+    ],
+)
+def test_bad_inputs_are_named_and_the_output_stays(zoo: Zoo, spoil: Callable[[Zoo], Any], message: str) -> None:
+    before = zoo.merge(λ3)
+    spoil(zoo)
+    with pytest.raises(InputError, match=message) as caught:
+        zoo.merge(λ3)
+    assert "\n" not in str(caught.value)
+    after = load_file(zoo.root / "merged" / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not list(zoo.root.glob(".partial*"))
+
+
+@pytest.mark.parametrize("cut", [4, 60, 5000])
+@pytest.mark.parametrize("kind", ["checkpoint", "fisher"])
+def test_truncated_files_are_refused(zoo: Zoo, cut: int, kind: str) -> None:
+    file = (
+        zoo.checkpoints["bob"] / "model.safetensors"
+        if kind == "checkpoint"
+        else zoo.fishers["bob"] / "fisher.safetensors"
+    )
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"bob.*safetensors: not a whole safetensors file"):
+        zoo.merge(λ3)
+
+
+def test_a_changed_fisher_file_is_noticed(zoo: Zoo) -> None:
+    file = zoo.fishers["bob"] / "fisher.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"contents are not what fisher\.json says"):
+        zoo.merge(λ3)
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [
+        ({**λ3, "eve": 1.0}, "names? the model eve"),
+        ({"ann": 1.0, "bob": 1.0}, "lack the model cid"),
+        ({**λ3, "bob": -1.0}, "not negative"),
+        ({**λ3, "bob": float("nan")}, "finite"),
+        (dict.fromkeys(λ3, 0.0), "at least one positive"),
+    ],
+)
+def test_bad_coefficients(zoo: Zoo, coefficients: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        zoo.merge(coefficients)
+
+
+def test_unknown_method(zoo: Zoo) -> None:
+    with pytest.raises(InputError, match="unknown merge method 'fishr'; known: fisher, isotropic"):
+        zoo.merge(λ3, method="fishr")
+
+
+def test_integer_tensors_are_copied_if_equal(zoo: Zoo) -> None:
+    for name in zoo.checkpoints:
+        zoo.change(name, lambda tensors: tensors.update(steps=torch.tensor([7, 8])))
+    assert torch.equal(zoo.merge(λ3)["steps"], torch.tensor([7, 8]))
+    zoo.change("bob", lambda tensors: tensors.update(steps=torch.tensor([7, 9])))
+    with pytest.raises(InputError, match=r"bob.*integer tensor steps differs"):
+        zoo.merge(λ3)
+
+
+def test_a_pickled_checkpoint_is_not_read(zoo: Zoo) -> None:
+    (zoo.checkpoints["bob"] / "model.safetensors").unlink()
+    torch.save({}, zoo.checkpoints["bob"] / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin may be a pickle"):
+        zoo.merge(λ3)
