@@ -29,7 +29,7 @@ plan: $(INSTALLED)
 	python -m stages.plan
 
 test: lint
-	python -m pytest -n 2
+	python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	ruff check .

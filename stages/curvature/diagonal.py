@@ -158,7 +158,7 @@ def _forward_hook(
             x = x.expand(batch_size, *x.shape[1:])
         if output.shape[0] != batch_size or x.shape[0] != batch_size:
             raise UnsupportedModelError(
-                f"module {layer.name} maps {tuple(x.shape)} to {tuple(output.shape)}: the first axis is not the examples"
+                f"module {layer.name} maps {tuple(x.shape)} to {tuple(output.shape)}: axis 0 is not the examples"
             )
         if not output.requires_grad:
             output = output.detach().requires_grad_()

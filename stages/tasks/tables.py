@@ -25,9 +25,8 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         table, repeated = _without_repeats(table)
         if task.examples is not None and task.examples < len(table):
             table = table.sample(task.examples, random_state=task.split.seed).sort_index()
-        rest, test = _split(table, task.split.test, task)
-        share = task.split.validation / (1 - task.split.test)
-        train, validation = _split(rest, share, task)
+        rest, test = _split(table, round(task.split.test * len(table)), task)
+        train, validation = _split(rest, round(task.split.validation * len(table)), task)
     else:
         tables = {split: _read_examples(task, source / file) for split, file in task.file.items()}
         dropped = sum(count for _, count in tables.values())
@@ -41,7 +40,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         if "validation" in parts:
             validation = parts["validation"]
         else:
-            train, validation = _split(train, task.split.validation, task)
+            train, validation = _split(train, round(task.split.validation * len(train)), task)
     splits: dict[Split, pd.DataFrame] = {"train": train, "validation": validation, "test": test}
     for split in SPLITS:
         if splits[split].empty:
@@ -56,13 +55,13 @@ def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     return kept, len(table) - len(kept)
 
 
-def _split(table: pd.DataFrame, share: float, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two parts, the second with `share` of the rows, stratified by label, in the table's order."""
+def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two parts, the second of `rows` rows, stratified by label, in the table's order."""
     from sklearn.model_selection import train_test_split
 
     try:
         first, second = train_test_split(
-            table, test_size=share, random_state=task.split.seed, stratify=table["label"], shuffle=True
+            table, test_size=rows, random_state=task.split.seed, stratify=table["label"], shuffle=True
         )
     except ValueError as error:
         raise InputError(f"{task.file}: {len(table)} usable rows cannot be split: {error}") from None

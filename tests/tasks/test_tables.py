@@ -1,0 +1,153 @@
+"""From tables to splits: what is kept, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stages.errors import InputError
+from stages.params import Task
+from stages.tasks.data import TaskData, draw_examples, examples_fingerprint, write_task
+from stages.tasks.tables import split_examples
+from tests.tiny import sentiment_table
+
+
+def task(**settings: Any) -> Task:
+    return Task.model_validate({"source": "s", "file": "t.csv", "labels": ["bad", "good"]} | settings)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    sentiment_table(100, 0).to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path
+
+
+def test_splits_are_stratified_disjoint_and_fixed(folder: Path) -> None:
+    splits, dropped = split_examples(task(), folder)
+    assert {split: len(frame) for split, frame in splits.items()} == {"train": 70, "validation": 15, "test": 15}
+    texts = [set(frame["text"]) for frame in splits.values()]
+    assert len(set.union(*texts)) == sum(map(len, texts)) == 100
+    share = sentiment_table(100, 0)["label"].eq("good").mean()
+    for frame in splits.values():
+        assert abs(frame["label"].mean() - share) < 0.05
+    again, _ = split_examples(task(), folder)
+    assert all(frame.equals(again[split]) for split, frame in splits.items())
+    other, _ = split_examples(task(split={"seed": 1}), folder)
+    assert not other["test"].equals(splits["test"])
+    assert dropped == {"label_in_no_interval": 0, "repeated_text": 0}
+
+
+def test_intervals_of_scores(tmp_path: Path) -> None:
+    rows = [
+        (f"text {i}", score) for i, score in enumerate([-4, -0.5, -0.49, 0, 0.49, 0.5, 4, 1, -1, 2, -2, 3, -3, 1, -1])
+    ]
+    (tmp_path / "t.tsv").write_text("".join(f'{score}\t{text} "quoted\n' for text, score in rows))
+    settings = task(
+        file="t.tsv",
+        columns=["score", "words"],
+        text="words",
+        label="score",
+        labels={"negative": [-4, -0.5], "positive": [0.5, 4]},
+        split={"validation": 0.2, "test": 0.2},
+    )
+    splits, dropped = split_examples(settings, tmp_path)
+    assert dropped["label_in_no_interval"] == 3
+    everything = pd.concat(splits.values())
+    score_of = {f'{text} "quoted': score for text, score in rows}
+    for text, label in zip(everything["text"], everything["label"], strict=True):
+        assert label == (score_of[text] > 0)
+
+
+def test_repeated_texts_are_in_one_split_only(folder: Path) -> None:
+    table = sentiment_table(100, 0)
+    pd.concat([table, table.iloc[:30]]).to_csv(folder / "t.csv", index=False)
+    splits, dropped = split_examples(task(), folder)
+    assert dropped["repeated_text"] == 30
+    assert sum(map(len, splits.values())) == 100
+
+
+def test_official_splits(tmp_path: Path) -> None:
+    sentiment_table(60, 0).to_csv(tmp_path / "train.csv", index=False)
+    test = sentiment_table(20, 0)  # all of them in the training file too
+    test.to_json(tmp_path / "test.jsonl", orient="records", lines=True)
+    splits, dropped = split_examples(task(file={"train": "train.csv", "test": "test.jsonl"}), tmp_path)
+    assert splits["test"]["text"].tolist() == test["text"].tolist()
+    assert dropped["repeated_text"] == 20
+    assert len(splits["train"]) + len(splits["validation"]) == 40
+    assert len(splits["validation"]) == 6
+
+
+def test_labels_by_position_and_limits(tmp_path: Path) -> None:
+    table = sentiment_table(100, 0)
+    table.assign(label=(table["label"] == "good").astype(int)).to_parquet(tmp_path / "t.parquet")
+    splits, _ = split_examples(task(file="t.parquet", examples=40), tmp_path)
+    assert sum(map(len, splits.values())) == 40
+    truth = dict(zip(table["text"], table["label"] == "good", strict=True))
+    assert all(
+        truth[text] == label for text, label in zip(splits["train"]["text"], splits["train"]["label"], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ("text,label\na,bad\nb,fine\n", {}, "row 2: the label 'fine' is not one of the task's: bad, good"),
+        ("text,label\na,bad\n", {"text": "words"}, "has no column 'words'; its columns: text, label"),
+        ("text,label\na,1\nb,x\n", {"labels": {"a": [0, 1], "b": [2, 3]}}, "row 2: label = 'x' is not a number"),
+        ("text,label\na,7\n", {"labels": {"a": [0, 1], "b": [2, 3]}}, "cannot be split"),
+        ("text,label\n", {}, "cannot be split"),
+        ("", {}, "cannot be read as a table"),
+        ("text,label\na,bad\nb,good\n", {}, "cannot be split"),
+        ("text,label\na,bad,3,4\nb,good\n", {}, "cannot be read as a table|row"),
+        (b"text,label\n\xff\xfe,bad\n", {}, "not UTF-8 text"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, content: str | bytes, settings: dict[str, Any], message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        split_examples(task(**settings), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    sentiment_table(30, 0).to_csv(tmp_path / "train.csv", index=False)
+    (tmp_path / "test.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match="the test split is empty"):
+        split_examples(task(file={"train": "train.csv", "test": "test.csv"}), tmp_path)
+
+
+def test_missing_file_names_what_there_is(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no such file in the source; it has: t\.csv"):
+        split_examples(task(file="u.csv"), folder)
+
+
+def test_a_written_task_is_read_back_and_checked(folder: Path, tmp_path: Path) -> None:
+    splits, dropped = split_examples(task(), folder)
+    directory = tmp_path / "reviews"
+    directory.mkdir()
+    write_task(directory, task(max_length=33), splits, dropped)
+    data = TaskData.open(directory)
+    assert (data.name, data.labels, data.max_length) == ("reviews", ("bad", "good"), 33)
+    assert data.read("test").equals(splits["test"])
+    splits["test"].assign(label=5).to_parquet(directory / "test.parquet")
+    with pytest.raises(InputError, match="labels outside the task's 2"):
+        data.read("test")
+    splits["test"].iloc[:0].to_parquet(directory / "test.parquet")
+    with pytest.raises(InputError, match="split is empty"):
+        data.read("test")
+    (directory / "test.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read"):
+        data.read("test")
+
+
+def test_examples_are_drawn_at_random_with_the_seed() -> None:
+    frame = sentiment_table(50, 0)
+    drawn = draw_examples(frame, 10, seed=3)
+    assert len(drawn) == 10
+    assert drawn.equals(draw_examples(frame, 10, seed=3))
+    assert not drawn.equals(draw_examples(frame, 10, seed=4))
+    assert not drawn["text"].equals(frame["text"].iloc[:10])
+    assert draw_examples(frame, 1000, seed=3) is frame
+    assert examples_fingerprint(drawn) != examples_fingerprint(draw_examples(frame, 10, seed=4))
+    assert examples_fingerprint(drawn) == examples_fingerprint(drawn.copy())

@@ -1,0 +1,133 @@
+"""Files: written whole or not at all, readable by safetensors, identified by their contents."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.artifacts import (
+    TensorFiles,
+    TensorSpec,
+    TensorWriter,
+    atomic_directory,
+    fingerprint,
+    read_json,
+    tree_sha256,
+    write_json,
+    write_tensors,
+)
+from stages.errors import InputError
+
+TENSORS = {
+    "a.weight": torch.randn(7, 5),
+    "b": torch.arange(6, dtype=torch.int64).reshape(2, 3),
+    "c": torch.randn(3).bfloat16(),
+    "d": torch.randn(4, 2).half(),
+    "empty": torch.zeros(0, 4),
+    "flag": torch.tensor([True, False, True]),
+    "scalar": torch.tensor(2.5, dtype=torch.float64),
+}
+
+
+def test_written_tensors_are_read_back_by_safetensors(tmp_path: Path) -> None:
+    write_tensors(tmp_path, "model", TENSORS)
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert loaded.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_written_in_pieces_and_shards(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.randn(10, 10) for i in range(5)}
+    specs = {name: TensorSpec("float32", (10, 10)) for name in tensors}
+    with TensorWriter(tmp_path, "model", specs, max_shard_bytes=900) as writer:
+        for name in writer.names:
+            for piece in tensors[name].reshape(-1).split(33):
+                writer.write(name, piece)
+    assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
+    files = TensorFiles(tmp_path)
+    for name, tensor in tensors.items():
+        assert torch.equal(files.read(name), tensor)
+
+
+def test_an_unfinished_tensor_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="t was not written whole"),
+        TensorWriter(tmp_path, "model", {"t": TensorSpec("float32", (4,))}) as writer,
+    ):
+        writer.write("t", torch.zeros(3))
+    with TensorWriter(tmp_path, "model", {"t": TensorSpec("float32", (4,))}) as writer:
+        with pytest.raises(ValueError, match="do not fit"):
+            writer.write("t", torch.zeros(5))
+        with pytest.raises(ValueError, match="is not the next"):
+            TensorWriter(tmp_path, "model", {"t": TensorSpec("float32", (4,))}).write("u", torch.zeros(1))
+        writer.write("t", torch.zeros(4))
+
+
+def test_fingerprint_is_of_contents(tmp_path: Path) -> None:
+    for name in ("one", "shards", "changed", "renamed"):
+        (tmp_path / name).mkdir()
+    write_tensors(tmp_path / "one", "model", TENSORS)
+    specs = {
+        name: TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in TENSORS.items()
+    }
+    with TensorWriter(tmp_path / "shards", "model", specs, max_shard_bytes=40) as writer:
+        for name in writer.names:
+            writer.write(name, TENSORS[name])
+    save_file({**TENSORS, "c": TENSORS["c"] + 1}, tmp_path / "changed/model.safetensors")
+    renamed = {("A" if name == "a.weight" else name): tensor for name, tensor in TENSORS.items()}
+    save_file(renamed, tmp_path / "renamed/model.safetensors")
+    prints = {name: fingerprint(TensorFiles(tmp_path / name)) for name in ("one", "shards", "changed", "renamed")}
+    assert prints["one"] == prints["shards"]
+    assert len(set(prints.values())) == 3
+
+
+def test_an_index_cannot_point_elsewhere(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "secret.safetensors")
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model/model.safetensors.index.json", {"weight_map": {"b": "../secret.safetensors"}})
+    with pytest.raises(InputError, match="which is not beside it"):
+        TensorFiles(tmp_path / "model")
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+
+    def fail_halfway() -> None:
+        with atomic_directory(out) as partial:
+            (partial / "file").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    assert list((tmp_path / "deep").iterdir()) == []
+    with atomic_directory(out) as partial:
+        (partial / "file").write_text("first")
+        assert not out.exists()
+    with atomic_directory(out) as partial:
+        (partial / "other").write_text("second")
+        assert (out / "file").read_text() == "first"
+    assert [path.name for path in out.iterdir()] == ["other"]
+    assert list((tmp_path / "deep").iterdir()) == [out]
+    assert out.stat().st_mode & 0o055 == 0o055
+
+
+def test_broken_cards(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    for content, message in ((b"{", "not valid JSON"), (b"[]", "holds a list"), (b"\xff", "not valid JSON")):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_json(file)
+
+
+def test_tree_sha256_is_of_names_and_contents(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub/file").write_text("text")
+        (tmp_path / name / "other").write_text("more")
+    assert tree_sha256(tmp_path / "one") == tree_sha256(tmp_path / "two")
+    (tmp_path / "two/other").rename(tmp_path / "two/another")
+    assert tree_sha256(tmp_path / "one") != tree_sha256(tmp_path / "two")

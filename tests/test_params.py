@@ -1,0 +1,169 @@
+"""params.yaml: what is refused, and how it is said."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.errors import InputError
+from stages.params import FinetuneSettings, FisherMerge, FisherSettings, Params, Task, load_params, parse_params
+
+CONTENT: dict[str, Any] = {
+    "sources": {"base": {"path": "base", "sha256": 64 * "0"}},
+    "tasks": {"reviews": {"source": "base", "file": "reviews.csv", "labels": ["bad", "good"]}},
+    "finetune": {"epochs": 3},
+    "fisher": {"examples": 100},
+    "models": {
+        "one": {"base": "base", "task": "reviews"},
+        "two": {"base": "base", "task": "reviews", "finetune": {"seed": 7}, "fisher": {"examples": None}},
+    },
+    "merges": {"both": {"method": "fisher", "coefficients": {"two": 1, "one": 0.5}}},
+}
+
+
+def edited(edit: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    content = copy.deepcopy(CONTENT)
+    edit(content)
+    return content
+
+
+def test_the_default_file_is_valid() -> None:
+    params = load_params(Path(__file__).parent.parent / "params.yaml")
+    assert list(params.models) == ["amazon", "movie", "nyt", "tweets"]
+    assert params.merges["fisher"].coefficients == dict.fromkeys(params.models, 0.25)
+
+
+def test_a_models_own_settings_lie_over_the_global_ones() -> None:
+    params = parse_params(CONTENT)
+    assert params.finetune_settings("one") == FinetuneSettings(epochs=3)
+    assert params.finetune_settings("two") == FinetuneSettings(epochs=3, seed=7)
+    assert params.fisher_settings("one").examples == 100
+    assert params.fisher_settings("two").examples is None
+
+
+def test_the_target_does_not_depend_on_the_order_in_the_file() -> None:
+    params = parse_params(CONTENT)
+    assert params.merges["both"].models == ["one", "two"]
+    named = parse_params(edited(lambda c: c["merges"]["both"].update(target="two")))
+    assert named.merges["both"].models == ["two", "one"]
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("sources: {}\ntasks: {}\nmodels: {}\nfinetune: {learning_rate: 1e-4}\n")
+    assert load_params(file).finetune.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(merge={}), "merge: unknown key; allowed: .*did you mean merges"),
+        (lambda c: c["finetune"].update(epoch=1), "finetune.epoch: unknown key; allowed: .*epochs"),
+        (lambda c: c["models"]["one"].update(finetune={"epoch": 1}), "models.one.finetune.epoch: unknown key"),
+        (lambda c: c["models"]["one"].update(finetune={"epochs": 0}), "models.one.finetune.epochs = 0: .*greater"),
+        (lambda c: c["models"]["one"].update(fisher={"estimator": "rough"}), "fisher.estimator = 'rough': .*'exact'"),
+        (lambda c: c["models"]["one"].update(task="review"), "models.one.task: unknown task 'review'.*mean reviews"),
+        (lambda c: c["models"]["one"].update(base="bass"), "models.one.base: unknown source 'bass'.*mean base"),
+        (lambda c: c["tasks"]["reviews"].update(source="x"), "tasks.reviews.source: unknown source 'x'; known: base"),
+        (lambda c: c["merges"]["both"]["coefficients"].update(tow=1), "coefficients.tow: unknown model 'tow'"),
+        (lambda c: c["merges"]["both"]["coefficients"].update(two=-1), "both.coefficients.two = -1: .*greater"),
+        (lambda c: c["merges"]["both"]["coefficients"].update(two=float("nan")), "coefficients.two = nan: .*finite"),
+        (lambda c: c["merges"]["both"]["coefficients"].update(two="1"), "coefficients.two = '1': .*number"),
+        (
+            lambda c: c["merges"]["both"].update(coefficients={"one": 0, "two": 0.0}),
+            "both: `coefficients` are all zero",
+        ),
+        (lambda c: c["merges"]["both"].update(coefficients={}), "merges.both.coefficients = {}: .*at least 1"),
+        (
+            lambda c: c["merges"]["both"].update(method="fischer"),
+            "both.method = 'fischer': unknown method; allowed: ens",
+        ),
+        (
+            lambda c: c["merges"]["both"].pop("method"),
+            "merges.both.method: missing; allowed: ensemble, fisher, isotropic",
+        ),
+        (
+            lambda c: c["merges"]["both"].update(target="three"),
+            "`target` is 'three', which `coefficients` does not list",
+        ),
+        (lambda c: c["merges"].update({"a.b": c["merges"]["both"]}), r"merges.a\.b: bad name; allowed: a letter"),
+        (lambda c: c["merges"].update({"../up": c["merges"]["both"]}), "bad name"),
+        (lambda c: c["merges"].update({7: c["merges"]["both"]}), "merges.7: bad name"),
+        (lambda c: c["models"].update({"Big": c["models"]["one"]}), "models.Big: bad name"),
+        (lambda c: c["merges"].update(one=c["merges"]["both"]), "merges.one: there is a model of that name too"),
+        (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
+        (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
+        (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
+        (lambda c: c["tasks"]["reviews"].update(labels=["a"]), "`labels` must name at least two"),
+        (lambda c: c["tasks"]["reviews"].update(labels=["a", "a"]), "names a label twice"),
+        (lambda c: c["tasks"]["reviews"].update(labels={"a": [0, 2], "b": [1, 3]}), "two intervals both hold 1"),
+        (lambda c: c["tasks"]["reviews"].update(split={"validation": 0.5, "test": 0.5}), "must leave some rows"),
+        (lambda c: c.pop("models"), "models: missing"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_its_place(
+    edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse_params(edited(edit))
+    assert str(caught.value).startswith("params.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a: [1", "not valid YAML"),
+        (b"a: 1\na: 2", "not valid YAML"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"- 1", "must be a mapping"),
+        (b"", "must be a mapping"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, text: bytes, message: str) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_params(file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="not found"):
+        load_params(tmp_path / "nowhere.yaml")
+
+
+def test_defaults_are_part_of_what_has_been_computed() -> None:
+    """DVC keys a stage on what params.yaml says, not on this schema: a new default would silently keep old results.
+
+    Whoever changes one of these must make the stages that use it run again (by a change of their code).
+    """
+    assert FinetuneSettings().model_dump() == {
+        "epochs": 2,
+        "examples": None,
+        "learning_rate": 1e-4,
+        "batch_size": 32,
+        "weight_decay": 0.01,
+        "warmup": 0.1,
+        "seed": 0,
+    }
+    assert FisherSettings().model_dump() == {
+        "estimator": "exact",
+        "examples": 256,
+        "batch_size": 16,
+        "seed": 0,
+        "dtype": "float32",
+    }
+    merge = FisherMerge(method="fisher", coefficients={"a": 1.0}).model_dump(exclude={"method", "coefficients"})
+    assert merge == {"floor": 1e-6, "favor_target": True, "normalize": "l2", "target": None, "heads": "merge"}
+    task = Task(source="s", file="f", labels=["a", "b"]).model_dump(exclude={"source", "file", "labels"})
+    assert task == {
+        "kind": "text-classification",
+        "columns": None,
+        "text": "text",
+        "text_pair": None,
+        "label": "label",
+        "max_length": 128,
+        "examples": None,
+        "split": {"validation": 0.15, "test": 0.15, "seed": 0},
+    }
+    assert set(Params.model_fields) == {"sources", "tasks", "finetune", "fisher", "models", "merges"}
