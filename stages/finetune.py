@@ -108,8 +108,8 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     kind = task_kind(task.kind)
     checkpoint = Checkpoint(base)
     labels = checkpoint.labels
-    generic = labels == [f"LABEL_{i}" for i in range(len(task.labels))]
-    if not generic and labels != list(task.labels):
+    nameless = labels is None or labels == [f"LABEL_{i}" for i in range(len(task.labels))]
+    if not nameless and labels != list(task.labels):
         raise InputError(
             f"{base / 'config.json'}: the labels are {labels}, but the task {task.name} has {list(task.labels)}; "
             "name the task's labels like the checkpoint's, in its order"

@@ -97,27 +97,27 @@ def write_report(results: Sequence[Result], tasks: Sequence[str], out: Path) -> 
 
 
 def _accuracy_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
-    def cell(result: Result, task: str) -> str:
-        entry = result.metrics.get(task)
+    # A mean over fewer tasks is not comparable, so it is not shown beside the others.
+    means = {r.name: r.metrics["mean"] for r in results if all(task in r.metrics for task in tasks)}
+    columns = {task: {r.name: r.metrics[task] for r in results if task in r.metrics} for task in tasks} | {
+        "mean": means
+    }
+
+    def cell(name: str, column: str) -> str:
+        entry = columns[column].get(name)
         if entry is None:
             return MISSING
-        best = max(other.metrics[task]["accuracy"] for other in results if task in other.metrics)
+        best = max(other["accuracy"] for other in columns[column].values())
         value = _percent(entry["accuracy"])
         shown = f"**{value}**" if entry["accuracy"] == best else value
-        return (
-            shown
-            if task == "mean"
-            else f"{shown} ({_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])})"
+        interval = (
+            f" ({_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])})" if column != "mean" else ""
         )
+        return shown + interval
 
-    columns = [*tasks, "mean"]
-    # A mean over fewer tasks is not comparable, so it is not shown beside the others.
-    complete = [r for r in results if all(task in r.metrics for task in tasks)]
-    rows = [
-        [r.name, r.role, *(MISSING if c == "mean" and r not in complete else cell(r, c) for c in columns)]
-        for r in results
-    ]
-    return _table(["", "", *columns], rows)
+    return _table(
+        ["", "", *columns], [[r.name, r.role, *(cell(r.name, column) for column in columns)] for r in results]
+    )
 
 
 def _merges_table(results: Iterable[Result]) -> str:

@@ -1,0 +1,105 @@
+"""Predictions, metrics and the ensemble, against independent computations."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages.artifacts import write_json
+from stages.errors import InputError
+from stages.evaluate import ensemble, metrics, predict
+from stages.merging import merge_checkpoints
+from stages.tasks.metrics import classification_metrics
+from tests.test_finetune import make_task
+from tests.tiny import tiny_bert, tiny_tokenizer
+
+
+def carded(directory: Path, labels: list[str], task: str, seed: int = 0) -> Path:
+    """A tiny checkpoint with its card."""
+    tiny_bert(labels, seed=seed).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    card = {"base_model_prefix": "bert", "labels": labels, "task": task, "origin": {"method": "finetuned"}}
+    write_json(directory / "checkpoint.json", card)
+    return directory
+
+
+def test_logits_do_not_depend_on_padding_or_order(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "reviews", ["bad", "good"])
+    checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
+    predictions = predict(checkpoint, [task, make_task(tmp_path / "other", ["x", "y"])])
+    assert predictions["task"].unique().tolist() == ["reviews"]  # the other task has other labels
+    model, tokenizer = tiny_bert(("bad", "good")).eval(), tiny_tokenizer()
+    for text, logits in zip(task.read("test")["text"], predictions["logits"], strict=True):
+        with torch.no_grad():
+            alone = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        np.testing.assert_allclose(logits, alone.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_a_task_is_refused(tmp_path: Path) -> None:
+    checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
+    with pytest.raises(InputError, match="are those of no task"):
+        predict(checkpoint, [make_task(tmp_path / "other", ["x", "y"])])
+
+
+def test_every_task_gets_its_own_head(tmp_path: Path) -> None:
+    tasks = [make_task(tmp_path / "two", ["bad", "good"]), make_task(tmp_path / "three", ["bad", "good", "odd"])]
+    for seed, task in enumerate(tasks):
+        carded(tmp_path / f"model-{task.name}", list(task.labels), task.name, seed)
+    merge_checkpoints(
+        {task.name: tmp_path / f"model-{task.name}" for task in tasks},
+        tmp_path / "merged",
+        method="isotropic",
+        coefficients={"two": 1.0, "three": 0.0},
+        heads="each",
+    )
+    predictions = predict(tmp_path / "merged", tasks)
+    alone = predict(tmp_path / "model-two", tasks[:1])
+    two = predictions[predictions["task"] == "two"]
+    np.testing.assert_array_equal(np.stack(list(two["logits"])), np.stack(list(alone["logits"])))
+    assert len(predictions[predictions["task"] == "three"]["logits"].iloc[0]) == 3
+
+
+def test_metrics_against_a_plain_computation() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 200)
+    logits = random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]
+    found = classification_metrics(logits, labels)
+    right = logits.argmax(1) == labels
+    f1 = []
+    for k in range(3):
+        hits = np.sum((logits.argmax(1) == k) & (labels == k))
+        f1.append(2 * hits / (np.sum(logits.argmax(1) == k) + np.sum(labels == k)))
+    assert found["accuracy"] == right.mean()
+    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    resampled = [right[random.integers(0, 200, 200)].mean() for _ in range(4000)]
+    assert found["accuracy_low"] == pytest.approx(np.quantile(resampled, 0.025), abs=0.011)
+    assert found["accuracy_high"] == pytest.approx(np.quantile(resampled, 0.975), abs=0.011)
+    assert classification_metrics(logits, labels) == found
+    certain = classification_metrics(np.eye(3)[labels], labels)
+    assert (certain["accuracy_low"], certain["accuracy_high"]) == (1, 1)
+
+
+def test_the_ensemble_is_the_weighted_mean_of_probabilities(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tables = {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        logits = random.normal(size=(10, 2)).astype(np.float32) * 3
+        tables[name] = logits
+        frame = pd.DataFrame({"task": ["t"] * 6 + ["u"] * 4, "label": [0, 1] * 5, "logits": list(logits)})
+        frame.to_parquet(tmp_path / name / "predictions.parquet")
+    places = {name: tmp_path / name for name in tables}
+    found = ensemble(places, {"a": 0.75, "b": 0.25})
+    p = {name: np.exp(z) / np.exp(z).sum(1, keepdims=True) for name, z in tables.items()}
+    np.testing.assert_allclose(np.exp(np.stack(list(found["logits"]))), 0.75 * p["a"] + 0.25 * p["b"], rtol=1e-5)
+    assert list(metrics(found)) == ["t", "u", "mean"]
+
+    frame = pd.read_parquet(tmp_path / "b/predictions.parquet")
+    frame.assign(label=1).to_parquet(tmp_path / "b/predictions.parquet")
+    with pytest.raises(InputError, match="other examples of t than a's"):
+        ensemble(places, {"a": 0.5, "b": 0.5})
+    frame.assign(task="v").to_parquet(tmp_path / "b/predictions.parquet")
+    with pytest.raises(InputError, match="no task in common"):
+        ensemble(places, {"a": 0.5, "b": 0.5})

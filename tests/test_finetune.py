@@ -1,0 +1,124 @@
+"""Fine-tuning and bringing in: the checkpoint they leave, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.artifacts import TensorFiles, fingerprint, read_json
+from stages.errors import InputError
+from stages.finetune import bring_in, train
+from stages.params import FinetuneSettings, Task
+from stages.tasks.data import TaskData, write_task
+from tests.tiny import save_base, sentiment_table, tiny_bert
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TaskData:
+    return make_task(tmp_path / "reviews", ["bad", "good"])
+
+
+def make_task(directory: Path, labels: list[str], max_length: int = 16) -> TaskData:
+    directory.mkdir()
+    table = sentiment_table(60, 0)
+    frame = table.assign(label=(table["label"] == "good").astype(int))
+    settings = Task(source="s", file="f.csv", labels=labels, max_length=max_length)
+    write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
+    return TaskData.open(directory)
+
+
+def outputs(tmp_path: Path, name: str = "out") -> tuple[Path, Path]:
+    for part in ("checkpoint", "curves"):
+        (tmp_path / name / part).mkdir(parents=True)
+    return tmp_path / name / "checkpoint", tmp_path / name / "curves"
+
+
+def test_training_learns_and_leaves_a_safe_checkpoint(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    out, curves = outputs(tmp_path)
+    train(tmp_path / "base", task, FinetuneSettings(epochs=12, batch_size=8, learning_rate=5e-3), out, curves)
+    losses = [float(line.split("\t")[1]) for line in (curves / "eval/loss.tsv").read_text().splitlines()[1:]]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]
+    assert (curves / "eval/accuracy.tsv").is_file()
+    assert not any("runtime" in path.name or "second" in path.name for path in curves.rglob("*"))
+    assert not list(out.glob("*.bin"))
+    assert not list(out.glob("*.pt"))
+    card = read_json(out / "checkpoint.json")
+    assert card["fingerprint"] == fingerprint(TensorFiles(out))
+    assert (card["base_model_prefix"], card["labels"], card["task"]) == ("bert", ["bad", "good"], "reviews")
+    assert card["origin"]["examples"] == 40
+
+
+def test_same_seed_same_bits_other_seed_other_bits(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    prints = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        out, curves = outputs(tmp_path, name)
+        train(tmp_path / "base", task, FinetuneSettings(epochs=1, batch_size=8, seed=seed, examples=24), out, curves)
+        prints.append(read_json(out / "checkpoint.json")["fingerprint"])
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_diverged_training_is_an_error(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    out, curves = outputs(tmp_path)
+    with pytest.raises(
+        InputError, match=r"has NaN or infinite entries: training diverged; lower finetune\.learning_rate"
+    ):
+        train(tmp_path / "base", task, FinetuneSettings(epochs=2, batch_size=8, learning_rate=1e38), out, curves)
+
+
+def test_a_base_that_lacks_a_tensor_is_refused(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    tensors = load_file(tmp_path / "base/model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    out, curves = outputs(tmp_path)
+    with pytest.raises(InputError, match=r"lacks the tensor bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        train(tmp_path / "base", task, FinetuneSettings(), out, curves)
+
+
+def test_texts_longer_than_the_model(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    out, curves = outputs(tmp_path)
+    long = make_task(tmp_path / "long", ["bad", "good"], max_length=100)
+    with pytest.raises(InputError, match=r"tasks\.long\.max_length = 100: the model reads at most 24 tokens"):
+        train(tmp_path / "base", long, FinetuneSettings(), out, curves)
+
+
+def test_a_finished_checkpoint_is_copied_bit_for_bit(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
+    out, _ = outputs(tmp_path)
+    bring_in(checkpoint, task, out)
+    assert (out / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    assert read_json(out / "checkpoint.json")["labels"] == ["bad", "good"]
+
+
+def test_nameless_labels_take_the_tasks_names(tmp_path: Path, task: TaskData, checkpoint: Path) -> None:
+    tiny_bert(("LABEL_0", "LABEL_1")).save_pretrained(checkpoint)
+    out, _ = outputs(tmp_path)
+    bring_in(checkpoint, task, out)
+    assert read_json(out / "config.json")["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_what_cannot_be_brought_in(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
+    out, _ = outputs(tmp_path)
+    swapped = make_task(tmp_path / "swapped", ["good", "bad"])
+    with pytest.raises(InputError, match=r"labels are \['bad', 'good'\], but the task swapped has \['good', 'bad'\]"):
+        bring_in(checkpoint, swapped, out)
+    tensors = load_file(checkpoint / "model.safetensors")
+    good = tensors["classifier.weight"].clone()
+    tensors["classifier.weight"][0, 0] = torch.nan
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"tensor classifier\.weight has NaN or infinite entries"):
+        bring_in(checkpoint, task, out)
+    save_file(
+        {**tensors, "classifier.weight": good[:1].clone()}, checkpoint / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(InputError, match=r"tensor classifier\.weight has another shape than the config says"):
+        bring_in(checkpoint, task, out)
+    del tensors["classifier.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks the tensor classifier\.weight"):
+        bring_in(checkpoint, task, out)

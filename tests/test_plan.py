@@ -1,0 +1,90 @@
+"""models/dvc.yaml: what each merge's stages depend on."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.errors import InputError
+from stages.params import load_params
+from stages.plan import PLAN_FILE, check_plan, plan, planned_stages
+from tests.project import ROOT, Project, tiny_params
+
+
+@pytest.fixture
+def in_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
+    monkeypatch.chdir(project.root)
+    return project
+
+
+def test_this_repositorys_plan_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check_plan(load_params())
+
+
+def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
+    stages = planned_stages(load_params())
+    assert sorted(stages) == [
+        "evaluate-average",
+        "evaluate-ensemble",
+        "evaluate-fisher",
+        "merge-average",
+        "merge-fisher",
+    ]
+
+    def artefacts(stage: str) -> list[str]:
+        return sorted(path for path in stages[stage]["deps"] if not path.startswith("stages"))
+
+    models = ["models/finetuned/books", "models/finetuned/films"]
+    assert artefacts("merge-average") == models
+    assert artefacts("merge-fisher") == [*models, "models/fishers/books", "models/fishers/films"]
+    assert artefacts("evaluate-fisher") == ["data/tasks/books", "data/tasks/films", "models/merged/fisher"]
+    assert artefacts("evaluate-ensemble") == ["results/eval/books", "results/eval/films"]
+    assert stages["merge-fisher"]["params"] == ["merges.fisher"]
+
+
+def test_check_names_what_differs(in_project: Project) -> None:
+    with pytest.raises(InputError, match=r"models/dvc\.yaml: not found; run `make plan`"):
+        check_plan(load_params())
+    plan()
+    check_plan(load_params())
+    assert PLAN_FILE.read_text().startswith("# Generated from params.yaml by stages/plan.py")
+    in_project.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(books=0.1))
+    check_plan(load_params())  # a coefficient needs no plan
+    in_project.edit_params(lambda params: params["merges"].update(second=params["merges"]["average"]))
+    with pytest.raises(InputError, match=r"missing: evaluate-second, merge-second\); run `make plan`"):
+        check_plan(load_params())
+    plan()
+    in_project.edit_params(lambda params: params["merges"].pop("second"))
+    with pytest.raises(InputError, match=r"not in params\.yaml: evaluate-second, merge-second"):
+        check_plan(load_params())
+    in_project.edit_params(lambda params: params["merges"]["average"]["coefficients"].pop("books"))
+    plan()
+    stages = YAML(typ="safe").load(PLAN_FILE)["stages"]
+    assert "models/finetuned/books" not in stages["merge-average"]["deps"]
+
+
+def test_the_command_line(in_project: Project) -> None:
+    missing = in_project.stage("stages.plan", "--check")
+    assert missing.returncode == 1
+    assert missing.stderr == "error: models/dvc.yaml: not found; run `make plan`\n"
+    assert in_project.stage("stages.plan").returncode == 0
+    assert in_project.stage("stages.plan", "--check").returncode == 0
+    assert "usage: python -m stages.plan" in in_project.stage("stages.plan", "--chek").stderr
+    in_project.edit_params(lambda params: params["merges"]["fisher"].update(method="fischer"))
+    wrong = in_project.stage("stages.merge", "fisher")
+    assert wrong.returncode == 1
+    assert wrong.stderr == (
+        "error: params.yaml: merges.fisher.method = 'fischer': unknown method; allowed: ensemble, fisher, isotropic\n"
+    )
+
+
+def test_merge_and_plan_start_without_transformers(in_project: Project) -> None:
+    code = (
+        "import sys, stages.merge, stages.plan; "
+        "heavy = {'transformers', 'datasets', 'pandas', 'sklearn', 'altair'} & sys.modules.keys(); "
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    result = in_project.run("python", "-c", code, check=False)
+    assert result.returncode == 0, result.stderr
