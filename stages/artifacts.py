@@ -21,6 +21,23 @@ FORMAT_VERSION = 1  # of the cards beside the tensors
 PARTIAL_PREFIX = ".partial-"  # of what is still being written; .dvcignore and .gitignore know it
 MAX_SHARD_BYTES = 5_000_000_000
 
+CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
+FISHER_CARD = "fisher.json"  # beside fisher.safetensors
+CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights and card
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
+
 # safetensors' names of the element types, and torch's.
 _TORCH_DTYPES = {
     "F64": "float64",

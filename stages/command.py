@@ -15,15 +15,10 @@ def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
     """
     arguments = sys.argv[1:]
     if len(arguments) != len(argument_names):
-        usage = " ".join(name.upper() for name in argument_names)
-        module = stage.__module__ if stage.__module__ != "__main__" else sys.argv[0]
-        sys.exit(f"usage: python -m {_module_name(module)} {usage}".rstrip())
+        module = sys.modules["__main__"].__spec__
+        name = module.name if module else "stages"
+        sys.exit(" ".join([f"usage: python -m {name}", *(argument.upper() for argument in argument_names)]))
     try:
         stage(*arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-def _module_name(module: str) -> str:
-    """`stages.fetch` for a module run as `python -m stages.fetch` (whose argv[0] is a path)."""
-    return f"stages.{module.rsplit('/', 1)[-1].removesuffix('.py')}" if module.endswith(".py") else module

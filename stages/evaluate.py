@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.artifacts import FORMAT_VERSION, TensorFiles, atomic_directory, read_json, write_json
+from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, TensorFiles, atomic_directory, read_json, write_json
 from stages.command import run_stage
 from stages.errors import InputError
-from stages.merging.inputs import CHECKPOINT_CARD
 from stages.params import EnsembleBaseline, load_params
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
 from stages.tasks import task_kind

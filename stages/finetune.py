@@ -11,12 +11,20 @@ from datasets import Dataset
 from dvclive import Live
 from transformers.integrations import DVCLiveCallback
 
-from stages.artifacts import FORMAT_VERSION, TensorFiles, atomic_directory, copy_files, fingerprint, write_json
+from stages.artifacts import (
+    CHECKPOINT_CARD,
+    CONFIGURATION_FILES,
+    FORMAT_VERSION,
+    TensorFiles,
+    atomic_directory,
+    copy_files,
+    fingerprint,
+    write_json,
+)
 from stages.command import run_stage
 from stages.device import compute_device
 from stages.errors import InputError
-from stages.merging.checkpoints import CONFIGURATION_FILES
-from stages.merging.inputs import CHECKPOINT_CARD, Checkpoint
+from stages.merging.inputs import Checkpoint
 from stages.params import FinetuneSettings, load_params
 from stages.paths import FINETUNED, SOURCES, TASKS, TRAINING
 from stages.tasks import task_kind

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from stages.artifacts import (
+    FISHER_CARD,
     FORMAT_VERSION,
     TensorFiles,
     atomic_directory,
@@ -19,7 +20,6 @@ from stages.command import run_stage
 from stages.curvature import UnsupportedModelError, diagonal_fisher
 from stages.device import compute_device
 from stages.errors import InputError
-from stages.merging.inputs import FISHER_CARD
 from stages.params import FisherSettings, load_params
 from stages.paths import FINETUNED, FISHERS, TASKS
 from stages.tasks import task_kind

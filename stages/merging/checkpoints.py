@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from stages.artifacts import (
+    CHECKPOINT_CARD,
+    CONFIGURATION_FILES,
     FORMAT_VERSION,
     MAX_SHARD_BYTES,
     TensorFiles,
@@ -22,26 +24,11 @@ from stages.artifacts import (
 )
 from stages.errors import InputError
 from stages.merging.fisher import fisher_average
-from stages.merging.inputs import CHECKPOINT_CARD, Checkpoint, check_same_body, open_fisher
+from stages.merging.inputs import Checkpoint, check_same_body, open_fisher
 from stages.merging.isotropic import isotropic_average
 from stages.params import Fisher, Isotropic, Method
 
 CHUNK_VALUES = 1 << 16  # with a few models a chunk of each fits into the L2 cache; larger ones are slower
-
-CONFIGURATION_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-)
 
 METHODS: dict[str, Method] = {"isotropic": Isotropic(), "fisher": Fisher()}
 

@@ -3,11 +3,8 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from stages.artifacts import FORMAT_VERSION, TensorFiles, fingerprint, read_json
+from stages.artifacts import CHECKPOINT_CARD, FISHER_CARD, FORMAT_VERSION, TensorFiles, fingerprint, read_json
 from stages.errors import InputError
-
-CHECKPOINT_CARD = "checkpoint.json"
-FISHER_CARD = "fisher.json"
 
 
 class Checkpoint:
