@@ -29,7 +29,7 @@ plan: $(INSTALLED)
 	python -m stages.plan
 
 test: lint
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	ruff check .

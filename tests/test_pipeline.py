@@ -9,12 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.project import Project, tiny_params
 
-# One project for the module: each test starts where the one before it ended, as a day's work does.
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One project for the module: each test starts where the one before it ended, as a day's work does."""
     root = tmp_path_factory.mktemp("pipeline")
     project = Project(root / "project", tiny_params(root / "inputs"))
     project.run("python", "-m", "stages.plan")
