@@ -17,7 +17,7 @@ from stages.artifacts import (
     write_tensors,
 )
 from stages.command import run_stage
-from stages.curvature import UnsupportedModelError, diagonal_fisher
+from stages.curvature import diagonal_fisher
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.params import FisherSettings, load_params
@@ -52,7 +52,7 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
     with tqdm(total=len(frame), desc="Fisher", unit="example") as bar:
         try:
             diagonal = diagonal_fisher(model.to(device), batches, likelihood=kind.LIKELIHOOD, progress=bar.update)
-        except UnsupportedModelError as error:
+        except ValueError as error:
             raise InputError(f"{checkpoint}: {error}") from None
     for parameter, values in diagonal.items():
         if not torch.isfinite(values).all():

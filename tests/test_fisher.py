@@ -64,5 +64,5 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, checkpoint: Pat
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["bert.encoder.layer.0.intermediate.dense.bias"][2] = torch.inf
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="is not finite"):
+    with pytest.raises(InputError, match="outputs are not finite"):
         estimated(tmp_path, checkpoint, task, FisherSettings())

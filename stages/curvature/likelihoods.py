@@ -1,7 +1,37 @@
-"""What a model's outputs mean: the Fisher of the outputs, as a factor of few columns."""
+"""What a model's outputs mean: vectors s whose backward passes Jᵀ s give the Fisher, E[(Jᵀ s)²] = diag(Jᵀ Σ J).
+
+With z the outputs of one example and p(y|z) the likelihood, Σ = E_y[∇_z log p ∇_z log pᵀ]. Each likelihood yields,
+for a batch, tensors of the outputs' shape:
+
+- `exact`: the columns of a factor L of Σ = L Lᵀ; the squares of their backward passes add up to the diagonal.
+- `sketch`: L ε with random signs ε: one pass, unbiased, and less noisy than a sampled label.
+- `sampled`: ∇_z log p(y|z) of a label y drawn from the model.
+- `empirical`: ∇_z log p(y|z) of the observed label. This is not the Fisher, but what some papers use for it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+MOST_TOKEN_COLUMNS = 16  # of an exact token-level Fisher: a backward pass each
+
+
+class Likelihood(Protocol):
+    """A likelihood of a batch's outputs. `batch` is the model's input, with `labels` where they are needed."""
+
+    def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """The columns of L."""
+
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """L ε, ε independent and ±1."""
+
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """The score of a label drawn from the model."""
+
+    def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The score of `batch["labels"]`."""
 
 
 def categorical_factor(logits: Tensor) -> Tensor:
@@ -22,12 +52,178 @@ def categorical_factor(logits: Tensor) -> Tensor:
     Returns:
         [B, K, K−1] in float64: column j is the gradient that a backward pass starts from, per example.
     """
+    log_p, log_diagonal, log_below = _log_factor(logits)
+    below = -torch.exp(log_p[:, :, None] + log_below[:, None, :])
+    factor = torch.tril(below, diagonal=-1)
+    factor.diagonal(dim1=1, dim2=2).copy_(log_diagonal.exp())
+    return factor
+
+
+def _log_factor(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p [..., K], log L_jj [..., K−1], and log(−L_kj / p_k) [..., K−1], which is the same for all k > j."""
     log_p = torch.log_softmax(logits.double(), dim=-1)
     # log q_{j-1} for every j: the sum of the tail p_j, …, p_{K-1}, without subtracting from 1.
     log_tail = log_p.flip(-1).logcumsumexp(-1).flip(-1)
-    log_p_j, log_q_before, log_q = log_p[:, :-1], log_tail[:, :-1], log_tail[:, 1:]
-    diagonal = torch.exp((log_p_j + log_q - log_q_before) / 2)
-    below = -torch.exp(log_p[:, :, None] + ((log_p_j - log_q_before - log_q) / 2)[:, None, :])
-    factor = torch.tril(below, diagonal=-1)
-    factor.diagonal(dim1=1, dim2=2).copy_(diagonal)
-    return factor
+    log_p_j, log_q_before, log_q = log_p[..., :-1], log_tail[..., :-1], log_tail[..., 1:]
+    return log_p, (log_p_j + log_q - log_q_before) / 2, (log_p_j - log_q_before - log_q) / 2
+
+
+def _categorical_sketch(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """L ε per row of logits [..., K], without forming L: (L ε)_k = L_kk ε_k − p_k Σ_{j<k} ε_j |L_kj| / p_k."""
+    log_p, log_diagonal, log_below = _log_factor(logits)
+    ε = _signs(log_diagonal, generator)
+    before = torch.nn.functional.pad((ε * log_below.exp()).cumsum(-1), (1, 0))
+    on_diagonal = torch.nn.functional.pad(ε * log_diagonal.exp(), (0, 1))
+    return (on_diagonal - log_p.exp() * before).to(logits.dtype)
+
+
+def _categorical_sample(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels [...] drawn from the softmax of logits [..., K]."""
+    p = torch.softmax(logits.double(), -1).cpu()
+    return torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).reshape(p.shape[:-1]).to(logits.device)
+
+
+def _categorical_score(logits: Tensor, labels: Tensor) -> Tensor:
+    """∇_z log softmax(z)_y: one-hot(y) − p."""
+    p = torch.softmax(logits.double(), -1)
+    return (torch.nn.functional.one_hot(labels, logits.shape[-1]) - p).to(logits.dtype)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent ±1 of `like`'s shape, type and device."""
+    return (torch.randint(2, like.shape, generator=generator) * 2 - 1).to(like)
+
+
+class Categorical:
+    """One label per example: logits [B, K]."""
+
+    def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        _expect(logits, 2, "[examples, classes]")
+        yield from categorical_factor(logits).to(logits.dtype).unbind(-1)
+
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        _expect(logits, 2, "[examples, classes]")
+        return _categorical_sketch(logits, generator)
+
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        _expect(logits, 2, "[examples, classes]")
+        return _categorical_score(logits, _categorical_sample(logits, generator))
+
+    def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        _expect(logits, 2, "[examples, classes]")
+        return _categorical_score(logits, _labels(batch))
+
+
+class Bernoulli:
+    """Independent yes-or-no labels (multi-label classification): logits [B, K], Σ = diag(p (1 − p))."""
+
+    def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        _expect(logits, 2, "[examples, labels]")
+        yield from torch.diag_embed(self._deviation(logits)).to(logits.dtype).unbind(-1)
+
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        deviation = self._deviation(logits)
+        return (deviation * _signs(deviation, generator)).to(logits.dtype)
+
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        p = torch.sigmoid(logits.double())
+        return (torch.bernoulli(p.cpu(), generator=generator).to(p) - p).to(logits.dtype)
+
+    def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        return (_labels(batch) - torch.sigmoid(logits.double())).to(logits.dtype)
+
+    @staticmethod
+    def _deviation(logits: Tensor) -> Tensor:
+        """√(p (1 − p)), with its digits also where p is 0 or 1 to rounding."""
+        z = logits.double()
+        return torch.exp((torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)) / 2)
+
+
+class Gaussian:
+    """Regression with unit variance: outputs [B, K], Σ = I."""
+
+    def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        _expect(logits, 2, "[examples, outputs]")
+        yield from torch.diag_embed(torch.ones_like(logits)).unbind(-1)
+
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        return _signs(logits, generator)
+
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        return torch.randn(logits.shape, generator=generator).to(logits)
+
+    def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        return (_labels(batch).reshape(logits.shape) - logits.double()).to(logits.dtype)
+
+
+class TokenCategorical:
+    """A label per position: logits [B, T, K]. The log-likelihood of a sequence is the SUM over its positions.
+
+    The positions that count are those whose `labels` are not −100, or without labels those of the `attention_mask`
+    (the decoder's, if there is one), or all of them. With `shift`, position t predicts label t + 1, as causal language
+    models do.
+    """
+
+    def __init__(self, shift: bool = False) -> None:
+        self._shift = shift
+
+    def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        mask = self._mask(logits, batch)
+        positions = int(mask.any(0).sum())
+        count = positions * (logits.shape[-1] - 1)
+        if count > MOST_TOKEN_COLUMNS:
+            raise ValueError(
+                f"the exact Fisher of {positions} positions with {logits.shape[-1]} labels each takes {count} backward "
+                f"passes; use estimator='sketch' (one pass, unbiased)"
+            )
+        for position in mask.any(0).nonzero()[:, 0].tolist():
+            factor = categorical_factor(logits[:, position]) * mask[:, position, None, None]
+            for column in factor.to(logits.dtype).unbind(-1):
+                vector = torch.zeros_like(logits)
+                vector[:, position] = column
+                yield vector
+
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        return _categorical_sketch(logits, generator) * self._mask(logits, batch)[..., None]
+
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        labels = _categorical_sample(logits, generator)
+        return _categorical_score(logits, labels) * self._mask(logits, batch)[..., None]
+
+    def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        labels = _labels(batch)
+        if self._shift:
+            labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        return _categorical_score(logits, labels.clamp_min(0)) * (labels != -100)[..., None]
+
+    def _mask(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """[B, T]: whether the position's output counts."""
+        _expect(logits, 3, "[examples, positions, classes]")
+        if "labels" in batch:
+            mask = batch["labels"] != -100
+        elif "decoder_input_ids" in batch:
+            mask = batch.get("decoder_attention_mask", torch.ones(logits.shape[:2])).bool()
+        else:
+            mask = batch.get("attention_mask", torch.ones(logits.shape[:2])).bool()
+        mask = mask.to(logits.device)
+        return torch.nn.functional.pad(mask[:, 1:], (0, 1)) if self._shift else mask
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "categorical": Categorical(),
+    "bernoulli": Bernoulli(),
+    "gaussian": Gaussian(),
+    "token": TokenCategorical(),
+    "causal": TokenCategorical(shift=True),
+}
+
+
+def _expect(logits: Tensor, dimensions: int, shape: str) -> None:
+    if logits.ndim != dimensions:
+        raise ValueError(f"the model's outputs have shape {list(logits.shape)}; this likelihood needs {shape}")
+
+
+def _labels(batch: Mapping[str, Tensor]) -> Tensor:
+    if "labels" not in batch:
+        raise ValueError("estimator='empirical' needs `labels` in every batch")
+    return batch["labels"]

@@ -1,41 +1,24 @@
 """The diagonal Fisher against a per-example, per-class float64 autograd loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stages.curvature import UnsupportedModelError, diagonal_fisher
+from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.tiny import batch, tiny_bert
 
 LENGTHS = [9, 3, 5, 9, 2, 7]
 
 
-def reference(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """E_y[(∇ log p(y|x))²], averaged over examples: one example at a time, without padding, one class at a time."""
-    model = model.double().eval()
-    parameters = dict(model.named_parameters())
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    examples = 0
-    for inputs in batches:
-        for row in range(len(inputs["input_ids"])):
-            used = int(inputs["attention_mask"][row].sum())
-            one = {key: value[row : row + 1, :used] for key, value in inputs.items()}
-            log_p = torch.log_softmax(model(**one).logits[0], -1)
-            for log_p_y in log_p:
-                gradients = torch.autograd.grad(
-                    log_p_y, list(parameters.values()), retain_graph=True, allow_unused=True
-                )
-                for name, gradient in zip(parameters, gradients, strict=True):
-                    if gradient is not None:
-                        total[name] += log_p_y.exp().detach() * gradient**2
-            examples += 1
-    return {name: value / examples for name, value in total.items()}
+def rows(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    return [{key: value[row : row + 1] for key, value in batch.items()} for row in range(len(batch["input_ids"]))]
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted).norm() / wanted.norm())
+def unpadded(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value[:, : int(row["attention_mask"].sum())] for key, value in row.items()}
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
@@ -43,17 +26,10 @@ def test_exact_on_bert_with_padding_and_dropout_configured(classes: int) -> None
     model = tiny_bert([f"label {k}" for k in range(classes)], hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
     batches = [batch(4, 9, LENGTHS[:4], seed=1), batch(2, 9, LENGTHS[4:], seed=2)]
     found = diagonal_fisher(model.train(), batches)
-    wanted = reference(model, batches)
-    assert found.keys() == wanted.keys()
+    wanted = reference_fisher(model, [unpadded(row) for one in batches for row in rows(one)])
     assert "bert.embeddings.position_embeddings.weight" in found
-    mean = torch.cat([value.flatten() for value in wanted.values()]).mean()
-    for name, fisher in found.items():
-        assert fisher.dtype == torch.float32
-        if name.endswith("key.bias"):
-            # Softmax does not change when a key's bias does: zero, to rounding.
-            assert fisher.max() < 1e-10 * mean, name
-        else:
-            assert relative_error(fisher, wanted[name]) < 1e-5, name
+    assert_same_fisher(found, wanted)
+    assert float(wanted["bert.encoder.layer.0.attention.self.key.bias"].max()) < 1e-20  # softmax does not see it
 
 
 def test_confident_predictions_keep_their_digits() -> None:
@@ -61,11 +37,9 @@ def test_confident_predictions_keep_their_digits() -> None:
     with torch.no_grad():
         model.classifier.bias.add_(torch.tensor([30.0, 0.0, -10.0]))  # p is 1 to float32's rounding
     batches = [batch(4, 6, [6, 3, 4, 5])]
-    found, wanted = diagonal_fisher(model, batches), reference(model, batches)
+    found, wanted = diagonal_fisher(model, batches), reference_fisher(model, batches)
     assert wanted["classifier.weight"].max() < 1e-10
-    for name in wanted:
-        if not name.endswith("key.bias"):
-            assert relative_error(found[name], wanted[name]) < 1e-4, name
+    assert_same_fisher(found, wanted, tolerance=1e-4)
 
 
 def test_depends_on_the_examples_not_on_their_batches() -> None:
@@ -125,32 +99,23 @@ class _Classifier(nn.Module):
         return self.head(self.body(x))
 
 
-class _Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.layer(x).tanh())
-
-
-def test_what_cannot_be_exact_is_refused_by_name() -> None:
+def test_a_model_that_mixes_examples_is_refused_by_name() -> None:
     x = {"x": torch.randn(5, 4)}
-    with pytest.raises(UnsupportedModelError, match=r"body \(BatchNorm1d\)"):
-        diagonal_fisher(_Classifier(nn.BatchNorm1d(4)), [x])
-    with pytest.raises(UnsupportedModelError, match=r"body\.layer is used more than once"):
-        diagonal_fisher(_Classifier(_Twice()), [x])
-    tied = _Classifier(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
-    tied.body[1].weight = tied.body[0].weight  # type: ignore[index]
-    with pytest.raises(UnsupportedModelError, match=r"body\.0\.weight is shared"):
-        diagonal_fisher(tied, [x])
+    with pytest.raises(UnsupportedModelError, match=r"module body \(BatchNorm1d without running statistics\) mixes"):
+        diagonal_fisher(_Classifier(nn.BatchNorm1d(4, track_running_stats=False)), [x])
 
 
 def test_wrong_arguments() -> None:
     model = _Classifier(nn.Linear(4, 4))
     with pytest.raises(ValueError, match="unknown likelihood 'normal'"):
         diagonal_fisher(model, [], likelihood="normal")
+    with pytest.raises(ValueError, match="unknown estimator 'rough'"):
+        diagonal_fisher(model, [], estimator="rough")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="samples = 0"):
+        diagonal_fisher(model, [], estimator="sketch", samples=0)
     with pytest.raises(ValueError, match="no parameter 'tail'"):
         diagonal_fisher(model, [], parameters=["tail"])
     with pytest.raises(ValueError, match="no examples"):
         diagonal_fisher(model, [])
+    with pytest.raises(ValueError, match=r"needs \[examples, positions, classes\]"):
+        diagonal_fisher(model, [{"x": torch.randn(5, 4)}], likelihood="token", estimator="sketch")

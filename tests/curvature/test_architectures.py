@@ -1,0 +1,218 @@
+"""The exact Fisher on small random models of many families, against the float64 loop."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+from torch import Tensor, nn
+
+from stages.curvature import diagonal_fisher
+from tests.curvature.reference import assert_same_fisher, reference_fisher
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+IMAGE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def labels(classes: int) -> dict[str, Any]:
+    return {"id2label": {k: f"label {k}" for k in range(classes)}}
+
+
+def texts(decoder: bool = False) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for lengths in ([7, 4, 6], [5, 3]):
+        ids = torch.randint(3, 40, (len(lengths), 7), generator=generator)
+        mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
+        batches.append({"input_ids": ids * mask, "attention_mask": mask})
+    return batches
+
+
+def images() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"pixel_values": torch.randn(rows, 3, 8, 8, generator=generator)} for rows in (3, 2)]
+
+
+def deberta(k: int) -> nn.Module:
+    settings: dict[str, Any] = {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 4,
+        "share_att_key": True,
+    }
+    return t.DebertaV2ForSequenceClassification(t.DebertaV2Config(**SMALL, **settings, **labels(k)))
+
+
+def modernbert(k: int) -> nn.Module:
+    config = t.ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2, local_attention=4, **labels(k))
+    return t.ModernBertForSequenceClassification(config)
+
+
+def gpt2(k: int) -> nn.Module:
+    config = t.GPT2Config(
+        vocab_size=40,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **labels(k),
+    )
+    return t.GPT2ForSequenceClassification(config)
+
+
+def resnet(k: int) -> nn.Module:
+    config = t.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", hidden_act="gelu", **labels(k)
+    )
+    model = t.ResNetForImageClassification(config)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+        elif name.endswith("running_mean"):
+            buffer.normal_()
+    return model
+
+
+def clip(k: int) -> nn.Module:
+    config = t.CLIPConfig(vision_config={**IMAGE, "projection_dim": 8}, **labels(k))
+    return t.CLIPForImageClassification(config)
+
+
+TEXT_MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "bert": lambda k: t.BertForSequenceClassification(t.BertConfig(**SMALL, **labels(k))),
+    "roberta": lambda k: t.RobertaForSequenceClassification(t.RobertaConfig(**SMALL, **labels(k))),
+    "distilbert": lambda k: t.DistilBertForSequenceClassification(
+        t.DistilBertConfig(
+            vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32, **labels(k)
+        )
+    ),
+    "albert": lambda k: t.AlbertForSequenceClassification(t.AlbertConfig(**SMALL, embedding_size=8, **labels(k))),
+    "electra": lambda k: t.ElectraForSequenceClassification(t.ElectraConfig(**SMALL, embedding_size=8, **labels(k))),
+    "deberta-v2": deberta,
+    "modernbert": modernbert,
+    "gpt2": gpt2,
+    "llama": lambda k: t.LlamaForSequenceClassification(t.LlamaConfig(**SMALL, num_key_value_heads=1, **labels(k))),
+}
+IMAGE_MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "vit": lambda k: t.ViTForImageClassification(t.ViTConfig(**IMAGE, **labels(k))),
+    "clip": clip,
+    "resnet": resnet,
+}
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Away from zero biases and unit norms, and from predictions that hardly depend on the input."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("family", [*TEXT_MODELS, *IMAGE_MODELS])
+def test_exact(family: str, classes: int) -> None:
+    torch.manual_seed(0)
+    make, batches = (TEXT_MODELS[family], texts()) if family in TEXT_MODELS else (IMAGE_MODELS[family], images())
+    model = randomised(make(classes))
+    with warnings.catch_warnings():
+        if family != "deberta-v2":  # its relative positions are computed once for all examples
+            warnings.simplefilter("error")
+        found = diagonal_fisher(model, batches)
+    assert_same_fisher(found, reference_fisher(model, batches))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_shared_layers_and_tied_weights(classes: int) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(9, 6)
+            self.layer = nn.Linear(6, 6)
+            self.norm = nn.LayerNorm(6)
+            self.out = nn.Linear(6, 9, bias=False)
+            self.out.weight = self.embedding.weight
+            self.head = nn.Linear(9, classes)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            h = self.embedding(ids)
+            for _ in range(3):
+                h = self.norm(h + self.layer(h).tanh())
+            return self.head(self.out(h).mean(1))
+
+    torch.manual_seed(0)
+    model = Tied()
+    batches = [{"ids": torch.randint(9, (4, 5))}, {"ids": torch.randint(9, (3, 7))}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = diagonal_fisher(model, batches)
+    assert_same_fisher(found, reference_fisher(model, batches))
+
+
+def test_a_parameter_used_behind_the_modules_back_is_exact_and_announced() -> None:
+    class Sly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 3)
+            self.scale = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x).tanh() @ self.layer.weight) * self.scale
+
+    torch.manual_seed(0)
+    model = Sly()
+    batches = [{"x": torch.randn(5, 4)}]
+    with pytest.warns(UserWarning, match=r"parameters are not used in the usual way \(first: layer\.weight\)"):
+        found = diagonal_fisher(model, batches)
+    assert_same_fisher(found, reference_fisher(model, batches))
+
+
+def test_a_module_that_does_not_map_over_examples() -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight if float(x.detach().abs().sum()) > 0 else x
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Stubborn(), nn.Linear(4, 3))
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    named = Named()
+    batches = [{"x": torch.randn(5, 4)}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = diagonal_fisher(named, batches)
+    assert_same_fisher(found, reference_fisher(named, batches))
