@@ -51,7 +51,15 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
     batches = kind.batches(tokenizer, encoded, kind.by_length(encoded), settings.batch_size, device)
     with tqdm(total=len(frame), desc="Fisher", unit="example") as bar:
         try:
-            diagonal = diagonal_fisher(model.to(device), batches, likelihood=kind.LIKELIHOOD, progress=bar.update)
+            diagonal = diagonal_fisher(
+                model.to(device),
+                batches,
+                likelihood=kind.LIKELIHOOD,
+                estimator=settings.estimator,
+                samples=settings.samples,
+                seed=settings.seed,
+                progress=bar.update,
+            )
         except ValueError as error:
             raise InputError(f"{checkpoint}: {error}") from None
     for parameter, values in diagonal.items():
@@ -69,6 +77,7 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
             "checkpoint": fingerprint(TensorFiles(checkpoint)),
             "fingerprint": fingerprint(tensors),
             "estimator": settings.estimator,
+            "samples": settings.samples,
             "likelihood": kind.LIKELIHOOD,
             "task": task.name,
             "examples": len(frame),

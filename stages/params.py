@@ -138,9 +138,10 @@ class FinetuneSettings(Section):
 
 
 class FisherSettings(Section):
-    """How a model's Fisher is estimated."""
+    """How a model's Fisher is estimated; `stages/curvature/likelihoods.py` says what the estimators are."""
 
-    estimator: Literal["exact"] = "exact"
+    estimator: Literal["exact", "sketch", "sampled", "empirical"] = "exact"
+    samples: int = Field(default=1, ge=1)  # draws per example, for `sketch` and `sampled`
     examples: int | None = Field(default=256, ge=1)  # drawn at random from the train split; null: all of them
     batch_size: int = Field(default=16, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)

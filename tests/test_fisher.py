@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.artifacts import TensorFiles, fingerprint, read_json
 from stages.curvature import diagonal_fisher
+from stages.curvature.diagonal import Estimator
 from stages.errors import InputError
 from stages.fisher import estimate
 from stages.merging.inputs import Checkpoint, open_fisher
@@ -66,3 +67,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, checkpoint: Pat
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="outputs are not finite"):
         estimated(tmp_path, checkpoint, task, FisherSettings())
+
+
+@pytest.mark.parametrize("estimator", ["sketch", "sampled", "empirical"])
+def test_other_estimators(tmp_path: Path, checkpoint: Path, task: TaskData, estimator: Estimator) -> None:
+    settings = FisherSettings(estimator=estimator, samples=2, examples=12, batch_size=5, seed=3)
+    out = estimated(tmp_path, checkpoint, task, settings)
+    exact = estimated(tmp_path, checkpoint, task, FisherSettings(examples=12, seed=3), "exact")
+    assert read_json(out / "fisher.json")["estimator"] == estimator
+    found, wanted = load_file(out / "fisher.safetensors"), load_file(exact / "fisher.safetensors")
+    # Two classes: Σ has rank one, so a sketch is exact; the others are of its size and no more.
+    ratio = float(found["classifier.weight"].sum() / wanted["classifier.weight"].sum())
+    assert ratio == pytest.approx(1, rel=1e-4 if estimator == "sketch" else 0.9)

@@ -148,6 +148,7 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
     }
     assert FisherSettings().model_dump() == {
         "estimator": "exact",
+        "samples": 1,
         "examples": 256,
         "batch_size": 16,
         "seed": 0,

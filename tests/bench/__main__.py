@@ -3,5 +3,5 @@
 from tests.bench import fisher, merge
 
 if __name__ == "__main__":
-    print(fisher.bench(repeats=5), end="\n\n", flush=True)
+    print(fisher.bench(repeats=3), end="\n\n", flush=True)
     print(merge.bench(repeats=5))
