@@ -4,7 +4,7 @@ The Markdown is the source; the page is the same text with the picture inside it
 """
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,12 @@ def _chart(long: pd.DataFrame, means: pd.DataFrame) -> alt.Chart | alt.LayerChar
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    escape: Callable[[str], str] = lambda cell: cell.replace("|", "\\|").replace("\n", " ")  # noqa: E731
-    lines = [header, ["---", *("---" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(map(escape, line))} |" for line in lines)
+    lines = [header, ["---" for _ in header], *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _percent(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from stages.artifacts import (
     FORMAT_VERSION,
     MAX_SHARD_BYTES,
     TensorFiles,
+    TensorSpec,
     TensorWriter,
     atomic_directory,
     copy_files,
@@ -46,6 +48,15 @@ class _Inputs:
     copied: Mapping[str, str]  # tensor → the model whose tensor is taken as it is
     heads_kept: bool  # the heads are not merged: the target's stands
 
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What is written: of the target's types, or of the model's that a tensor is copied from."""
+        target = next(iter(self.checkpoints))
+        return {
+            name: self.checkpoints[self.copied.get(name, target)].tensors.specs[name]
+            for name in self.target.tensors.specs
+        }
+
     @property
     def target(self) -> Checkpoint:
         return next(iter(self.checkpoints.values()))
@@ -65,7 +76,8 @@ def merge_checkpoints(
     """Merge checkpoint directories into a new one, with config, tokenizer and a card (`checkpoint.json`).
 
     Values are computed in float32 and written in the target's type. A model whose λ is zero takes no part; where only
-    one takes part, its tensors are copied bit for bit. Integer tensors are copied if all models' are equal.
+    one takes part, its tensors are copied bit for bit, in its own type. Integer tensors are copied if all models' are
+    equal.
 
     Args:
         checkpoints: model name → directory; the first is the target.
@@ -84,14 +96,15 @@ def merge_checkpoints(
     inputs = _prepare(checkpoints, coefficients, heads)
     fishers: dict[str, tuple[TensorFiles, dict[str, Any]]] = {}
     if isinstance(options, Fisher):
-        if statistics is None or (missing := sorted(checkpoints.keys() - statistics.keys())):
+        statistics = statistics or {}
+        if missing := sorted(checkpoints.keys() - statistics.keys()):
             raise InputError(f"the method fisher needs the Fisher of every model; missing: {', '.join(missing)}")
         fishers = {name: open_fisher(statistics[name], found) for name, found in inputs.checkpoints.items()}
     rule = _chunk_rule(options, inputs, {name: tensors for name, (tensors, _) in fishers.items()})
 
     with atomic_directory(out) as partial:
         copy_files(CONFIGURATION_FILES, inputs.target.directory, partial)
-        with TensorWriter(partial, "model", inputs.target.tensors.specs, max_shard_bytes) as writer:
+        with TensorWriter(partial, "model", inputs.specs, max_shard_bytes) as writer:
             for name in writer.names:
                 for chunk in _merged_chunks(name, inputs, rule):
                     writer.write(name, chunk)
@@ -246,8 +259,8 @@ def _places(elements: int) -> Iterator[slice]:
 
 
 def _merged_chunks(name: str, inputs: _Inputs, rule: ChunkRule) -> Iterator[Tensor]:
-    """The merged tensor `name`, flat, chunk by chunk, in the target's type."""
-    dtype = getattr(torch, inputs.target.tensors.specs[name].dtype)
+    """The merged tensor `name`, flat, chunk by chunk, in the type it is written in."""
+    dtype = getattr(torch, inputs.specs[name].dtype)
     models = [inputs.copied[name]] if name in inputs.copied else list(inputs.checkpoints)
     tensors = [inputs.checkpoints[model].tensors.read(name).reshape(-1) for model in models]
     for place in _places(tensors[0].numel()):

@@ -332,6 +332,19 @@ def test_bad_coefficients(zoo: Zoo, coefficients: dict[str, float], message: str
         zoo.merge(coefficients)
 
 
+def test_a_sole_model_keeps_its_own_type(zoo: Zoo) -> None:
+    zoo.add("half", torch.bfloat16)
+    found = zoo.merge({**dict.fromkeys(λ3, 0.0), "half": 1.0}, method="isotropic")
+    for name, value in zoo.tensors("half").items():
+        assert found[name].dtype == torch.bfloat16
+        assert torch.equal(found[name], value)
+
+
+def test_fisher_without_statistics(zoo: Zoo) -> None:
+    with pytest.raises(InputError, match="needs the Fisher of every model; missing: ann, bob, cid"):
+        zoo.merge(λ3, statistics=None)
+
+
 def test_unknown_method(zoo: Zoo) -> None:
     with pytest.raises(InputError, match="unknown merge method 'fishr'; known: fisher, isotropic"):
         zoo.merge(λ3, method="fishr")
