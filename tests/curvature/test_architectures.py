@@ -216,3 +216,26 @@ def test_a_module_that_does_not_map_over_examples() -> None:
         warnings.simplefilter("error")
         found = diagonal_fisher(named, batches)
     assert_same_fisher(found, reference_fisher(named, batches))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+def test_adapters(adapter: str) -> None:
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = t.BertForSequenceClassification(t.BertConfig(**SMALL, **labels(3)))
+    if adapter == "lora":
+        config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "dense"])
+    else:
+        config = IA3Config(
+            task_type="SEQ_CLS", target_modules=["key", "output.dense"], feedforward_modules=["output.dense"]
+        )
+    model = randomised(get_peft_model(base, config))
+    adapters = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert adapters
+    with warnings.catch_warnings():
+        if adapter == "lora":
+            warnings.simplefilter("error")
+        found = diagonal_fisher(model, texts(), parameters=adapters)
+    wanted = reference_fisher(model, texts())
+    assert_same_fisher(found, {name: wanted[name] for name in adapters})
