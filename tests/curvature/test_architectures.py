@@ -224,13 +224,13 @@ def test_adapters(adapter: str) -> None:
 
     torch.manual_seed(0)
     base = t.BertForSequenceClassification(t.BertConfig(**SMALL, **labels(3)))
-    if adapter == "lora":
-        config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "dense"])
-    else:
-        config = IA3Config(
+    configs: dict[str, Any] = {
+        "lora": LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "dense"]),
+        "ia3": IA3Config(
             task_type="SEQ_CLS", target_modules=["key", "output.dense"], feedforward_modules=["output.dense"]
-        )
-    model = randomised(get_peft_model(base, config))
+        ),
+    }
+    model = randomised(get_peft_model(base, configs[adapter]))
     adapters = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert adapters
     with warnings.catch_warnings():
