@@ -144,6 +144,14 @@ def test_exact(family: str, classes: int) -> None:
     assert_same_fisher(found, reference_fisher(model, batches))
 
 
+def assert_exact_by_hooks(model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
+    """Exact, and no parameter was left to the slow path, which warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = diagonal_fisher(model, batches)
+    assert_same_fisher(found, reference_fisher(model, batches))
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_shared_layers_and_tied_weights(classes: int) -> None:
     class Tied(nn.Module):
@@ -165,10 +173,7 @@ def test_shared_layers_and_tied_weights(classes: int) -> None:
     torch.manual_seed(0)
     model = Tied()
     batches = [{"ids": torch.randint(9, (4, 5))}, {"ids": torch.randint(9, (3, 7))}]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = diagonal_fisher(model, batches)
-    assert_same_fisher(found, reference_fisher(model, batches))
+    assert_exact_by_hooks(model, batches)
 
 
 def test_a_parameter_used_behind_the_modules_back_is_exact_and_announced() -> None:
@@ -212,10 +217,7 @@ def test_a_module_that_does_not_map_over_examples() -> None:
 
     named = Named()
     batches = [{"x": torch.randn(5, 4)}]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = diagonal_fisher(named, batches)
-    assert_same_fisher(found, reference_fisher(named, batches))
+    assert_exact_by_hooks(named, batches)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "ia3"])
