@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from datasets import Dataset
 from dvclive import Live
 from transformers.integrations import DVCLiveCallback
 
 from stages.artifacts import (
+    ADAM,
     CHECKPOINT_CARD,
     CONFIGURATION_FILES,
     FORMAT_VERSION,
@@ -20,6 +22,7 @@ from stages.artifacts import (
     copy_files,
     fingerprint,
     write_json,
+    write_tensors,
 )
 from stages.command import run_stage
 from stages.device import compute_device
@@ -42,13 +45,17 @@ def finetune(name: str) -> None:
         if model.finetune is False:
             bring_in(base, task, checkpoint)
         else:
-            train(base, task, params.finetune_settings(name), checkpoint, curves)
+            keep_moments = params.fisher_settings(name).estimator == "adam"
+            train(base, task, params.finetune_settings(name), checkpoint, curves, keep_moments)
 
 
-def train(base: Path, task: TaskData, settings: FinetuneSettings, out: Path, curves: Path) -> None:
+def train(
+    base: Path, task: TaskData, settings: FinetuneSettings, out: Path, curves: Path, keep_moments: bool = False
+) -> None:
     """Fine-tune `base` on the task's training examples; write the checkpoint into `out` and the curves into `curves`.
 
     AdamW with linear warm-up and decay; every random choice (the new head, the order, dropout) comes from the seed.
+    With `keep_moments`, the optimizer's second moments are written beside the checkpoint's weights.
 
     Raises:
         InputError: the base cannot be loaded, or training diverged.
@@ -95,6 +102,8 @@ def train(base: Path, task: TaskData, settings: FinetuneSettings, out: Path, cur
             relative = file.relative_to(Path(scratch) / "live" / "plots" / "metrics")
             (curves / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, curves / relative)
+    if keep_moments:
+        write_tensors(out, ADAM, second_moments(trainer.optimizer, model, settings.batch_size))
     model.to("cpu").save_pretrained(out)
     tokenizer.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
@@ -128,6 +137,24 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     model.config.save_pretrained(out)
     checkpoint.tensors.copy_to(out)
     _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
+
+
+def second_moments(
+    optimizer: torch.optim.Optimizer | None, model: torch.nn.Module, batch_size: int
+) -> dict[str, torch.Tensor]:
+    """Adam's running mean of squared gradients, without its bias to zero, per parameter in float32.
+
+    The gradients are of a batch's mean loss. Where that mean is near zero its square is 1/B of the mean square of the
+    examples' own gradients, so it is multiplied by the batch size B: the size of an empirical Fisher.
+    """
+    assert optimizer is not None, "training has made it"
+    moments = {}
+    (decay,) = {group["betas"][1] for group in optimizer.param_groups}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        bias = 1 - decay ** float(state["step"])
+        moments[name] = (state["exp_avg_sq"].float() * (batch_size / bias)).cpu()
+    return moments
 
 
 class _TrainingCurves(DVCLiveCallback):

@@ -138,14 +138,19 @@ class FinetuneSettings(Section):
 
 
 class FisherSettings(Section):
-    """How a model's Fisher is estimated; `stages/curvature/likelihoods.py` says what the estimators are."""
+    """How a model's Fisher is estimated; `stages/curvature/likelihoods.py` says what the estimators are.
 
-    estimator: Literal["exact", "sketch", "sampled", "empirical"] = "exact"
+    `adam` takes no pass at all: the optimizer's mean of squared gradients, which fine-tuning then keeps. It is a
+    setting of a model, never of all: it changes what is fine-tuned.
+    """
+
+    estimator: Literal["exact", "sketch", "sampled", "empirical", "adam"] = "exact"
     samples: int = Field(default=1, ge=1)  # draws per example, for `sketch` and `sampled`
     examples: int | None = Field(default=256, ge=1)  # drawn at random from the train split; null: all of them
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1)  # at most: it is halved where memory runs out
     seed: int = Field(default=0, ge=0, lt=2**32)
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the file; the sums are always float32
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the passes; the sums are always float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the file
 
 
 class Model(Section):
@@ -334,11 +339,21 @@ def _check_references(params: Params, path: Path) -> None:
         if name not in names:
             raise InputError(f"{path}: {place}: unknown {kind} {name!r}; known: {_listed(names, name)}")
 
+    if params.fisher.estimator == "adam":
+        raise InputError(
+            f"{path}: fisher.estimator = 'adam': fine-tuning has to keep the moments, so it is a model's own setting; "
+            "put `fisher: {estimator: adam}` under each model that is to have it"
+        )
     for task_name, task in params.tasks.items():
         known(task.source, params.sources, f"tasks.{task_name}.source", "source")
     for model_name, model in params.models.items():
         known(model.base, params.sources, f"models.{model_name}.base", "source")
         known(model.task, params.tasks, f"models.{model_name}.task", "task")
+        if model.finetune is False and params.fisher_settings(model_name).estimator == "adam":
+            raise InputError(
+                f"{path}: models.{model_name}.fisher.estimator = 'adam': this model is brought in, not fine-tuned, so "
+                "there are no moments of its optimizer; choose another estimator"
+            )
     for merge_name, merge in params.merges.items():
         if merge_name in params.models:
             raise InputError(f"{path}: merges.{merge_name}: there is a model of that name too; rename one of them")

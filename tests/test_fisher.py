@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.artifacts import TensorFiles, fingerprint, read_json
 from stages.curvature import diagonal_fisher
-from stages.curvature.diagonal import Estimator
+from stages.curvature.estimation import Estimator
 from stages.errors import InputError
 from stages.fisher import estimate
 from stages.merging.inputs import Checkpoint, open_fisher
@@ -24,7 +24,6 @@ def task(tmp_path: Path) -> TaskData:
 
 
 def estimated(tmp_path: Path, checkpoint: Path, task: TaskData, settings: FisherSettings, name: str = "fisher") -> Path:
-    (tmp_path / name).mkdir()
     estimate(checkpoint, task, settings, tmp_path / name)
     return tmp_path / name
 

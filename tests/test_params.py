@@ -152,6 +152,7 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "examples": 256,
         "batch_size": 16,
         "seed": 0,
+        "precision": "float32",
         "dtype": "float32",
     }
     merge = FisherMerge(method="fisher", coefficients={"a": 1.0}).model_dump(exclude={"method", "coefficients"})

@@ -1,42 +1,48 @@
 """Observing a forward pass: the calls of modules that own parameters, and the gradients at their outputs."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.curvature.rules import Call, Rule, rule_for
+from stages.curvature.rules import Call, Linear, Rule, positions, rule_for
+from stages.curvature.squares import add_squared_products
+from stages.curvature.sums import Sums
 
 
 class Capture:
-    """Adds squared per-example gradients to `sums` while backward passes go through a model.
+    """Adds a batch to `sums` while the model is called on it and backward passes go through it.
 
     Inside the context, call the model once on a batch of `examples`, then for each output vector `backward`.
 
     Args:
         model: its parameters must not require gradients.
-        sums: parameter name → accumulator; other parameters are left out.
+        sums: what is wanted, and where it is added; the number of examples is left to the caller.
         examples: the batch's size.
+        masks: [B, T] each, which positions are no padding; an input [B, T, …] is added up where its mask says so.
         expand: hand every example its own copy of a result that a module computes once for the whole batch (BERT's
             position embeddings); otherwise the gradient at such a result is a sum over the batch, and not usable.
     """
 
-    def __init__(self, model: nn.Module, sums: Mapping[str, Tensor], examples: int, expand: bool) -> None:
+    def __init__(
+        self, model: nn.Module, sums: Sums, examples: int, masks: Sequence[Tensor] = (), expand: bool = True
+    ) -> None:
         self._sums = sums
         self._examples = examples
+        self._masks = masks
         self._expand = expand
         self._paused = False
         self._leaves: list[Tensor] = []  # outputs that no earlier observed output leads to: there the graph begins
         self._uses: Counter[str] = Counter()
         self._deferred: defaultdict[str, list[tuple[Rule, Call, Tensor, str]]] = defaultdict(list)
-        self._modules = owners(model, sums)
+        self._owners = owners(model, {*sums.diagonal, *sums.outputs, *sums.inputs})
         self._hooks = ExitStack()
 
     def __enter__(self) -> "Capture":
-        for module, names in self._modules.items():
+        for module, names in self._owners.items():
             handle = module.register_forward_hook(self._hook(names), with_kwargs=True)
             self._hooks.callback(handle.remove)
         return self
@@ -45,52 +51,13 @@ class Capture:
         self._hooks.close()
 
     def backward(self, outputs: Tensor, vector: Tensor, last: bool) -> None:
-        """One backward pass from `vector` at the model's outputs; adds its squares to the sums."""
+        """One backward pass from `vector` at the model's outputs; adds what comes by to the sums."""
         if self._leaves:
             torch.autograd.grad(outputs, self._leaves, vector, retain_graph=not last, allow_unused=True)
         for name, uses in self._deferred.items():
-            for b in range(self._examples):
-                gradient = torch.zeros_like(self._sums[name])
-                for rule, call, g, key in uses:
-                    gradient += rule.example(call, g, key, b)
-                self._sums[name].addcmul_(gradient, gradient)
+            with torch.no_grad(), _full_precision(outputs):
+                self._add_uses(self._sums.diagonal[name], uses)
         self._deferred.clear()
-
-    def _hook(self, names: Mapping[str, str]) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-            if self._paused or not isinstance(output, Tensor):
-                return None
-            if self._expand and len(output) == 1 and self._examples > 1:
-                output = output.expand(self._examples, *output.shape[1:])
-            if len(output) != self._examples:
-                return None
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-                self._leaves.append(output)
-            self._uses.update(names.values())
-            call = Call(
-                module,
-                tuple(_detached(value) for value in arguments),
-                {key: _detached(value) for key, value in keywords.items()},
-                self._examples,
-                _Replay(self),
-            )
-            output.register_hook(lambda g: self._receive(call, names, g))
-            return output
-
-        return hook
-
-    def _receive(self, call: Call, names: Mapping[str, str], g: Tensor) -> None:
-        """The gradient at a call's output has arrived."""
-        rule = rule_for(call.module)
-        # By now the forward pass is over, so it is known which parameters are used more than once.
-        once = {key: self._sums[name] for key, name in names.items() if self._uses[name] == 1}
-        with torch.no_grad():
-            if once:
-                rule.squares(call, g.detach(), once)
-        for key, name in names.items():
-            if key not in once:
-                self._deferred[name].append((rule, call, g.detach(), key))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -101,23 +68,81 @@ class Capture:
         finally:
             self._paused = before
 
+    def _hook(self, names: dict[str, str]) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+            if self._paused or not isinstance(output, Tensor):
+                return None
+            call = Call(
+                module,
+                tuple(_detached(value) for value in arguments),
+                {key: _detached(value) for key, value in keywords.items()},
+                self._examples,
+                self.paused,
+            )
+            if names.get("weight") in self._sums.inputs:
+                self._add_input(call, names["weight"])
+            if not torch.is_grad_enabled():
+                return None
+            if self._expand and len(output) == 1 and self._examples > 1:
+                output = output.expand(self._examples, *output.shape[1:])
+            if len(output) != self._examples:
+                return None
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+                self._leaves.append(output)
+            self._uses.update(names.values())
+            output.register_hook(lambda g: self._receive(call, names, g.detach()))
+            return output
 
-class _Replay(AbstractContextManager[None]):
-    """`capture.paused()`, as often as wanted."""
+        return hook
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
-        self._entered: list[AbstractContextManager[None]] = []
+    def _add_input(self, call: Call, name: str) -> None:
+        """x is known as soon as the module is called."""
+        with torch.no_grad(), _full_precision(call.x):
+            x = call.x.float()
+            masks = [mask for mask in self._masks if mask.shape == x.shape[:-1]]
+            if len(masks) > 1 and not torch.equal(masks[0], masks[1]):
+                raise ValueError(
+                    "encoder and decoder inputs are padded to one length, so that padding cannot be told from the "
+                    "shapes of activations; pad the decoder's by one position more"
+                )
+            x = x[masks[0].bool()] if masks else x.reshape(-1, x.shape[-1])
+            self._sums.inputs[name].addmm_(x.t(), x)
+            self._sums.positions[name].add_(len(x))
 
-    def __enter__(self) -> None:
-        self._entered.append(self._capture.paused())
-        self._entered[-1].__enter__()
+    def _receive(self, call: Call, names: dict[str, str], g: Tensor) -> None:
+        """The gradient at a call's output has arrived."""
+        rule = rule_for(call.module)
+        once: dict[str, Tensor] = {}
+        for key, name in names.items():
+            # By now the forward pass is over, so it is known which parameters are used more than once.
+            if name in self._sums.diagonal and self._uses[name] == 1:
+                once[key] = self._sums.diagonal[name]
+            elif name in self._sums.diagonal:
+                self._deferred[name].append((rule, call, g, key))
+        with torch.no_grad(), _full_precision(g):
+            if once:
+                rule.squares(call, g, once)
+            if names.get("weight") in self._sums.outputs:
+                rows = positions(g).reshape(-1, g.shape[-1]).float()
+                self._sums.outputs[names["weight"]].addmm_(rows.t(), rows)
 
-    def __exit__(self, *details: Any) -> None:
-        self._entered.pop().__exit__(*details)
+    def _add_uses(self, total: Tensor, uses: list[tuple[Rule, Call, Tensor, str]]) -> None:
+        """Square the sums over a parameter's uses."""
+        if all(isinstance(rule, Linear) and key == "weight" for rule, _, _, key in uses):
+            # A sum of products over positions: the uses are more positions.
+            sides = [rule.sides(call, g) for rule, call, g, _ in uses if isinstance(rule, Linear)]
+            left, right = (torch.cat([side[i] for side in sides], dim=1) for i in (0, 1))
+            add_squared_products(total, left, right, None)
+            return
+        for b in range(self._examples):
+            gradient = torch.zeros_like(total)
+            for rule, call, g, key in uses:
+                gradient += rule.example(call, g, key, b)
+            total.addcmul_(gradient, gradient)
 
 
-def owners(model: nn.Module, names: Mapping[str, object]) -> dict[nn.Module, dict[str, str]]:
+def owners(model: nn.Module, names: Collection[str]) -> dict[nn.Module, dict[str, str]]:
     """The modules that own the named parameters directly: module → its name of the parameter → the model's.
 
     A parameter that several modules share has one name in the model and several owners.
@@ -137,3 +162,9 @@ def owners(model: nn.Module, names: Mapping[str, object]) -> dict[nn.Module, dic
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Sums are float32, also where the passes around them run under autocast."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

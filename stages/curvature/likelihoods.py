@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stages.curvature.draws import Draws
+
 MOST_TOKEN_COLUMNS = 16  # of an exact token-level Fisher: a backward pass each
 
 
@@ -24,10 +26,10 @@ class Likelihood(Protocol):
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """The columns of L."""
 
-    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
         """L ε, ε independent and ±1."""
 
-    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
         """The score of a label drawn from the model."""
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -68,30 +70,26 @@ def _log_factor(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return log_p, (log_p_j + log_q - log_q_before) / 2, (log_p_j - log_q_before - log_q) / 2
 
 
-def _categorical_sketch(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _categorical_sketch(logits: Tensor, draws: Draws) -> Tensor:
     """L ε per row of logits [..., K], without forming L: (L ε)_k = L_kk ε_k − p_k Σ_{j<k} ε_j |L_kj| / p_k."""
     log_p, log_diagonal, log_below = _log_factor(logits)
-    ε = _signs(log_diagonal, generator)
+    ε = draws.signs(log_diagonal.shape).to(log_diagonal)
     before = torch.nn.functional.pad((ε * log_below.exp()).cumsum(-1), (1, 0))
     on_diagonal = torch.nn.functional.pad(ε * log_diagonal.exp(), (0, 1))
     return (on_diagonal - log_p.exp() * before).to(logits.dtype)
 
 
-def _categorical_sample(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _categorical_sample(logits: Tensor, draws: Draws) -> Tensor:
     """Labels [...] drawn from the softmax of logits [..., K]."""
-    p = torch.softmax(logits.double(), -1).cpu()
-    return torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).reshape(p.shape[:-1]).to(logits.device)
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    drawn = draws.uniform(logits.shape[:-1]).to(cumulative) * cumulative[..., -1]
+    return torch.searchsorted(cumulative, drawn[..., None], right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
 
 
 def _categorical_score(logits: Tensor, labels: Tensor) -> Tensor:
     """∇_z log softmax(z)_y: one-hot(y) − p."""
     p = torch.softmax(logits.double(), -1)
     return (torch.nn.functional.one_hot(labels, logits.shape[-1]) - p).to(logits.dtype)
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Independent ±1 of `like`'s shape, type and device."""
-    return (torch.randint(2, like.shape, generator=generator) * 2 - 1).to(like)
 
 
 class Categorical:
@@ -101,13 +99,13 @@ class Categorical:
         _expect(logits, 2, "[examples, classes]")
         yield from categorical_factor(logits).to(logits.dtype).unbind(-1)
 
-    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
         _expect(logits, 2, "[examples, classes]")
-        return _categorical_sketch(logits, generator)
+        return _categorical_sketch(logits, draws)
 
-    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
         _expect(logits, 2, "[examples, classes]")
-        return _categorical_score(logits, _categorical_sample(logits, generator))
+        return _categorical_score(logits, _categorical_sample(logits, draws))
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         _expect(logits, 2, "[examples, classes]")
@@ -121,13 +119,13 @@ class Bernoulli:
         _expect(logits, 2, "[examples, labels]")
         yield from torch.diag_embed(self._deviation(logits)).to(logits.dtype).unbind(-1)
 
-    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
         deviation = self._deviation(logits)
-        return (deviation * _signs(deviation, generator)).to(logits.dtype)
+        return (deviation * draws.signs(deviation.shape).to(deviation)).to(logits.dtype)
 
-    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
         p = torch.sigmoid(logits.double())
-        return (torch.bernoulli(p.cpu(), generator=generator).to(p) - p).to(logits.dtype)
+        return ((draws.uniform(p.shape).to(p) < p).to(p) - p).to(logits.dtype)
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         return (_labels(batch) - torch.sigmoid(logits.double())).to(logits.dtype)
@@ -146,11 +144,11 @@ class Gaussian:
         _expect(logits, 2, "[examples, outputs]")
         yield from torch.diag_embed(torch.ones_like(logits)).unbind(-1)
 
-    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        return _signs(logits, generator)
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        return draws.signs(logits.shape).to(logits)
 
-    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        return torch.randn(logits.shape, generator=generator).to(logits)
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        return draws.normal(logits.shape).to(logits)
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         return (_labels(batch).reshape(logits.shape) - logits.double()).to(logits.dtype)
@@ -183,11 +181,11 @@ class TokenCategorical:
                 vector[:, position] = column
                 yield vector
 
-    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        return _categorical_sketch(logits, generator) * self._mask(logits, batch)[..., None]
+    def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        return _categorical_sketch(logits, draws) * self._mask(logits, batch)[..., None]
 
-    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        labels = _categorical_sample(logits, generator)
+    def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        labels = _categorical_sample(logits, draws)
         return _categorical_score(logits, labels) * self._mask(logits, batch)[..., None]
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ gradient of example b alone, without ever holding a batch of G_b. `example` give
 that is used more than once: its gradients have to be summed over its uses before they are squared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-VMAP_VALUES = 1 << 24  # per-example gradients held at once by the module-local rule
+from stages.curvature.memory import out_of_memory
+from stages.curvature.squares import active_ranges, add_squared_products
+
+VMAP_VALUES = 1 << 22  # per-example gradients held at once by the module-local rule
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Call:
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
     examples: int
-    replay: AbstractContextManager[None]  # calls of the module inside it are not observed
+    replay: Callable[[], AbstractContextManager[None]]  # calls of the module inside it are not observed
 
     @property
     def x(self) -> Tensor:
@@ -38,47 +41,45 @@ class Rule(Protocol):
     """How one kind of module is differentiated."""
 
     def squares(self, call: Call, g: Tensor, sums: Mapping[str, Tensor]) -> None:
-        """Add Σ_b G_b² to every accumulator."""
+        """Add Σ_b G_b² to every accumulator; to none of them if there is an error."""
 
     def example(self, call: Call, g: Tensor, key: str, b: int) -> Tensor:
-        """G_b of the module's parameter `key`."""
+        """G_b of the module's parameter `key`, in float32."""
 
 
 class Linear:
     """Linear, x [B, …, in], g [B, …, out]: G_b = g_bᵀ x_b over the example's positions; the bias has Σ_t g_bt."""
 
     def squares(self, call: Call, g: Tensor, sums: Mapping[str, Tensor]) -> None:
-        x, g = _positions(call.x), _positions(g)
         if "weight" in sums:
-            left, right = self._sides(x, g)
-            if x.shape[1] == 1:
-                # One position: (g xᵀ)² = g² (x²)ᵀ, one matrix product for the batch.
-                sums["weight"].addmm_(left[:, 0].square().t(), right[:, 0].square())
-            else:
-                product = torch.empty_like(sums["weight"], dtype=left.dtype)
-                for left_b, right_b in zip(left, right, strict=True):
-                    torch.mm(left_b.t(), right_b, out=product)
-                    sums["weight"].addcmul_(product, product)
+            add_squared_products(sums["weight"], *self.sides(call, g), active_ranges(positions(g)))
         if "bias" in sums:
-            sums["bias"].add_(g.sum(1).square().sum(0))
+            sums["bias"].add_(positions(g).sum(1, dtype=torch.float32).square().sum(0))
 
     def example(self, call: Call, g: Tensor, key: str, b: int) -> Tensor:
-        x_b, g_b = _positions(call.x[b : b + 1]), _positions(g[b : b + 1])
         if key == "bias":
-            return g_b[0].sum(0)
-        left, right = self._sides(x_b, g_b)
-        return left[0].t() @ right[0]
+            return positions(g)[b].sum(0, dtype=torch.float32)
+        left, right = (side[b].float() for side in self.sides(call, g))
+        return left.t() @ right
 
-    def _sides(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors whose product over positions has the weight's shape."""
-        return g, x
+    def sides(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, rows] and [B, T, columns], whose product over an example's positions is the weight's G_b."""
+        return positions(g), positions(call.x).to(g.dtype)
+
+    def sizes(self, weight: Tensor) -> tuple[int, int]:
+        """The numbers of inputs and of outputs."""
+        return weight.shape[1], weight.shape[0]
 
 
 class Conv1D(Linear):
     """transformers' Conv1D (GPT-2): a Linear whose weight is stored transposed, [in, out]."""
 
-    def _sides(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def sides(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
+        g, x = super().sides(call, g)
         return x, g
+
+    def sizes(self, weight: Tensor) -> tuple[int, int]:
+        return weight.shape[0], weight.shape[1]
 
 
 class LayerNorm:
@@ -95,10 +96,11 @@ class LayerNorm:
         module = call.module
         assert isinstance(module, nn.LayerNorm)
         shape = module.normalized_shape
-        g = g[rows].reshape(len(g[rows]), -1, *shape)
+        g = g[rows].float()
+        g = g.reshape(len(g), -1, *shape)
         if key == "bias":
             return g.sum(1)
-        normalized = nn.functional.layer_norm(call.x[rows], shape, eps=module.eps)
+        normalized = nn.functional.layer_norm(call.x[rows].float(), shape, eps=module.eps)
         return (g * normalized.reshape(g.shape)).sum(1)
 
 
@@ -111,16 +113,17 @@ class Embedding:
         example = torch.arange(call.examples, device=ids.device)[:, None]
         keys, place = torch.unique(example * module.num_embeddings + ids, return_inverse=True)
         width = g.shape[-1]
-        gradients = g.new_zeros(len(keys), width).index_add_(0, place.reshape(-1), g.reshape(-1, width))
+        gradients = torch.zeros(len(keys), width, device=g.device)
+        _add_rows(gradients, place.reshape(-1), g.reshape(-1, width).float())
         rows = keys % module.num_embeddings
         if module.padding_idx is not None:
             gradients[rows == module.padding_idx] = 0
-        sums["weight"].index_add_(0, rows, gradients.square_().float())
+        _add_rows(sums["weight"], rows, gradients.square_())
 
     def example(self, call: Call, g: Tensor, key: str, b: int) -> Tensor:
         module = self._checked(call.module)
-        gradient = g.new_zeros(module.weight.shape)
-        gradient.index_add_(0, call.x[b].reshape(-1), g[b].reshape(-1, g.shape[-1]))
+        gradient = torch.zeros(module.weight.shape, device=g.device)
+        _add_rows(gradient, call.x[b].reshape(-1), g[b].reshape(-1, g.shape[-1]).float())
         if module.padding_idx is not None:
             gradient[module.padding_idx] = 0
         return gradient
@@ -133,30 +136,46 @@ class Embedding:
         return module
 
 
+def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """total[rows] += values, repeated rows in a fixed order."""
+    if total.device.type == "cpu":
+        total.index_add_(0, rows, values)
+    else:
+        total.index_put_((rows,), values, accumulate=True)  # on GPUs, index_add_ adds in no fixed order
+
+
 class ModuleLocal:
     """Any module: the vector-Jacobian product of that module alone, mapped over examples; a loop where it does not map.
 
-    Tensors whose first axis is the batch's are taken apart into examples; other arguments are the same for all.
+    Tensors whose first axis is the batch's are taken apart into examples; other arguments are the same for all. The
+    module computes in its parameters' type, whatever the pass around it computed in.
     """
 
     def squares(self, call: Call, g: Tensor, sums: Mapping[str, Tensor]) -> None:
-        values = sum(total.numel() for total in sums.values())
+        chunk = max(1, VMAP_VALUES // max(sum(total.numel() for total in sums.values()), 1))
+        mapped = self._mapped(call)
+        added = {key: torch.zeros_like(total) for key, total in sums.items()}
         try:
-            with call.replay:
-                gradients = vmap(
-                    lambda mapped, g_b: self._pull(call, mapped, g_b[None], list(sums)),
-                    chunk_size=max(1, VMAP_VALUES // max(values, 1)),
-                )(self._mapped(call), g)
-            for key, total in sums.items():
-                total.add_(gradients[key].square().sum(0))
-        except RuntimeError:
-            for b in range(call.examples):
-                for key, total in sums.items():
+            with call.replay():
+                for start in range(0, call.examples, chunk):
+                    rows = slice(start, start + chunk)
+                    part = {place: tensor[rows] for place, tensor in mapped.items()}
+                    pull = vmap(lambda one, g_b: self._pull(call, one, g_b[None], list(sums)))
+                    for key, gradients in pull(part, g[rows]).items():
+                        added[key].add_(gradients.square().sum(0))
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            for key, value in added.items():
+                value.zero_()
+                for b in range(call.examples):
                     gradient = self.example(call, g, key, b)
-                    total.addcmul_(gradient, gradient)
+                    value.addcmul_(gradient, gradient)
+        for key, total in sums.items():
+            total.add_(added[key])
 
     def example(self, call: Call, g: Tensor, key: str, b: int) -> Tensor:
-        with call.replay:
+        with call.replay():
             mapped = {place: tensor[b] for place, tensor in self._mapped(call).items()}
             return self._pull(call, mapped, g[b : b + 1], [key])[key]
 
@@ -173,15 +192,20 @@ class ModuleLocal:
     @staticmethod
     def _pull(call: Call, mapped: Mapping[int | str, Tensor], g_b: Tensor, keys: list[str]) -> dict[str, Tensor]:
         """The gradients of one example, whose mapped tensors come without the batch axis."""
-        arguments = tuple(mapped[i][None] if i in mapped else value for i, value in enumerate(call.arguments))
-        keywords = {key: mapped[key][None] if key in mapped else value for key, value in call.keywords.items()}
         own = {key: getattr(call.module, key).detach() for key in keys}
-        pull = vjp(lambda parameters: functional_call(call.module, parameters, arguments, keywords), own)[1]
-        gradients: dict[str, Tensor] = pull(g_b)[0]
-        return gradients
+        dtype = next(iter(own.values())).dtype
+
+        def argument(place: int | str, value: Any) -> Any:
+            value = mapped[place][None] if place in mapped else value
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        arguments = tuple(argument(place, value) for place, value in enumerate(call.arguments))
+        keywords = {place: argument(place, value) for place, value in call.keywords.items()}
+        output, pull = vjp(lambda parameters: functional_call(call.module, parameters, arguments, keywords), own)[:2]
+        return {key: gradient.float() for key, gradient in pull(g_b.to(output.dtype))[0].items()}
 
 
-def _positions(tensor: Tensor) -> Tensor:
+def positions(tensor: Tensor) -> Tensor:
     """[B, …, C] as [B, T, C], with T = 1 for [B, C]."""
     return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 

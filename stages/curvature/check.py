@@ -1,0 +1,170 @@
+"""Whether a model's examples are kept apart, and whether the hooks see every use of its parameters."""
+
+import warnings
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stages.curvature.capture import Capture
+from stages.curvature.memory import out_of_memory
+from stages.curvature.sums import Sums
+
+TOLERANCE = 1e-3  # relative; float32's rounding is a thousand times smaller, a missed use of a parameter is not small
+
+
+class UnsupportedModelError(ValueError):
+    """No exact Fisher can be had from the model; the message names the part that stands in the way."""
+
+
+def compare_with_autograd(
+    model: nn.Module, batch: Mapping[str, Tensor], zeros: Mapping[str, Tensor]
+) -> tuple[bool, set[str]]:
+    """Compare the hooks' squares with autograd's gradient G = Jᵀ s of one example, for a random vector s.
+
+    The hooks see that example twice, with s and with 2 s, beside another example with nothing: they must find 5 G²
+    (gradients that are added up over the batch before they are squared would give 9 G²).
+
+    Args:
+        model: its parameters do not require gradients.
+        batch: of its examples the first two are used.
+        zeros: parameter name → an accumulator for it, to work in; zero before and after.
+
+    Returns:
+        Whether results that are computed once for the whole batch can be expanded, and the names in `zeros` that hooks
+        get wrong.
+
+    Raises:
+        UnsupportedModelError: an example's outputs depend on the other examples.
+        ValueError: the outputs are not finite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise _mixing(f"module {name} ({type(module).__name__} without running statistics)")
+    rows = [0, 0, min(1, batch_size(batch) - 1)]
+    three = {key: tensor[rows] for key, tensor in batch.items()}
+    with torch.autocast(next(iter(batch.values())).device.type, enabled=False):
+        together = _add_by_hooks(model, three, zeros, expand=True)
+        if not torch.isfinite(together).all():
+            raise ValueError("the model's outputs are not finite; its weights or inputs are out of range")
+        first = rows_of(batch, 0, 1)
+        alone, (gradients,) = gradients_of_one(model, first, zeros, [_random_vector(together)])
+        tolerance = max(TOLERANCE, 30 * torch.finfo(alone.dtype).eps)
+        if not torch.allclose(together[:1], alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
+            raise _mixing(f"the model ({type(model).__name__})")
+        expanded = _different(zeros, gradients, tolerance)
+        if not expanded:
+            return True, expanded
+        _add_by_hooks(model, three, zeros, expand=False)
+        plain = _different(zeros, gradients, tolerance)
+    expand, different = (True, expanded) if len(expanded) <= len(plain) else (False, plain)
+    warnings.warn(
+        f"{len(different)} parameters are not used in the usual way (first: {min(different)}); their Fisher is exact, "
+        "but is computed one example at a time, which is slow",
+        stacklevel=2,
+    )
+    return expand, different
+
+
+def _add_by_hooks(model: nn.Module, three: Mapping[str, Tensor], sums: Mapping[str, Tensor], expand: bool) -> Tensor:
+    """Add the squares of s, 2 s and nothing to `sums`, as far as the model puts up with hooks. Returns the outputs."""
+    try:
+        with Capture(model, Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand) as capture:
+            outputs = model_outputs(model, three)
+            vector = _random_vector(outputs)
+            capture.backward(outputs, torch.cat([vector, 2 * vector, torch.zeros_like(vector)]), last=True)
+        return outputs.detach()
+    except RuntimeError as error:  # for example, it writes into an expanded tensor
+        if out_of_memory(error):
+            raise
+    return model_outputs(model, three).detach()
+
+
+def _random_vector(outputs: Tensor) -> Tensor:
+    """Always the same, of the shape of one example's outputs."""
+    return torch.randn(outputs[:1].shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+
+
+def _different(found: Mapping[str, Tensor], gradients: Mapping[str, Tensor], tolerance: float) -> set[str]:
+    """The names for which `found`, which is zeroed, is not 5 G²; a name that `gradients` lacks has G = 0."""
+    norms = {name: float(value.norm()) for name, value in found.items()}
+    # What is zero but for rounding (BERT's key biases) has squares of the order of tolerance².
+    negligible = (tolerance / 100) ** 2 * max(norms.values(), default=0.0)
+    different = set()
+    for name, value in found.items():
+        if name in gradients:
+            value.addcmul_(gradients[name], gradients[name], value=-5)
+        if not float(value.norm()) <= tolerance * norms[name] + negligible:
+            different.add(name)
+        value.zero_()
+    return different
+
+
+def add_by_autograd(
+    model: nn.Module, batch: Mapping[str, Tensor], sums: Mapping[str, Tensor], chosen: list[Tensor]
+) -> None:
+    """Add the squared gradients of every example on its own: slow, and right for any use of a parameter."""
+    for b in range(batch_size(batch)):
+        own = [vector[b : b + 1] for vector in chosen]
+        for gradients in gradients_of_one(model, rows_of(batch, b, b + 1), sums, own)[1]:
+            for name, gradient in gradients.items():
+                sums[name].addcmul_(gradient, gradient)
+
+
+def gradients_of_one(
+    model: nn.Module, example: Mapping[str, Tensor], names: Collection[str], vectors: list[Tensor]
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """By autograd.
+
+    Args:
+        model: its parameters do not require gradients, before and after.
+        example: a batch of one.
+        names: of the parameters wanted.
+        vectors: of its outputs' shape, at which backward passes start.
+
+    Returns:
+        The outputs, and for every vector the gradients in float32 of those parameters that have one.
+    """
+    own = {name: model.get_parameter(name) for name in names}
+    found = []
+    try:
+        for parameter in own.values():
+            parameter.requires_grad_(True)
+        outputs = model_outputs(model, example)
+        for vector in vectors:
+            gradients = torch.autograd.grad(
+                outputs, list(own.values()), vector, retain_graph=vector is not vectors[-1], allow_unused=True
+            )
+            found.append(
+                {name: gradient.float() for name, gradient in zip(own, gradients, strict=True) if gradient is not None}
+            )
+    finally:
+        for parameter in own.values():
+            parameter.requires_grad_(False)
+    return outputs.detach(), found
+
+
+def model_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a batch, whose labels are not shown to the model; axis 0 is the examples."""
+    outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    if logits.ndim == 0 or len(logits) != batch_size(batch):
+        raise UnsupportedModelError(f"the model's outputs have shape {list(logits.shape)}; axis 0 is not the examples")
+    return logits
+
+
+def rows_of(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """The examples start … stop − 1 of a batch."""
+    return {name: tensor[start:stop] for name, tensor in batch.items()}
+
+
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    """The number of examples."""
+    return len(next(iter(batch.values())))
+
+
+def _mixing(culprit: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{culprit} mixes the examples of a batch: an example's outputs depend on the others', so it has no gradient "
+        "of its own"
+    )
