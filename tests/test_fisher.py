@@ -1,13 +1,16 @@
 """The Fisher stage: its file, its card, and what it refuses."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import TensorFiles, fingerprint, read_json
-from stages.curvature import diagonal_fisher
+from stages.artifacts import TensorFiles, fingerprint, read_json, tree_sha256
+from stages.curvature import Estimation, diagonal_fisher
+from stages.curvature.capture import Capture
 from stages.curvature.estimation import Estimator
 from stages.errors import InputError
 from stages.fisher import estimate
@@ -15,7 +18,9 @@ from stages.merging.inputs import Checkpoint, open_fisher
 from stages.params import FisherSettings
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_tokenizer
+from tests.project import Project, tiny_params
 from tests.test_finetune import make_task
+from tests.tiny import tiny_bert
 
 
 @pytest.fixture
@@ -78,3 +83,181 @@ def test_other_estimators(tmp_path: Path, checkpoint: Path, task: TaskData, esti
     # Two classes: Σ has rank one, so a sketch is exact; the others are of its size and no more.
     ratio = float(found["classifier.weight"].sum() / wanted["classifier.weight"].sum())
     assert ratio == pytest.approx(1, rel=1e-4 if estimator == "sketch" else 0.9)
+
+
+class Killed(BaseException):
+    """As abrupt as a signal: no handler of the stage's catches it."""
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Save after every batch, and stop dead in batch `after`."""
+    add, calls = Estimation.add, []
+
+    def limited(self: Estimation, batch: dict[str, torch.Tensor], first: int | None = None) -> None:
+        calls.append(first)
+        if len(calls) > after:
+            raise Killed
+        add(self, batch, first)
+
+    monkeypatch.setattr("stages.progress.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Estimation, "add", limited)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+def test_a_killed_estimation_goes_on_where_it_was_and_gives_the_same_bits(
+    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch, estimator: Estimator
+) -> None:
+    settings = FisherSettings(estimator=estimator, examples=20, batch_size=4)
+    whole = estimated(tmp_path, checkpoint, task, settings, "whole")
+    with monkeypatch.context() as patch:
+        interrupted(patch, after=3)
+        with pytest.raises(Killed):
+            estimated(tmp_path, checkpoint, task, settings, "resumed")
+    assert not (tmp_path / "resumed").exists()
+    assert [file.name for file in tmp_path.glob(".partial-*")] == [".partial-resumed.process-0.safetensors"]
+    with monkeypatch.context() as patch:
+        interrupted(patch, after=2)  # the other two batches of five
+        resumed = estimated(tmp_path, checkpoint, task, settings, "resumed")
+    assert tree_sha256(resumed) == tree_sha256(whole)
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "other seed", "other checkpoint"])
+def test_saved_sums_that_do_not_belong_are_not_taken_up(
+    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    settings = FisherSettings(examples=20, batch_size=4)
+    with monkeypatch.context() as patch:
+        interrupted(patch, after=3)
+        with pytest.raises(Killed):
+            estimated(tmp_path, checkpoint, task, settings)
+    (saved,) = tmp_path.glob(".partial-*")
+    content = bytearray(saved.read_bytes())
+    if damage == "truncated":
+        saved.write_bytes(content[:-100])
+    elif damage == "zeroed":
+        saved.write_bytes(bytes(len(content)))
+    elif damage == "flipped":
+        content[-50] ^= 1
+        saved.write_bytes(content)
+    elif damage == "other seed":
+        settings = settings.model_copy(update={"seed": 1})
+    else:
+        tiny_bert(labels=("bad", "good"), seed=5).save_pretrained(checkpoint)
+    found = estimated(tmp_path, checkpoint, task, settings)
+    assert tree_sha256(found) == tree_sha256(estimated(tmp_path, checkpoint, task, settings, "fresh"))
+
+
+def memory_for(monkeypatch: pytest.MonkeyPatch, rows: int, where: str) -> list[int]:
+    """Let torch's allocator fail for batches of more than `rows` examples. Returns the sizes that were tried."""
+    tried: list[int] = []
+    original = getattr(Capture, where)
+
+    def limited(self: Capture, *arguments: Any, **keywords: Any) -> Any:
+        tried.append(self._examples)
+        if self._examples > rows and self._sums.diagonal:
+            if where == "backward":
+                original(self, *arguments, **keywords)  # the sums are torn
+            torch.empty(1 << 55)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Capture, where, limited)
+    return tried
+
+
+@pytest.mark.parametrize("where", ["__enter__", "backward"])
+def test_batches_that_do_not_fit_are_halved_and_nothing_is_lost(
+    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    wanted = load_file(
+        estimated(tmp_path, checkpoint, task, FisherSettings(examples=20), "wanted") / "fisher.safetensors"
+    )
+    tried = memory_for(monkeypatch, 4, where)
+    settings = FisherSettings(examples=20, batch_size=16)
+    found = load_file(estimated(tmp_path, checkpoint, task, settings) / "fisher.safetensors")
+    assert tried == [3, 16, 8, 4, 4, 4, 4, 4]  # the check's, two failures, and 20 examples
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-10)
+
+
+def test_memory_that_runs_out_late_costs_what_was_not_saved(
+    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FisherSettings(examples=20, batch_size=4)
+    wanted = load_file(estimated(tmp_path, checkpoint, task, settings, "wanted") / "fisher.safetensors")
+    backward, calls = Capture.backward, []
+
+    def failing(self: Capture, *arguments: Any, **keywords: Any) -> None:
+        backward(self, *arguments, **keywords)
+        calls.append(self._examples)
+        if len(calls) == 4:
+            torch.empty(1 << 55)
+
+    monkeypatch.setattr("stages.progress.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Capture, "backward", failing)
+    found = load_file(estimated(tmp_path, checkpoint, task, settings) / "fisher.safetensors")
+    assert calls == [3, 4, 4, 4, 2, 2, 2, 2, 2, 2]
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-10)
+
+
+def test_one_example_that_does_not_fit_is_an_error(
+    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Estimation.add
+
+    def failing(self: Estimation, batch: dict[str, torch.Tensor], first: int | None = None) -> None:
+        torch.empty(1 << 55)
+        add(self, batch, first)
+
+    monkeypatch.setattr(Estimation, "add", failing)
+    with pytest.raises(InputError, match="one example does not fit into memory"):
+        estimated(tmp_path, checkpoint, task, FisherSettings(examples=20))
+
+
+def test_passes_in_bfloat16(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
+    wide = load_file(estimated(tmp_path, checkpoint, task, FisherSettings(), "wide") / "fisher.safetensors")
+    out = estimated(tmp_path, checkpoint, task, FisherSettings(precision="bfloat16"))
+    narrow = load_file(out / "fisher.safetensors")
+    assert read_json(out / "fisher.json")["precision"] == "bfloat16"
+    found, wanted = (torch.cat([values[name].flatten() for name in wide]) for values in (narrow, wide))
+    assert not torch.equal(found, wanted)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """Through the launcher that the environment names, with torchrun and gloo."""
+    params = tiny_params(tmp_path / "inputs")
+    params["fisher"] = {"examples": 22, "batch_size": 4, "estimator": "sampled", "samples": 2}
+    project = Project(tmp_path / "project", params)
+    project.repro("fisher@books")
+    one = load_file(project.root / "models/fishers/books/fisher.safetensors")
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+    result = project.run("env", f"FISHER_LAUNCHER={launcher}", "python", "-m", "stages.fisher", "books")
+    assert "Fisher, 1 of 2 processes" in result.stderr
+    two = load_file(project.root / "models/fishers/books/fisher.safetensors")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-6 * float(value.max()))
+
+
+def test_adams_moments_as_a_fisher(tmp_path: Path) -> None:
+    """Fine-tuning keeps them where a model's Fisher asks for it; no other model is trained again."""
+    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
+    project.repro("fisher@books", "fisher@films")
+    assert not (project.root / "models/finetuned/books/adam.safetensors").exists()
+    project.edit_params(lambda params: params["models"]["books"].update(fisher={"estimator": "adam"}))
+    assert project.repro("fisher@books", "fisher@films") == ["finetune@books", "fisher@books"]
+    found = load_file(project.root / "models/fishers/books/fisher.safetensors")
+    kept = load_file(project.root / "models/finetuned/books/adam.safetensors")
+    assert found.keys() == TensorFiles(project.root / "models/finetuned/books").specs.keys()
+    assert all(torch.equal(found[name], value) for name, value in kept.items())
+    assert read_json(project.root / "models/fishers/books/fisher.json")["estimator"] == "adam"
+    assert all(float(value.min()) >= 0 for value in found.values())
+    project.run("python", "-m", "stages.plan")
+    assert project.repro("models/dvc.yaml:merge-fisher") == ["merge-fisher"]
+
+
+def test_moments_that_were_not_kept_are_an_error(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
+    with pytest.raises(InputError, match=r"has no adam\.safetensors; fine-tune it with `fisher: \{estimator: adam\}`"):
+        estimated(tmp_path, checkpoint, task, FisherSettings(estimator="adam"))

@@ -1,0 +1,193 @@
+"""K-FAC factors and Gram matrices against float64 sums written from their definitions."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import pytest
+import torch
+import transformers as t
+from torch import Tensor, nn
+
+from stages.curvature import CurvatureStatistics, curvature_statistics, diagonal_fisher
+from tests.curvature.reference import assert_same_fisher, reference_fisher
+from tests.curvature.test_architectures import SMALL, labels, randomised, texts
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    return randomised(t.BertForSequenceClassification(t.BertConfig(**SMALL, **labels(3)))).eval()
+
+
+def reference_factors(
+    model: nn.Module, batches: list[dict[str, Tensor]], modules: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A and G of Linear modules of a text classifier, one unpadded example and one class at a time, in float64."""
+    model = model.double().eval()
+    inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
+    a: dict[str, Tensor] = {}
+    g: dict[str, Tensor] = {}
+    examples = 0
+    for batch in batches:
+        for row in range(len(batch["input_ids"])):
+            used = int(batch["attention_mask"][row].sum())
+            ends: dict[str, list[Tensor]] = {name: [] for name in modules}
+            handles = []
+            for name in modules:
+
+                def remember(
+                    _: nn.Module, x: tuple[Tensor, ...], y: Tensor, x_of: list[Tensor], y_of: list[Tensor]
+                ) -> None:
+                    x_of.append(x[0].detach().reshape(-1, x[0].shape[-1]))
+                    y_of.append(y)
+
+                hook = partial(remember, x_of=inputs[name], y_of=ends[name])
+                handles.append(model.get_submodule(name).register_forward_hook(hook))
+            log_p = (
+                model(**{key: value[row : row + 1, :used] for key, value in batch.items()}).logits[0].log_softmax(-1)
+            )
+            for handle in handles:
+                handle.remove()
+            for log_p_y in log_p:
+                for name in modules:
+                    for gradient in torch.autograd.grad(log_p_y, ends[name], retain_graph=True):
+                        flat = gradient.reshape(-1, gradient.shape[-1])
+                        g[name] = g.get(name, torch.zeros(())) + log_p_y.exp().detach() * flat.T @ flat
+            examples += 1
+    for name in modules:
+        x = torch.cat(inputs[name])
+        a[name] = x.T @ x / len(x)
+    return a, {name: value / examples for name, value in g.items()}
+
+
+def assert_factors(found: CurvatureStatistics, wanted: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> None:
+    for factors, reference in zip((found.input_factors, found.output_factors), wanted, strict=True):
+        for name, value in reference.items():
+            factor = factors[f"{name}.weight"]
+            assert factor.dtype == torch.float32
+            assert float((factor.double() - value).norm() / value.norm()) < 1e-5, name
+
+
+def test_one_pass_gives_the_diagonal_and_the_factors_of_every_linear() -> None:
+    model = bert()
+    batches = texts()
+    found = curvature_statistics(model, batches, statistics=("diagonal", "kfac"), progress=False)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert sorted(found.input_factors) == sorted(found.output_factors) == sorted(f"{name}.weight" for name in linear)
+    alone = diagonal_fisher(model, batches)
+    assert all(torch.equal(found.diagonal[name], value) for name, value in alone.items())
+    assert_factors(found, reference_factors(model, batches, linear))
+
+
+def test_conv1d_and_layers_that_are_used_twice() -> None:
+    torch.manual_seed(0)
+    config = t.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **labels(3),
+    )  # fmt: skip
+    for model, name in (
+        (t.GPT2ForSequenceClassification(config), "transformer.h.0.mlp.c_fc"),
+        (
+            t.AlbertForSequenceClassification(t.AlbertConfig(**SMALL, embedding_size=8, **labels(3))),
+            "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn",
+        ),
+    ):
+        found = curvature_statistics(randomised(model), texts(), statistics=["kfac"])
+        assert not found.diagonal
+        assert_factors(found, reference_factors(model, texts(), [name]))
+
+
+def test_the_product_of_the_factors_is_the_fisher_of_one_example_with_one_position() -> None:
+    model = nn.Sequential()
+    model.add_module("input", nn.Linear(3, 2))
+    batch = {"input": torch.randn(1, 3)}
+    found = curvature_statistics(model, [batch], statistics=("diagonal", "kfac"))
+    a, g = found.input_factors["input.weight"], found.output_factors["input.weight"]
+    torch.testing.assert_close(torch.outer(g.diagonal(), a.diagonal()), found.diagonal["input.weight"])
+
+
+def test_gram_takes_no_backward_pass() -> None:
+    class Forward(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            return self.second(self.first(x))
+
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    x = torch.randn(2, 3, 4)
+    found = curvature_statistics(Forward(), [{"x": x, "attention_mask": mask}], statistics=["gram"])
+    assert not found.diagonal
+    assert not found.output_factors
+    kept = x[mask.bool()]
+    assert found.input_factors.keys() == {"first.weight", "second.weight"}
+    torch.testing.assert_close(found.input_factors["first.weight"], kept.T @ kept / 3)
+
+
+def test_a_tied_weight_has_no_factors() -> None:
+    model = t.T5ForConditionalGeneration(
+        t.T5Config(
+            vocab_size=20, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2, dropout_rate=0.0
+        )
+    )  # fmt: skip
+    ids = torch.randint(1, 20, (3, 5))
+    batch = {"input_ids": ids, "decoder_input_ids": ids[:, :4]}
+    found = curvature_statistics(model, [batch], likelihood="token", estimator="sketch", statistics=["kfac"])
+    assert "shared.weight" not in found.input_factors
+    assert "decoder.block.0.layer.0.SelfAttention.q.weight" in found.output_factors
+
+
+def test_masks_that_cannot_be_told_apart_are_refused() -> None:
+    model = nn.Linear(2, 2)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = model
+
+        def forward(self, x: Tensor, attention_mask: Tensor, decoder_attention_mask: Tensor) -> Tensor:
+            return self.layer(x)
+
+    batch = {
+        "x": torch.randn(2, 3, 2),
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "decoder_attention_mask": torch.tensor([[1, 0, 0], [1, 1, 0]]),
+    }
+    with pytest.raises(ValueError, match="padded to one length"):
+        curvature_statistics(Both(), [batch], statistics=["gram"])
+    assert curvature_statistics(
+        Both(), [batch | {"decoder_attention_mask": batch["attention_mask"]}], statistics=["gram"]
+    )
+
+
+def test_unknown_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown statistic 'hessian'; known: diagonal, kfac, gram"):
+        curvature_statistics(nn.Linear(2, 2), [], statistics=["hessian"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sketch", "sampled"])
+def test_bfloat16_passes_are_summed_in_float32(estimator: str) -> None:
+    """Under autocast: near the float32 result, and the check with autograd still finds the hooks right."""
+    model = bert()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = curvature_statistics(
+            model, texts(), estimator=estimator, seed=3, statistics=("diagonal", "kfac"), progress=False  # type: ignore[arg-type]
+        )  # fmt: skip
+    wanted = curvature_statistics(model, texts(), estimator=estimator, seed=3, statistics=("diagonal", "kfac"))  # type: ignore[arg-type]
+    for narrow, wide in zip(vars(found).values(), vars(wanted).values(), strict=True):
+        everything = [torch.cat([value.flatten() for value in values.values()]) for values in (narrow, wide)]
+        assert everything[0].dtype == torch.float32
+        assert not torch.equal(*everything)
+        assert float((everything[0] - everything[1]).norm() / everything[1].norm()) < 0.05
+
+
+def test_a_model_in_bfloat16_is_near_its_float32_self() -> None:
+    model = bert().bfloat16()
+    found = diagonal_fisher(model, texts())
+    wanted = reference_fisher(model.float(), texts())
+    assert_same_fisher(
+        {name: found[name] for name in ("classifier.weight",)}, {"classifier.weight": wanted["classifier.weight"]}, 0.1
+    )
+    assert all(value.dtype == torch.float32 for value in found.values())
