@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.artifacts import TensorFiles, fingerprint, read_json
 from stages.errors import InputError
-from stages.finetune import bring_in, train
+from stages.finetune import bring_in, second_moments, train
 from stages.params import FinetuneSettings, Task
 from stages.tasks.data import TaskData, write_task
 from tests.tiny import save_base, sentiment_table, tiny_bert
@@ -59,6 +59,36 @@ def test_same_seed_same_bits_other_seed_other_bits(tmp_path: Path, task: TaskDat
         train(tmp_path / "base", task, FinetuneSettings(epochs=1, batch_size=8, seed=seed, examples=24), out, curves)
         prints.append(read_json(out / "checkpoint.json")["fingerprint"])
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_second_moments_are_a_mean_of_squared_gradients() -> None:
+    """Against Adam's definition in float64: unequal weights that sum to one, times the batch size."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
+    squares = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        assert model.weight.grad is not None
+        squares.append(model.weight.grad.double().square())
+        optimizer.step()
+    weights = torch.tensor([0.99 ** (4 - step) for step in range(5)], dtype=torch.float64)
+    wanted = 4 * sum(weight * square for weight, square in zip(weights / weights.sum(), squares, strict=True))
+    found = second_moments(optimizer, model, batch_size=4)
+    assert found.keys() == {"weight", "bias"}
+    torch.testing.assert_close(found["weight"].double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_moments_are_kept_where_wanted(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    settings = FinetuneSettings(epochs=1, batch_size=8, examples=24)
+    plain, keeping = outputs(tmp_path, "plain"), outputs(tmp_path, "keeping")
+    train(tmp_path / "base", task, settings, *plain)
+    train(tmp_path / "base", task, settings, *keeping, keep_moments=True)
+    assert not (plain[0] / "adam.safetensors").exists()
+    assert TensorFiles(keeping[0], "adam").specs.keys() == TensorFiles(keeping[0]).specs.keys()
+    assert read_json(plain[0] / "checkpoint.json") == read_json(keeping[0] / "checkpoint.json")
 
 
 def test_diverged_training_is_an_error(tmp_path: Path, task: TaskData) -> None:

@@ -242,20 +242,18 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 
 
 def test_adams_moments_as_a_fisher(tmp_path: Path) -> None:
-    """Fine-tuning keeps them where a model's Fisher asks for it; no other model is trained again."""
-    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
-    project.repro("fisher@books", "fisher@films")
-    assert not (project.root / "models/finetuned/books/adam.safetensors").exists()
-    project.edit_params(lambda params: params["models"]["books"].update(fisher={"estimator": "adam"}))
-    assert project.repro("fisher@books", "fisher@films") == ["finetune@books", "fisher@books"]
-    found = load_file(project.root / "models/fishers/books/fisher.safetensors")
-    kept = load_file(project.root / "models/finetuned/books/adam.safetensors")
-    assert found.keys() == TensorFiles(project.root / "models/finetuned/books").specs.keys()
+    """Fine-tuning keeps them where a model's Fisher asks for it, and they are its Fisher."""
+    params = tiny_params(tmp_path / "inputs")
+    params["models"]["books"]["fisher"] = {"estimator": "adam"}
+    project = Project(tmp_path / "project", params)
+    assert project.repro("fisher@books")[-2:] == ["finetune@books", "fisher@books"]
+    checkpoint, fisher = project.root / "models/finetuned/books", project.root / "models/fishers/books"
+    kept, found = load_file(checkpoint / "adam.safetensors"), load_file(fisher / "fisher.safetensors")
+    assert found.keys() == TensorFiles(checkpoint).specs.keys()
     assert all(torch.equal(found[name], value) for name, value in kept.items())
-    assert read_json(project.root / "models/fishers/books/fisher.json")["estimator"] == "adam"
     assert all(float(value.min()) >= 0 for value in found.values())
-    project.run("python", "-m", "stages.plan")
-    assert project.repro("models/dvc.yaml:merge-fisher") == ["merge-fisher"]
+    assert read_json(fisher / "fisher.json")["estimator"] == "adam"
+    open_fisher(fisher, Checkpoint(checkpoint))
 
 
 def test_moments_that_were_not_kept_are_an_error(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:

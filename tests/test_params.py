@@ -63,6 +63,14 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["finetune"].update(epoch=1), "finetune.epoch: unknown key; allowed: .*epochs"),
         (lambda c: c["models"]["one"].update(finetune={"epoch": 1}), "models.one.finetune.epoch: unknown key"),
         (lambda c: c["models"]["one"].update(finetune={"epochs": 0}), "models.one.finetune.epochs = 0: .*greater"),
+        (
+            lambda c: c["fisher"].update(estimator="adam"),
+            r"fisher.estimator = 'adam': .* put `fisher: \{estimator: adam\}` under each model",
+        ),
+        (
+            lambda c: c["models"]["one"].update(finetune=False, fisher={"estimator": "adam"}),
+            "models.one.fisher.estimator = 'adam': this model is brought in",
+        ),
         (lambda c: c["models"]["one"].update(fisher={"estimator": "rough"}), "fisher.estimator = 'rough': .*'exact'"),
         (lambda c: c["models"]["one"].update(task="review"), "models.one.task: unknown task 'review'.*mean reviews"),
         (lambda c: c["models"]["one"].update(base="bass"), "models.one.base: unknown source 'bass'.*mean base"),
