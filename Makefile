@@ -36,8 +36,13 @@ lint: $(INSTALLED)
 	ruff format --check .
 	mypy
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(VENV)/.rivals
 	python -m tests.bench
+
+# Without dependencies: theirs are in the file, and one of them would bring another torch.
+$(VENV)/.rivals: $(INSTALLED) tests/bench/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/bench/requirements.txt
+	@touch $@
 
 # The local version (+cpu, +cu130) is the index's choice: the lock names the version only.
 lock: $(INSTALLED)

@@ -51,10 +51,11 @@ class Linear:
     """Linear, x [B, …, in], g [B, …, out]: G_b = g_bᵀ x_b over the example's positions; the bias has Σ_t g_bt."""
 
     def squares(self, call: Call, g: Tensor, sums: Mapping[str, Tensor]) -> None:
+        g = positions(g)  # once: it copies what attention has transposed
         if "weight" in sums:
-            add_squared_products(sums["weight"], *self.sides(call, g), active_ranges(positions(g)))
+            add_squared_products(sums["weight"], *self.sides(call, g), active_ranges(g))
         if "bias" in sums:
-            sums["bias"].add_(positions(g).sum(1, dtype=torch.float32).square().sum(0))
+            sums["bias"].add_(g.sum(1, dtype=torch.float32).square_().sum(0))
 
     def example(self, call: Call, g: Tensor, key: str, b: int) -> Tensor:
         if key == "bias":

@@ -1,5 +1,7 @@
 """Σ_b (left_bᵀ right_b)²: the squared per-example gradients of a weight matrix, never a batch of them in memory."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,13 @@ def add_squared_products(total: Tensor, left: Tensor, right: Tensor, ranges: lis
         right: [B, T, n], of the same type. Products of bfloat16 values are exact in float32 and summed there.
         ranges: per example the positions start … stop − 1 outside of which its products are zero; None: unknown.
     """
-    if ranges is not None and all(stop - start <= 1 for start, stop in ranges):
-        # One position: (l rᵀ)² = l² (r²)ᵀ, one matrix product for the batch.
+    if left.shape[1] == 1:
+        _add_single_positions(total, left[:, 0], right[:, 0])
+    elif ranges is not None and all(stop - start <= 1 for start, stop in ranges):
         rows = [b for b, (start, stop) in enumerate(ranges) if start < stop]
         positions = [ranges[b][0] for b in rows]
-        left, right = left[rows, positions].float(), right[rows, positions].float()
-        total.addmm_(left.square().t(), right.square())
-    elif total.is_cuda:
+        _add_single_positions(total, left[rows, positions], right[rows, positions])
+    elif total.is_cuda and find_spec("triton") is not None:
         from stages.curvature.fused import add_squared_products_fused
 
         add_squared_products_fused(total, left, right)
@@ -37,14 +39,23 @@ def active_ranges(g: Tensor) -> list[tuple[int, int]] | None:
     asking would wait for all work under way.
     """
     positions = g.shape[1]
-    if positions == 1:
-        return [(0, 1)] * len(g)
-    if g.device.type != "cpu":
+    if positions == 1 or g.device.type != "cpu":
         return None
-    active = (g.amax(-1).ne(0) | g.amin(-1).ne(0)).to(torch.uint8)  # several times faster than g.any(-1)
-    first, last = active.argmax(1).tolist(), active.flip(1).argmax(1).tolist()
-    none = active.sum(1).eq(0).tolist()
-    return [(0, 0) if empty else (start, positions - end) for start, end, empty in zip(first, last, none, strict=True)]
+    active = g[..., :PROBE].ne(0).any(-1)
+    if active.all():
+        return [(0, positions)] * len(g)
+    rest = g[~active]
+    active[~active] = rest.amax(-1).ne(0) | rest.amin(-1).ne(0)  # several times faster than rest.any(-1)
+    flags, empty = active.to(torch.uint8), (~active.any(1)).tolist()
+    first, last = flags.argmax(1).tolist(), flags.flip(1).argmax(1).tolist()
+    return [
+        (0, 0) if nothing else (start, positions - end) for start, end, nothing in zip(first, last, empty, strict=True)
+    ]
+
+
+def _add_single_positions(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Of left [B, m] and right [B, n], (l rᵀ)² = l² (r²)ᵀ: one matrix product for the batch."""
+    total.addmm_(left.float().square().t(), right.float().square())
 
 
 def _add_by_tiles(total: Tensor, left: Tensor, right: Tensor, ranges: list[tuple[int, int]]) -> None:

@@ -1,7 +1,9 @@
 """Print every benchmark's table."""
 
-from tests.bench import fisher, merge
+from tests.bench import fisher, memory, merge
 
 if __name__ == "__main__":
-    print(fisher.bench(repeats=3), end="\n\n", flush=True)
+    print(fisher.bench(repeats=5), end="\n\n", flush=True)
+    print(fisher.bench_gpu(repeats=9), end="\n\n", flush=True)
+    print(memory.bench(), end="\n\n", flush=True)
     print(merge.bench(repeats=5))

@@ -1,29 +1,35 @@
-"""The exact diagonal Fisher against a training step on the same batches, and a loop over examples and classes."""
+"""The exact diagonal Fisher against a training step on the same batches, and against other libraries."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from stages.curvature import diagonal_fisher
+from tests.bench.rivals import RIVALS, UNAVAILABLE
 from tests.bench.timing import medians, table
 
 EXAMPLES = 128
+SLOW = 5.0  # seconds; a rival that takes longer is run once
+
+Batches = Sequence[dict[str, Tensor]]
 
 
 def minilm(classes: int) -> BertForSequenceClassification:
-    """A random model of MiniLM-L6's shape."""
+    """A random model of MiniLM-L6's shape, 22 M parameters."""
+    names = {k: str(k) for k in range(classes)}
+    return random_bert(
+        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, id2label=names)
+    )
+
+
+def random_bert(config: BertConfig) -> BertForSequenceClassification:
+    """A classifier in eval mode, its weights from a fixed seed."""
     torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(
-            hidden_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-            id2label={k: str(k) for k in range(classes)},
-        )
-    ).eval()
+    return BertForSequenceClassification(config).eval()
 
 
 def make_batches(batch_size: int) -> list[dict[str, torch.Tensor]]:
@@ -39,7 +45,7 @@ def make_batches(batch_size: int) -> list[dict[str, torch.Tensor]]:
 
 
 def bench(repeats: int) -> str:
-    """Tables for 2 and for 4 classes, in batches of 16 and 32."""
+    """Tables for 2 and 4 classes, in batches of 16, with the rivals, and of 32."""
     tables = []
     for classes in (2, 4):
         model = minilm(classes)
@@ -49,32 +55,88 @@ def bench(repeats: int) -> str:
                 "training step": partial(training_step, model, batches),
                 "exact Fisher": partial(diagonal_fisher, model, batches),
                 "sketched Fisher": partial(diagonal_fisher, model, batches, estimator="sketch"),
-                "loop over examples and classes": partial(loop, model, batches),
             }
-            seconds = medians(candidates, repeats)
-            title = f"{EXAMPLES} sentences, {classes} classes, batches of {batch_size}"
-            tables.append(table(title, seconds, "training step"))
+            remarks: dict[str, str] = {}
+            if batch_size == 16:
+                rivals, remarks = usable_rivals(model, batches)
+                candidates |= rivals
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                seconds = medians(candidates, repeats, SLOW)
+            title = f"MiniLM's shape, {EXAMPLES} sentences, {classes} classes, batches of {batch_size}, {where(model)}"
+            tables.append(table(title, seconds, "training step", remarks))
     return "\n\n".join(tables)
 
 
-def training_step(model: BertForSequenceClassification, batches: list[dict[str, torch.Tensor]]) -> None:
+def bench_gpu(repeats: int) -> str:
+    """The same at BERT-base's shape on a GPU, batch 32 × 128, 2 classes, in float32, TF32 and bfloat16."""
+    if not torch.cuda.is_available():
+        return "BERT-base on a GPU: not measured, there is none here"
+    model = random_bert(BertConfig(id2label={0: "0", 1: "1"}))
+    model.to(torch.device("cuda"))
+    batches = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for ids in torch.randint(1000, 30000, (8, 32, 128), generator=torch.Generator().manual_seed(0)).cuda()
+    ]
+    tables = []
+    for precision, matmul, autocast in (
+        ("float32", "highest", False),
+        ("TF32", "high", False),
+        ("bfloat16", "high", True),
+    ):
+        torch.set_float32_matmul_precision(matmul)
+
+        def timed(run: Callable[[], object], autocast: bool = autocast) -> None:
+            with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+                run()
+            torch.cuda.synchronize()
+
+        seconds = medians(
+            {
+                "training step": partial(timed, partial(training_step, model, batches)),
+                "exact Fisher": partial(timed, partial(diagonal_fisher, model, batches)),
+            },
+            repeats,
+        )
+        tables.append(table(f"BERT-base, 8 batches of 32 × 128, {precision}, {where(model)}", seconds, "training step"))
+    torch.set_float32_matmul_precision("highest")
+    return "\n\n".join(tables)
+
+
+def training_step(model: BertForSequenceClassification, batches: Batches) -> None:
     """Forward and backward pass of every batch, without the optimizer's update."""
     for batch in batches:
-        labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
+        labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long, device=batch["input_ids"].device)
         model.zero_grad()
         model(**batch, labels=labels).loss.backward()
     model.zero_grad()
 
 
-def loop(model: BertForSequenceClassification, batches: list[dict[str, torch.Tensor]]) -> None:
-    """The definition, one example and one class at a time."""
-    parameters = list(model.parameters())
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in batches:
-        for row in range(len(batch["input_ids"])):
-            used = int(batch["attention_mask"][row].sum())
-            log_p = model(**{key: value[row : row + 1, :used] for key, value in batch.items()}).logits.log_softmax(-1)
-            for log_p_y in log_p[0]:
-                gradients = torch.autograd.grad(log_p_y, parameters, retain_graph=True)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    total.add_(gradient.square(), alpha=float(log_p_y.exp().detach()))
+def usable_rivals(
+    model: BertForSequenceClassification, batches: Batches
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """The rivals that can handle the model; for every one, its relative error and coverage, or why it cannot."""
+    exact = diagonal_fisher(model, batches[-1:])
+    everything = sum(value.numel() for value in exact.values())
+    usable: dict[str, Callable[[], object]] = {}
+    remarks = {name: f"not available: {reason}" for name, reason in UNAVAILABLE.items()}
+    for name, rival in RIVALS.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = rival(model, batches[-1:])
+        except Exception as failure:  # whatever it is, it is that library's answer
+            remarks[name] = f"cannot: {type(failure).__name__}: {str(failure).splitlines()[0][:90]}"
+            continue
+        wanted = torch.cat([exact[key].flatten() for key in found])
+        error = float((torch.cat([value.flatten() for value in found.values()]) - wanted).norm() / wanted.norm())
+        share = wanted.numel() / everything
+        remarks[name] = f"relative error {error:.0e}" + ("" if share == 1 else f", of {share:.0%} of the parameters")
+        usable[name] = partial(rival, model, batches)
+    return usable, remarks
+
+
+def where(model: torch.nn.Module) -> str:
+    """What the model computes on."""
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
