@@ -25,6 +25,11 @@ class Capture:
         masks: [B, T] each, which positions are no padding; an input [B, T, …] is added up where its mask says so.
         expand: hand every example its own copy of a result that a module computes once for the whole batch (BERT's
             position embeddings); otherwise the gradient at such a result is a sum over the batch, and not usable.
+
+    Attributes:
+        not_by_example: parameters whose module gave something else, once at least, than a tensor with an entry for
+            every example: their gradients cannot be had from here.
+        arrived: parameters that were left out of the diagonal although there is a gradient at their module's output.
     """
 
     def __init__(
@@ -40,6 +45,9 @@ class Capture:
         self._deferred: defaultdict[str, list[tuple[Rule, Call, Tensor, str]]] = defaultdict(list)
         self._owners = owners(model, {*sums.diagonal, *sums.outputs, *sums.inputs})
         self._hooks = ExitStack()
+        self._left_out: set[str] = set()
+        self.not_by_example: set[str] = set()
+        self.arrived: set[str] = set()
 
     def __enter__(self) -> "Capture":
         for module, names in self._owners.items():
@@ -49,6 +57,10 @@ class Capture:
 
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """From now on add nothing to the diagonal of these parameters."""
+        self._left_out.update(names)
 
     def backward(self, outputs: Tensor, vector: Tensor, last: bool) -> None:
         """One backward pass from `vector` at the model's outputs; adds what comes by to the sums."""
@@ -70,7 +82,10 @@ class Capture:
 
     def _hook(self, names: dict[str, str]) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-            if self._paused or not isinstance(output, Tensor):
+            if self._paused:
+                return None
+            if not isinstance(output, Tensor):
+                self.not_by_example.update(names.values())
                 return None
             call = Call(
                 module,
@@ -86,6 +101,7 @@ class Capture:
             if self._expand and len(output) == 1 and self._examples > 1:
                 output = output.expand(self._examples, *output.shape[1:])
             if len(output) != self._examples:
+                self.not_by_example.update(names.values())
                 return None
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
@@ -116,9 +132,14 @@ class Capture:
         once: dict[str, Tensor] = {}
         for key, name in names.items():
             # By now the forward pass is over, so it is known which parameters are used more than once.
-            if name in self._sums.diagonal and self._uses[name] == 1:
+            if name not in self._sums.diagonal:
+                continue
+            if name in self._left_out:
+                if name not in self.arrived and bool(g.any()):
+                    self.arrived.add(name)
+            elif self._uses[name] == 1:
                 once[key] = self._sums.diagonal[name]
-            elif name in self._sums.diagonal:
+            else:
                 self._deferred[name].append((rule, call, g, key))
         with torch.no_grad(), _full_precision(g):
             if once:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,24 @@ class UnsupportedModelError(ValueError):
     """No exact Fisher can be had from the model; the message names the part that stands in the way."""
 
 
-def compare_with_autograd(
-    model: nn.Module, batch: Mapping[str, Tensor], zeros: Mapping[str, Tensor]
-) -> tuple[bool, set[str]]:
+@dataclass(frozen=True)
+class Verdict:
+    """What came of the comparison.
+
+    Attributes:
+        expand: whether results that are computed once for the whole batch can be expanded.
+        wrong: the parameters that hooks get wrong.
+        unknown: those that the example has no gradient for, so that nothing is known of them.
+        not_by_example: those whose modules also gave something that was not by example, wrong or not.
+    """
+
+    expand: bool
+    wrong: set[str]
+    unknown: set[str]
+    not_by_example: set[str]
+
+
+def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> Verdict:
     """Compare the hooks' squares with autograd's gradient G = Jᵀ s of one example, for a random vector s.
 
     The hooks see that example twice, with s and with 2 s, beside another example with nothing: they must find 5 G²
@@ -29,10 +45,6 @@ def compare_with_autograd(
         model: its parameters do not require gradients.
         batch: of its examples the first two are used.
         zeros: parameter name → an accumulator for it, to work in; zero before and after.
-
-    Returns:
-        Whether results that are computed once for the whole batch can be expanded, and the names in `zeros` that hooks
-        get wrong.
 
     Raises:
         UnsupportedModelError: an example's outputs depend on the other examples.
@@ -44,7 +56,7 @@ def compare_with_autograd(
     rows = [0, 0, min(1, batch_size(batch) - 1)]
     three = {key: tensor[rows] for key, tensor in batch.items()}
     with torch.autocast(next(iter(batch.values())).device.type, enabled=False):
-        together = _add_by_hooks(model, three, zeros, expand=True)
+        together, not_by_example = _add_by_hooks(model, three, zeros, expand=True)
         if not torch.isfinite(together).all():
             raise ValueError("the model's outputs are not finite; its weights or inputs are out of range")
         first = rows_of(batch, 0, 1)
@@ -52,32 +64,44 @@ def compare_with_autograd(
         tolerance = max(TOLERANCE, 30 * torch.finfo(alone.dtype).eps)
         if not torch.allclose(together[:1], alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
             raise _mixing(f"the model ({type(model).__name__})")
+        unknown = {name for name in zeros if name not in gradients or not gradients[name].any()}
         expanded = _different(zeros, gradients, tolerance)
         if not expanded:
-            return True, expanded
-        _add_by_hooks(model, three, zeros, expand=False)
+            return Verdict(True, expanded, unknown, not_by_example)
+        plainly_not = _add_by_hooks(model, three, zeros, expand=False)[1]
         plain = _different(zeros, gradients, tolerance)
-    expand, different = (True, expanded) if len(expanded) <= len(plain) else (False, plain)
+    if len(expanded) <= len(plain):
+        return Verdict(True, expanded, unknown, not_by_example)
+    return Verdict(False, plain, unknown, plainly_not)
+
+
+def warn_of_slowness(names: Collection[str]) -> None:
+    """Say that these parameters are left to autograd."""
     warnings.warn(
-        f"{len(different)} parameters are not used in the usual way (first: {min(different)}); their Fisher is exact, "
-        "but is computed one example at a time, which is slow",
-        stacklevel=2,
+        f"{len(names)} parameters are not used in the usual way (first: {min(names)}); their Fisher is exact, but is "
+        "computed one example at a time, which is slow",
+        stacklevel=4,
     )
-    return expand, different
 
 
-def _add_by_hooks(model: nn.Module, three: Mapping[str, Tensor], sums: Mapping[str, Tensor], expand: bool) -> Tensor:
-    """Add the squares of s, 2 s and nothing to `sums`, as far as the model puts up with hooks. Returns the outputs."""
+def _add_by_hooks(
+    model: nn.Module, three: Mapping[str, Tensor], sums: Mapping[str, Tensor], expand: bool
+) -> tuple[Tensor, set[str]]:
+    """Add the squares of s, 2 s and nothing to `sums`, as far as the model puts up with hooks.
+
+    Returns the outputs, and the parameters whose modules' results were not by example.
+    """
+    capture = Capture(model, Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand)
     try:
-        with Capture(model, Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand) as capture:
+        with capture:
             outputs = model_outputs(model, three)
             vector = _random_vector(outputs)
             capture.backward(outputs, torch.cat([vector, 2 * vector, torch.zeros_like(vector)]), last=True)
-        return outputs.detach()
     except RuntimeError as error:  # for example, it writes into an expanded tensor
         if out_of_memory(error):
             raise
-    return model_outputs(model, three).detach()
+        outputs = model_outputs(model, three)
+    return outputs.detach(), capture.not_by_example
 
 
 def _random_vector(outputs: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ from tqdm.auto import tqdm
 
 from stages.curvature.capture import Capture, owners
 from stages.curvature.check import (
+    UnsupportedModelError,
     add_by_autograd,
     batch_size,
     compare_with_autograd,
     model_outputs,
+    warn_of_slowness,
 )
 from stages.curvature.draws import Draws
 from stages.curvature.likelihoods import LIKELIHOODS
@@ -174,7 +176,9 @@ class Estimation:
         self._seed = seed
         self._expand = True
         self._by_autograd: set[str] = set()
-        self._checked = False
+        self._unknown: set[str] = set()
+        self._not_by_example: set[str] = set()
+        self._checked = self._warned = False
         self._frozen = ExitStack()
         self.torn = False
         selected = _selected(model, parameters)
@@ -228,9 +232,11 @@ class Estimation:
             for name in dict.fromkeys([*self.sums.diagonal, *self.sums.outputs])
         }
         with torch.enable_grad():
-            self._expand, different = compare_with_autograd(self._model, batch, zeros)
-        self._by_autograd = different & self.sums.diagonal.keys()
-        for name in different & self.sums.outputs.keys():  # not a plain Linear after all
+            verdict = compare_with_autograd(self._model, batch, zeros)
+        self._expand, self._unknown, self._not_by_example = verdict.expand, verdict.unknown, verdict.not_by_example
+        self._by_autograd = verdict.wrong & self.sums.diagonal.keys()
+        self._unknown &= self.sums.diagonal.keys()
+        for name in verdict.wrong & self.sums.outputs.keys():  # not a plain Linear after all
             del self.sums.inputs[name], self.sums.outputs[name], self.sums.positions[name]
         self._checked = True
 
@@ -242,29 +248,38 @@ class Estimation:
             first: number of its first example among all examples, which its draws belong to; by default, examples are
                 numbered as they come.
         """
-        masks = [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
-        if not self.needs_gradients:
-            with torch.no_grad(), Capture(self._model, self.sums, batch_size(batch), masks):
-                self.torn = True
-                self._model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-        else:
+        if self.needs_gradients:
             if not self._checked:
                 self.check(batch)
-            diagonal = {name: total for name, total in self.sums.diagonal.items() if name not in self._by_autograd}
-            sums = Sums(diagonal, self.sums.inputs, self.sums.outputs, self.sums.positions)
-            with torch.enable_grad(), Capture(self._model, sums, batch_size(batch), masks, self._expand) as capture:
-                self.torn = bool(self.sums.inputs)
-                outputs = model_outputs(self._model, batch)
-                chosen = self._vectors(outputs.detach(), batch, self.sums.examples if first is None else first)
+            self._add_with_gradients(batch, self.sums.examples if first is None else first)
+        else:
+            with torch.no_grad(), Capture(self._model, self.sums, batch_size(batch), _masks(batch)):
                 self.torn = True
-                for position, vector in enumerate(chosen):
-                    capture.backward(outputs, vector, last=position == len(chosen) - 1)
-            if self._by_autograd:
-                by_autograd = {name: self.sums.diagonal[name] for name in self._by_autograd}
-                with torch.enable_grad():
-                    add_by_autograd(self._model, batch, by_autograd, chosen)
+                self._model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
         self.sums.examples += batch_size(batch)
         self.torn = False
+
+    def _add_with_gradients(self, batch: Mapping[str, Tensor], first: int) -> None:
+        by_hooks = {name: total for name, total in self.sums.diagonal.items() if name not in self._by_autograd}
+        sums = Sums(by_hooks, self.sums.inputs, self.sums.outputs, self.sums.positions)
+        capture = Capture(self._model, sums, batch_size(batch), _masks(batch), self._expand)
+        with torch.enable_grad(), capture:
+            self.torn = bool(self.sums.inputs)  # they are added to in the forward pass
+            outputs = model_outputs(self._model, batch)
+            self._refuse_changed_use(capture.not_by_example)
+            capture.leave_out(self._unknown)
+            chosen = self._vectors(outputs.detach(), batch, first)
+            self.torn = True
+            for position, vector in enumerate(chosen):
+                capture.backward(outputs, vector, last=position == len(chosen) - 1)
+        by_autograd = self._by_autograd | (self._unknown & (capture.arrived | capture.not_by_example))
+        if by_autograd:
+            if not self._warned:
+                warn_of_slowness(by_autograd)
+            self._warned = True
+            slow = {name: self.sums.diagonal[name] for name in sorted(by_autograd)}
+            with torch.enable_grad():
+                add_by_autograd(self._model, batch, slow, chosen)
 
     def result(self) -> CurvatureStatistics:
         """The means over what has been added; the sums stay as they are.
@@ -281,6 +296,20 @@ class Estimation:
             output_factors={name: total / examples for name, total in sums.outputs.items()},
         )
 
+    def _refuse_changed_use(self, not_by_example: set[str]) -> None:
+        """Hooks rely on modules that give an entry per example, as in the comparison with autograd, in every batch."""
+        new = not_by_example - self._not_by_example - self._by_autograd - self._unknown
+        if changed := sorted(new & self.sums.diagonal.keys()):
+            raise UnsupportedModelError(
+                f"the module of {changed[0]} sees each example once in one batch and not so in another (a router's "
+                "expert?); leave the parameter out"
+            )
+        if lacking := sorted(not_by_example & self.sums.outputs.keys()):
+            raise UnsupportedModelError(
+                f"the module of {lacking[0]} is not called example by example, so its K-FAC factors cannot be had; "
+                "leave the parameter out"
+            )
+
     def _vectors(self, outputs: Tensor, batch: Mapping[str, Tensor], first: int) -> list[Tensor]:
         """The vectors whose backward passes' squares add up to the batch's Fisher."""
         with torch.no_grad():
@@ -295,6 +324,11 @@ class Estimation:
                     draw = self._likelihood.sampled
             scale = self._samples**-0.5  # the squares of the draws are averaged
             return [draw(outputs, batch, Draws(self._seed, first, i)) * scale for i in range(self._samples)]
+
+
+def _masks(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """[B, T] each: which positions are no padding."""
+    return [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
 
 
 def _selected(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:

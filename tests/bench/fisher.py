@@ -73,7 +73,7 @@ def bench_gpu(repeats: int) -> str:
     if not torch.cuda.is_available():
         return "BERT-base on a GPU: not measured, there is none here"
     model = random_bert(BertConfig(id2label={0: "0", 1: "1"}))
-    model.to(torch.device("cuda"))
+    torch.nn.Module.to(model, "cuda")
     batches = [
         {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         for ids in torch.randint(1000, 30000, (8, 32, 128), generator=torch.Generator().manual_seed(0)).cuda()

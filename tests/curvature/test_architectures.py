@@ -9,7 +9,7 @@ import torch
 import transformers as t
 from torch import Tensor, nn
 
-from stages.curvature import diagonal_fisher
+from stages.curvature import UnsupportedModelError, diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 
 SMALL: dict[str, Any] = {
@@ -241,3 +241,62 @@ def test_adapters(adapter: str) -> None:
         found = diagonal_fisher(model, texts(), parameters=adapters)
     wanted = reference_fisher(model, texts())
     assert_same_fisher(found, {name: wanted[name] for name in adapters})
+
+
+class Experts(nn.Module):
+    """Every position goes through one of the experts, by the sign of its first entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, 4)
+        out = torch.zeros_like(tokens)
+        for expert, chosen in zip(self.experts, (tokens[:, 0] > 0, tokens[:, 0] <= 0, tokens[:, 0] > 99), strict=True):
+            if chosen.any():
+                out = out.index_put((chosen.nonzero()[:, 0],), expert(tokens[chosen]))
+        return self.head(out.reshape(x.shape).tanh().mean(1))
+
+
+SIGNS = {
+    "one position each": [[1, -1], [1, -1], [1, -1], [1, -1]],
+    "the first example at one expert only": [[1, 1], [-1, 1], [-1, -1], [1, -1]],
+    "as many positions as examples, but not one each": [[1, 1], [-1, -1], [1, 1], [-1, -1]],
+}
+
+
+@pytest.mark.parametrize("signs", SIGNS.values(), ids=SIGNS.keys())
+def test_experts_that_see_some_positions_only(signs: list[list[int]]) -> None:
+    x = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(1))
+    x[:, :, 0] = torch.tensor(signs) * 1.0
+    model = Experts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = diagonal_fisher(model, [{"x": x}])
+    wanted = reference_fisher(model, [{"x": x}])
+    assert float(wanted["experts.2.weight"].max()) == 0
+    assert float(wanted["experts.1.weight"].max()) > 0
+    assert_same_fisher(found, wanted)
+
+
+def test_an_expert_whose_use_changes_is_refused_by_name() -> None:
+    each, other = torch.ones(3, 2, 4), torch.ones(3, 2, 4)
+    each[:, 1] = -1
+    with pytest.raises(UnsupportedModelError, match=r"the module of experts\.0\.bias sees each example once in one"):
+        diagonal_fisher(Experts(), [{"x": each}, {"x": other}])
+
+
+def test_parameters_that_are_never_used_cost_nothing() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    torch.manual_seed(0)
+    assert_exact_by_hooks(Spare(), [{"x": torch.randn(5, 4)}])
