@@ -64,7 +64,7 @@ def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: 
         tolerance = max(TOLERANCE, 30 * torch.finfo(alone.dtype).eps)
         if not torch.allclose(together[:1], alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
             raise _mixing(f"the model ({type(model).__name__})")
-        unknown = {name for name in zeros if name not in gradients or not gradients[name].any()}
+        unknown = {name for name in zeros if name not in gradients or float(gradients[name].norm()) == 0}
         expanded = _different(zeros, gradients, tolerance)
         if not expanded:
             return Verdict(True, expanded, unknown, not_by_example)
@@ -117,7 +117,7 @@ def _different(found: Mapping[str, Tensor], gradients: Mapping[str, Tensor], tol
     different = set()
     for name, value in found.items():
         if name in gradients:
-            value.addcmul_(gradients[name], gradients[name], value=-5)
+            _add_square(value, gradients[name], -5)
         if not float(value.norm()) <= tolerance * norms[name] + negligible:
             different.add(name)
         value.zero_()
@@ -132,7 +132,16 @@ def add_by_autograd(
         own = [vector[b : b + 1] for vector in chosen]
         for gradients in gradients_of_one(model, rows_of(batch, b, b + 1), sums, own)[1]:
             for name, gradient in gradients.items():
-                sums[name].addcmul_(gradient, gradient)
+                _add_square(sums[name], gradient)
+
+
+def _add_square(total: Tensor, gradient: Tensor, factor: float = 1.0) -> None:
+    """Add factor · gradient² to `total`."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        total.index_add_(0, gradient.indices()[0], gradient.values().square(), alpha=factor)
+    else:
+        total.addcmul_(gradient, gradient, value=factor)
 
 
 def gradients_of_one(
@@ -147,11 +156,15 @@ def gradients_of_one(
         vectors: of its outputs' shape, at which backward passes start.
 
     Returns:
-        The outputs, and for every vector the gradients in float32 of those parameters that have one.
+        The outputs, and for every vector the gradients in float32 of those parameters that have one; sparse where
+        embeddings are only looked up.
     """
     own = {name: model.get_parameter(name) for name in names}
+    embeddings = [module for module in model.modules() if type(module) is nn.Embedding and not module.sparse]
     found = []
     try:
+        for embedding in embeddings:
+            embedding.sparse = True  # one example uses few rows of a large table
         for parameter in own.values():
             parameter.requires_grad_(True)
         outputs = model_outputs(model, example)
@@ -165,6 +178,8 @@ def gradients_of_one(
     finally:
         for parameter in own.values():
             parameter.requires_grad_(False)
+        for embedding in embeddings:
+            embedding.sparse = False
     return outputs.detach(), found
 
 
