@@ -3,13 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.curvature.rules import Call, Linear, Rule, positions, rule_for
-from stages.curvature.squares import add_squared_products
+from stages.curvature.squares import active_ranges, add_squared_products
 from stages.curvature.sums import Sums
 
 
@@ -107,7 +108,10 @@ class Capture:
                 output = output.detach().requires_grad_()
                 self._leaves.append(output)
             self._uses.update(names.values())
-            output.register_hook(lambda g: self._receive(call, names, g.detach()))
+            rule, x = rule_for(module), arguments[0] if arguments else None
+            if isinstance(rule, Linear) and isinstance(x, Tensor) and x.requires_grad and len(x) == self._examples:
+                return _LinearOutput.apply(x, output.detach(), self, rule, call, names)
+            output.register_hook(lambda g: self._receive(rule, call, names, g.detach()))
             return output
 
         return hook
@@ -126,9 +130,8 @@ class Capture:
             self._sums.inputs[name].addmm_(x.t(), x)
             self._sums.positions[name].add_(len(x))
 
-    def _receive(self, call: Call, names: dict[str, str], g: Tensor) -> None:
+    def _receive(self, rule: Rule, call: Call, names: dict[str, str], g: Tensor) -> None:
         """The gradient at a call's output has arrived."""
-        rule = rule_for(call.module)
         once: dict[str, Tensor] = {}
         for key, name in names.items():
             # By now the forward pass is over, so it is known which parameters are used more than once.
@@ -161,6 +164,39 @@ class Capture:
             for rule, call, g, key in uses:
                 gradient += rule.example(call, g, key, b)
             total.addcmul_(gradient, gradient)
+
+
+class _LinearOutput(torch.autograd.Function):
+    """A Linear's output, handed on; its backward pass leaves out the positions that have no gradient.
+
+    Behind a pooler of the first position, that is nearly all of them, up to the attention before it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, output: Tensor, capture: Capture, rule: Linear, call: Call, names: dict[str, str]
+    ) -> Tensor:
+        ctx.mark_dirty(output)  # returned as it is: not a view, which the model could not write into
+        ctx.details = capture, rule, call, names, x.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        capture, rule, call, names, dtype = ctx.details
+        shape = call.arguments[0].shape
+        g = positions(gradients[0])
+        active = active_ranges(g)
+        capture._receive(rule, replace(call, active=active), names, g)
+        with _full_precision(g):
+            weight = call.module.weight.detach()
+            used = sum(stop - start for start, stop in active) if active is not None else g.shape[0] * g.shape[1]
+            if active is None or 2 * used > g.shape[0] * g.shape[1]:
+                return rule.input_gradient(g, weight).to(dtype).reshape(shape), None, None, None, None, None
+            examples = [b for b, (start, stop) in enumerate(active) for _ in range(start, stop)]
+            places = [t for start, stop in active for t in range(start, stop)]
+            gradient = torch.zeros(*g.shape[:2], shape[-1], dtype=g.dtype, device=g.device)
+            gradient[examples, places] = rule.input_gradient(g[examples, places], weight)
+            return gradient.to(dtype).reshape(shape), None, None, None, None, None
 
 
 def owners(model: nn.Module, names: Collection[str]) -> dict[nn.Module, dict[str, str]]:

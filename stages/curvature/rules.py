@@ -29,6 +29,7 @@ class Call:
     keywords: Mapping[str, Any]
     examples: int
     replay: Callable[[], AbstractContextManager[None]]  # calls of the module inside it are not observed
+    active: list[tuple[int, int]] | None = None  # the positions with a gradient, if known; see `active_ranges`
 
     @property
     def x(self) -> Tensor:
@@ -53,7 +54,7 @@ class Linear:
     def squares(self, call: Call, g: Tensor, sums: Mapping[str, Tensor]) -> None:
         g = positions(g)  # once: it copies what attention has transposed
         if "weight" in sums:
-            add_squared_products(sums["weight"], *self.sides(call, g), active_ranges(g))
+            add_squared_products(sums["weight"], *self.sides(call, g), call.active or active_ranges(g))
         if "bias" in sums:
             sums["bias"].add_(g.sum(1, dtype=torch.float32).square_().sum(0))
 
@@ -71,6 +72,10 @@ class Linear:
         """The numbers of inputs and of outputs."""
         return weight.shape[1], weight.shape[0]
 
+    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
+        """The gradient [..., in] at the input, from g [..., out]."""
+        return g @ weight.to(g.dtype)
+
 
 class Conv1D(Linear):
     """transformers' Conv1D (GPT-2): a Linear whose weight is stored transposed, [in, out]."""
@@ -81,6 +86,9 @@ class Conv1D(Linear):
 
     def sizes(self, weight: Tensor) -> tuple[int, int]:
         return weight.shape[0], weight.shape[1]
+
+    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
+        return g @ weight.t().to(g.dtype)
 
 
 class LayerNorm:

@@ -45,27 +45,39 @@ def make_batches(batch_size: int) -> list[dict[str, torch.Tensor]]:
 
 
 def bench(repeats: int) -> str:
-    """Tables for 2 and 4 classes, in batches of 16, with the rivals, and of 32."""
+    """For 2 and 4 classes, in batches of 16 and of 32: this engine beside a training step."""
     tables = []
     for classes in (2, 4):
         model = minilm(classes)
         for batch_size in (16, 32):
-            batches = make_batches(batch_size)
-            candidates: dict[str, Callable[[], object]] = {
-                "training step": partial(training_step, model, batches),
-                "exact Fisher": partial(diagonal_fisher, model, batches),
-                "sketched Fisher": partial(diagonal_fisher, model, batches, estimator="sketch"),
-            }
-            remarks: dict[str, str] = {}
-            if batch_size == 16:
-                rivals, remarks = usable_rivals(model, batches)
-                candidates |= rivals
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                seconds = medians(candidates, repeats, SLOW)
-            title = f"MiniLM's shape, {EXAMPLES} sentences, {classes} classes, batches of {batch_size}, {where(model)}"
-            tables.append(table(title, seconds, "training step", remarks))
+            seconds = medians(_engine(model, make_batches(batch_size)), repeats)
+            tables.append(table(_title(model, classes, batch_size), seconds, "training step"))
     return "\n\n".join(tables)
+
+
+def bench_rivals(repeats: int) -> str:
+    """For 2 and 4 classes, in batches of 16: the same beside the other libraries."""
+    tables = []
+    for classes in (2, 4):
+        model, batches = minilm(classes), make_batches(16)
+        rivals, remarks = usable_rivals(model, batches)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            seconds = medians(_engine(model, batches) | rivals, repeats, SLOW)
+        tables.append(table(_title(model, classes, 16), seconds, "training step", remarks))
+    return "\n\n".join(tables)
+
+
+def _engine(model: BertForSequenceClassification, batches: Batches) -> dict[str, Callable[[], object]]:
+    return {
+        "training step": partial(training_step, model, batches),
+        "exact Fisher": partial(diagonal_fisher, model, batches),
+        "sketched Fisher": partial(diagonal_fisher, model, batches, estimator="sketch"),
+    }
+
+
+def _title(model: BertForSequenceClassification, classes: int, batch_size: int) -> str:
+    return f"MiniLM's shape, {EXAMPLES} sentences, {classes} classes, batches of {batch_size}, {where(model)}"
 
 
 def bench_gpu(repeats: int) -> str:

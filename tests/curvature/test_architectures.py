@@ -176,6 +176,26 @@ def test_shared_layers_and_tied_weights(classes: int) -> None:
     assert_exact_by_hooks(model, batches)
 
 
+@pytest.mark.parametrize("pool", ["first", "mean"])
+def test_outputs_that_are_written_into_and_positions_without_gradient(pool: str) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(9, 6)
+            self.mix, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            h = self.embedding(ids)
+            h = h + self.mix(h).mean(1, keepdim=True)
+            h = h + self.down(self.up(h).relu_().mul_(2)).tanh_()
+            return self.head(h[:, 0] if pool == "first" else h.mean(1))
+
+    torch.manual_seed(0)
+    batches = [{"ids": torch.randint(9, (4, 5))}, {"ids": torch.randint(9, (3, 7))}]
+    assert_exact_by_hooks(Block(), batches)
+
+
 def test_a_parameter_used_behind_the_modules_back_is_exact_and_announced() -> None:
     class Sly(nn.Module):
         def __init__(self) -> None:
