@@ -38,6 +38,8 @@ from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
 
 LAUNCHER = "FISHER_LAUNCHER"  # environment variable: "torchrun --nproc-per-node 4", "accelerate launch", …
 
+NO_MEMORY = "one example does not fit into memory; lower the task's max_length, or use another device"
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -85,7 +87,8 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
     encoded = kind.encode(tokenizer, frame, task, kind.position_limit(model))
     order = kind.by_length(encoded)
     processes = PartialState(cpu=compute_device().type == "cpu")
-    code = [tree_sha256(Path(__file__)), tree_sha256(Path(__file__).parent / "curvature")]
+    here = Path(__file__).parent
+    code = [tree_sha256(file) for file in [Path(__file__), *sorted((here / "curvature").glob("*.py"))]]
     identity = {**card, "processes": processes.num_processes, "device": processes.device.type, "code": code}
     progress = Progress(out, f"process-{processes.process_index}", identity | settings.model_dump())
 
@@ -143,7 +146,10 @@ def add_share(
     size = settings.batch_size
     starts = range(processes.process_index * size, examples, processes.num_processes * size)
     autocast = torch.autocast(processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
-    estimation.check(batch(0, min(2, examples)))  # on the same examples whatever was saved, and in every process
+    try:
+        estimation.check(batch(0, min(2, examples)))  # on the same examples whatever was saved, and in every process
+    except (RuntimeError, MemoryError) as error:
+        raise (InputError(NO_MEMORY) if out_of_memory(error) else error) from None
     done, rows = _take_up(estimation, progress, size)
     with tqdm(
         total=sum(min(size, examples - start) for start in starts),
@@ -162,9 +168,7 @@ def add_share(
                 if not out_of_memory(error):
                     raise
                 if rows == 1:
-                    raise InputError(
-                        "one example does not fit into memory; lower the task's max_length, or use another device"
-                    ) from None
+                    raise InputError(NO_MEMORY) from None
                 rows //= 2
                 whole = not estimation.torn and start == starts[done]
             else:
