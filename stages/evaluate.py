@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, TensorFiles, atomic_directory, read_json, write_json
+from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, atomic_directory, read_json, write_json
 from stages.command import run_stage
 from stages.errors import InputError
-from stages.params import EnsembleBaseline, load_params
+from stages.params import Ensemble, load_params
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import classification_metrics
+from stages.tensors import TensorFiles
 
 
 def evaluate(name: str) -> None:
@@ -27,7 +28,7 @@ def evaluate(name: str) -> None:
     if name not in params.models and merge is None:
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
     tasks = [TaskData.open(TASKS / task) for task in params.tasks]
-    if isinstance(merge, EnsembleBaseline):
+    if merge is not None and isinstance(merge.options, Ensemble):
         λ = {model: merge.coefficients[model] / sum(merge.coefficients.values()) for model in merge.models}
         predictions = ensemble({model: EVAL / model for model in merge.models}, λ)
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
@@ -50,17 +51,19 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
     from stages.device import compute_device
 
     parts = []
-    for task, model in _models_by_task(checkpoint, tasks):
+    device = compute_device()
+    for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
         frame = task.read("test")
-        logits = kind.predict(model, kind.load_tokenizer(checkpoint), frame, task, compute_device())
+        examples = kind.tokenize(kind.load_tokenizer(checkpoint), frame, task, kind.position_limit(model), device)
+        logits = kind.predict(model.to(device), examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
         parts.append(pd.DataFrame({"task": task.name, "label": frame["label"], "logits": list(logits)}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
+def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
     """Each task that the checkpoint can do, with the model for it: one for all, or one per task if it keeps heads."""
     card = read_json(checkpoint / CHECKPOINT_CARD)
     if card["origin"].get("heads") == "each":

@@ -17,12 +17,9 @@ from stages.artifacts import (
     CHECKPOINT_CARD,
     CONFIGURATION_FILES,
     FORMAT_VERSION,
-    TensorFiles,
     atomic_directory,
     copy_files,
-    fingerprint,
     write_json,
-    write_tensors,
 )
 from stages.command import run_stage
 from stages.device import compute_device
@@ -32,6 +29,7 @@ from stages.params import FinetuneSettings, load_params
 from stages.paths import FINETUNED, SOURCES, TASKS, TRAINING
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData, draw_examples
+from stages.tensors import TensorFiles, fingerprint, write_tensors
 
 
 def finetune(name: str) -> None:
@@ -98,6 +96,7 @@ def train(
             callbacks=[_TrainingCurves(live)],
         )
         trainer.train()
+        evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
         for file in sorted((Path(scratch) / "live" / "plots" / "metrics").rglob("*.tsv")):
             relative = file.relative_to(Path(scratch) / "live" / "plots" / "metrics")
             (curves / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +110,7 @@ def train(
         "method": "finetuned",
         "base": base.name,
         "examples": len(frame),
+        "validation_accuracy": evaluations[-1]["eval_accuracy"],
         **settings.model_dump(exclude={"examples"}),
     }
     _write_card(out, task, model.base_model_prefix, origin)

@@ -17,13 +17,10 @@ from stages.artifacts import (
     ADAM,
     FISHER_CARD,
     FORMAT_VERSION,
-    TensorFiles,
     atomic_directory,
-    fingerprint,
     library_versions,
     tree_sha256,
     write_json,
-    write_tensors,
 )
 from stages.command import run_stage
 from stages.curvature import Estimation
@@ -35,6 +32,7 @@ from stages.paths import FINETUNED, FISHERS, TASKS
 from stages.progress import Progress
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
+from stages.tensors import TensorFiles, fingerprint, write_tensors
 
 LAUNCHER = "FISHER_LAUNCHER"  # environment variable: "torchrun --nproc-per-node 4", "accelerate launch", …
 

@@ -1,32 +1,37 @@
-"""merge-NAME: the merge's checkpoints and Fishers → models/merged/NAME/."""
+"""merge-NAME: the merge's checkpoints, what its method needs of them, and λ → models/merged/NAME/."""
 
 from tqdm import tqdm
 
+from stages.artifacts import read_json
 from stages.command import run_stage
 from stages.errors import InputError
-from stages.merging import Fisher, merge_checkpoints
-from stages.params import EnsembleBaseline, load_params
-from stages.paths import FINETUNED, FISHERS, MERGED
-from stages.plan import check_plan
+from stages.merging import merge_checkpoints
+from stages.params import Ensemble, load_params
+from stages.paths import FINETUNED, MERGED, SEARCH
+from stages.plan import base_directory, check_plan, statistics_directories
 
 
 def merge(name: str) -> None:
-    """Merge the models of the merge `name`."""
+    """Merge the models of the merge `name`, with the λ that its search has found if it has one."""
     params = load_params()
     if name not in params.merges:
         raise InputError(f"params.yaml: merges: there is no merge {name!r}")
     check_plan(params)  # a merge that DVC does not run with all its inputs would be a wrong result
     section = params.merges[name]
-    if isinstance(section, EnsembleBaseline):
+    if isinstance(section.options, Ensemble):
         raise InputError(f"params.yaml: merges.{name}: an ensemble is evaluated, not merged")
+    found = SEARCH / name / "coefficients.json"
     with tqdm(desc=f"merge {name}", unit="value", unit_scale=True) as bar:
         merge_checkpoints(
             {model: FINETUNED / model for model in section.models},
             MERGED / name,
-            method=section,
-            coefficients=section.coefficients,
-            statistics={model: FISHERS / model for model in section.models} if isinstance(section, Fisher) else None,
+            method=section.options,
+            coefficients=section.coefficients if section.search is None else read_json(found)["coefficients"],
+            statistics=statistics_directories(section),
+            base=base_directory(section, params),
             heads=section.heads,
+            precision=section.precision,
+            max_shard_size=section.max_shard_size,
             progress=bar.update,
         )
 

@@ -11,40 +11,104 @@ from typing import Any
 
 from stages.command import run_stage
 from stages.errors import InputError
-from stages.params import PARAMS_FILE, EnsembleBaseline, Fisher, Merge, Params, load_params
-from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, TASKS
+from stages.params import PARAMS_FILE, Ensemble, Merge, Params, Statistic, Uncertainty, load_params
+from stages.paths import EVAL, FINETUNED, FISHERS, GRAM, KFAC, MERGED, SEARCH, SOURCES, TASKS
 
 PLAN_FILE = Path("models/dvc.yaml")
-EVALUATION_CODE = (
-    "stages/evaluate.py",
-    "stages/tasks/data.py",
-    "stages/tasks/metrics.py",
-    "stages/tasks/text_classification.py",
-)
+TASK_CODE = ("stages/tasks/data.py", "stages/tasks/text_classification.py")
+ESTIMATION_CODE = ("stages/curvature", *TASK_CODE)
+EVALUATION_CODE = ("stages/evaluate.py", "stages/tasks/metrics.py", *TASK_CODE)
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
 """
+STATISTICS: dict[Statistic, Path] = {"diagonal": FISHERS, "kfac": KFAC, "gram": GRAM}
+FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge needs them
 
 
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
-    """The stages of all merges, by name, as they stand in models/dvc.yaml."""
+    """The stages of all merges, and of the factors that they need, by name, as they stand in models/dvc.yaml."""
     stages: dict[str, dict[str, Any]] = {}
+    for kind in FACTORS:
+        merges = [merge for merge in params.merges.values() if kind in merge.options.statistics]
+        for model in sorted({model for merge in merges for model in merge.models}):
+            stages[f"{kind}-{model}"] = _factors_stage(kind, model, params)
     for name, merge in params.merges.items():
-        if not isinstance(merge, EnsembleBaseline):
-            stages[f"merge-{name}"] = _merge_stage(name, merge)
+        if merge.search is not None:
+            stages[f"search-{name}"] = _search_stage(name, merge, params)
+        if not isinstance(merge.options, Ensemble):
+            stages[f"merge-{name}"] = _merge_stage(name, merge, params)
         stages[f"evaluate-{name}"] = _evaluate_stage(name, merge, params)
     return stages
 
 
-def _merge_stage(name: str, merge: Merge) -> dict[str, Any]:
-    needs_fisher = isinstance(merge, Fisher)
+def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
+    """Model → the directories of the statistics that the merge's method needs of it."""
+    needed = {model: [STATISTICS[kind] / model for kind in merge.options.statistics] for model in merge.models}
+    if isinstance(merge.options, Uncertainty) and merge.options.prior is not None:
+        needed.setdefault(merge.options.prior, [FISHERS / merge.options.prior])
+    return needed
+
+
+def base_directory(merge: Merge, params: Params) -> Path | None:
+    """The weights that the merge's models were fine-tuned from, if its method needs them."""
+    return SOURCES / params.base_of(merge) if merge.options.needs_base else None
+
+
+def search_tasks(merge: Merge, params: Params) -> list[str]:
+    """The tasks on whose validation splits the merge's λ are scored."""
+    assert merge.search is not None
+    own = {params.models[model].task for model in merge.models}
+    return merge.search.tasks or [task for task in params.tasks if task in own]
+
+
+def _merge_inputs(merge: Merge, params: Params) -> list[str]:
+    base = base_directory(merge, params)
+    return [
+        *(str(FINETUNED / model) for model in merge.models),
+        *(str(directory) for places in statistics_directories(merge).values() for directory in places),
+        *([str(base)] if base is not None else []),
+    ]
+
+
+def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
+    return {
+        "wdir": "..",
+        "cmd": f"python -m stages.{kind} {model}",
+        "params": ["fisher", f"models.{model}"],
+        "deps": [
+            str(FINETUNED / model),
+            str(TASKS / params.models[model].task),
+            f"stages/{kind}.py",
+            *ESTIMATION_CODE,
+        ],
+        "outs": [str(STATISTICS[kind] / model)],
+    }
+
+
+def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
+    return {
+        "wdir": "..",
+        "cmd": f"python -m stages.search {name}",
+        "params": [f"merges.{name}"],
+        "deps": [
+            *_merge_inputs(merge, params),
+            *(str(TASKS / task) for task in search_tasks(merge, params)),
+            "stages/search.py",
+            "stages/merging",
+            *EVALUATION_CODE[1:],
+        ],
+        "outs": [str(SEARCH / name)],
+    }
+
+
+def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     return {
         "wdir": "..",
         "cmd": f"python -m stages.merge {name}",
         "params": [f"merges.{name}"],
         "deps": [
-            *(str(FINETUNED / model) for model in merge.models),
-            *(str(FISHERS / model) for model in merge.models if needs_fisher),
+            *_merge_inputs(merge, params),
+            *([str(SEARCH / name)] if merge.search is not None else []),
             "stages/merge.py",
             "stages/merging",
         ],
@@ -53,7 +117,7 @@ def _merge_stage(name: str, merge: Merge) -> dict[str, Any]:
 
 
 def _evaluate_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
-    if isinstance(merge, EnsembleBaseline):
+    if isinstance(merge.options, Ensemble):
         inputs = [str(EVAL / model) for model in merge.models]
         settings = {"params": [f"merges.{name}"]}
     else:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.artifacts import PARTIAL_PREFIX, tensor_digest
+from stages.artifacts import PARTIAL_PREFIX
+from stages.tensors import tensor_digest
 
 if TYPE_CHECKING:
     import torch

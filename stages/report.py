@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from stages.artifacts import atomic_directory, read_json
 from stages.command import run_stage
-from stages.params import EnsembleBaseline, Params, load_params
+from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, REPORT
 from stages.plan import check_plan
 
@@ -46,7 +46,7 @@ def report() -> None:
 def _roles(params: Params) -> dict[str, str]:
     """What is evaluated, by name; from params.yaml, since old results of deleted merges may still lie on the disk."""
     merges = {
-        name: "baseline" if isinstance(merge, EnsembleBaseline) else "merge" for name, merge in params.merges.items()
+        name: "baseline" if isinstance(merge.options, Ensemble) else "merge" for name, merge in params.merges.items()
     }
     return dict.fromkeys(params.models, "model") | merges
 

@@ -6,18 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import (
-    TensorFiles,
-    TensorSpec,
-    TensorWriter,
-    atomic_directory,
-    fingerprint,
-    read_json,
-    tree_sha256,
-    write_json,
-    write_tensors,
-)
+from stages.artifacts import atomic_directory, read_json, tree_sha256, write_json
 from stages.errors import InputError
+from stages.tensors import TensorFiles, TensorSpec, TensorWriter, fingerprint, write_tensors
 
 TENSORS = {
     "a.weight": torch.randn(7, 5),
@@ -43,9 +34,12 @@ def test_written_in_pieces_and_shards(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.randn(10, 10) for i in range(5)}
     specs = {name: TensorSpec("float32", (10, 10)) for name in tensors}
     with TensorWriter(tmp_path, "model", specs, max_shard_bytes=900) as writer:
-        for name in writer.names:
-            for piece in tensors[name].reshape(-1).split(33):
+        # In any order, also in turn.
+        for pieces in zip(*(tensors[name].reshape(-1).split(33) for name in reversed(tensors)), strict=True):
+            for name, piece in zip(reversed(tensors), pieces, strict=True):
                 writer.write(name, piece)
+        written = writer.fingerprint()
+    assert written == fingerprint(TensorFiles(tmp_path))
     assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
     files = TensorFiles(tmp_path)
     for name, tensor in tensors.items():
@@ -61,9 +55,13 @@ def test_an_unfinished_tensor_is_an_error(tmp_path: Path) -> None:
     with TensorWriter(tmp_path, "model", {"t": TensorSpec("float32", (4,))}) as writer:
         with pytest.raises(ValueError, match="do not fit"):
             writer.write("t", torch.zeros(5))
-        with pytest.raises(ValueError, match="is not the next"):
-            TensorWriter(tmp_path, "model", {"t": TensorSpec("float32", (4,))}).write("u", torch.zeros(1))
+        with pytest.raises(KeyError, match="u"):
+            writer.write("u", torch.zeros(1))
+        with pytest.raises(ValueError, match="float64 do not fit"):
+            writer.write("t", torch.zeros(1, dtype=torch.float64))
         writer.write("t", torch.zeros(4))
+        with pytest.raises(ValueError, match="do not fit"):
+            writer.write("t", torch.zeros(1))
 
 
 def test_fingerprint_is_of_contents(tmp_path: Path) -> None:
@@ -75,8 +73,8 @@ def test_fingerprint_is_of_contents(tmp_path: Path) -> None:
         for name, tensor in TENSORS.items()
     }
     with TensorWriter(tmp_path / "shards", "model", specs, max_shard_bytes=40) as writer:
-        for name in writer.names:
-            writer.write(name, TENSORS[name])
+        for name, tensor in TENSORS.items():
+            writer.write(name, tensor)
     save_file({**TENSORS, "c": TENSORS["c"] + 1}, tmp_path / "changed/model.safetensors")
     renamed = {("A" if name == "a.weight" else name): tensor for name, tensor in TENSORS.items()}
     save_file(renamed, tmp_path / "renamed/model.safetensors")

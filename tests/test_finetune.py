@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import TensorFiles, fingerprint, read_json
+from stages.artifacts import read_json
 from stages.errors import InputError
 from stages.finetune import bring_in, second_moments, train
 from stages.params import FinetuneSettings, Task
 from stages.tasks.data import TaskData, write_task
+from stages.tensors import TensorFiles, fingerprint
 from tests.tiny import save_base, sentiment_table, tiny_bert
 
 

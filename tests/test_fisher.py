@@ -8,16 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import TensorFiles, fingerprint, read_json, tree_sha256
+from stages.artifacts import read_json, tree_sha256
 from stages.curvature import Estimation, diagonal_fisher
 from stages.curvature.capture import Capture
 from stages.curvature.estimation import Estimator
 from stages.errors import InputError
 from stages.fisher import estimate
-from stages.merging.inputs import Checkpoint, open_fisher
+from stages.merging.inputs import Checkpoint, open_statistic
 from stages.params import FisherSettings
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_tokenizer
+from stages.tensors import TensorFiles, fingerprint
 from tests.project import Project, tiny_params
 from tests.test_finetune import make_task
 from tests.tiny import tiny_bert
@@ -54,7 +55,7 @@ def test_its_card(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
     assert (card["examples"], card["estimator"], card["likelihood"]) == (40, "exact", "categorical")
     unused = card["tensors"]["bert.embeddings.token_type_embeddings.weight"]
     assert unused["zeros"] == 0.5  # single sentences never use the second type
-    open_fisher(out, Checkpoint(checkpoint))
+    open_statistic("diagonal", out).verify(Checkpoint(checkpoint))
 
 
 def test_bfloat16_is_the_same_fisher_rounded(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
@@ -253,7 +254,7 @@ def test_adams_moments_as_a_fisher(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in kept.items())
     assert all(float(value.min()) >= 0 for value in found.values())
     assert read_json(fisher / "fisher.json")["estimator"] == "adam"
-    open_fisher(fisher, Checkpoint(checkpoint))
+    open_statistic("diagonal", fisher).verify(Checkpoint(checkpoint))
 
 
 def test_moments_that_were_not_kept_are_an_error(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:

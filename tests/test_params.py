@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from stages.errors import InputError
-from stages.params import FinetuneSettings, FisherMerge, FisherSettings, Params, Task, load_params, parse_params
+from stages.params import (
+    METHODS,
+    FinetuneSettings,
+    FisherSettings,
+    Merge,
+    Params,
+    Search,
+    Task,
+    load_params,
+    parse_params,
+)
 
 CONTENT: dict[str, Any] = {
     "sources": {"base": {"path": "base", "sha256": 64 * "0"}},
@@ -86,11 +96,11 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["merges"]["both"].update(coefficients={}), "merges.both.coefficients = {}: .*at least 1"),
         (
             lambda c: c["merges"]["both"].update(method="fischer"),
-            "both.method = 'fischer': unknown method; allowed: ens",
+            "both.method = 'fischer': unknown method; allowed: dare, ensemble, fisher",
         ),
         (
             lambda c: c["merges"]["both"].pop("method"),
-            "merges.both.method: missing; allowed: ensemble, fisher, isotropic",
+            "merges.both.method: missing; allowed: dare, ensemble, fisher",
         ),
         (
             lambda c: c["merges"]["both"].update(target="three"),
@@ -163,8 +173,29 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "precision": "float32",
         "dtype": "float32",
     }
-    merge = FisherMerge(method="fisher", coefficients={"a": 1.0}).model_dump(exclude={"method", "coefficients"})
-    assert merge == {"floor": 1e-6, "favor_target": True, "normalize": "l2", "target": None, "heads": "merge"}
+    merge = Merge.model_validate({"method": "fisher", "coefficients": {"a": 1.0}})
+    assert merge.model_dump(exclude={"coefficients", "options"}) == {
+        "target": None,
+        "heads": "merge",
+        "precision": "float32",
+        "max_shard_size": "5GB",
+        "search": None,
+    }
+    search = Search(sampler="simplex").model_dump(exclude={"sampler"})
+    assert search == {"points": 50, "metric": "accuracy", "tasks": None, "normalize": False, "seed": 0}
+    weighted = {"floor": 1e-6, "favor_target": True, "normalize": "l2"}
+    assert {name: options().model_dump(exclude={"method"}) for name, options in METHODS.items()} == {
+        "isotropic": {},
+        "fisher": weighted,
+        "regmean": {"alpha": 0.9},
+        "kfac": {**weighted, "damping": 0.0, "iterations": 20, "tolerance": 1e-6},
+        "uncertainty": {"scale": 1.0, "delta": 1e-6, "prior": None},
+        "task_arithmetic": {"scale": 1.0},
+        "ties": {"scale": 1.0, "density": 0.2, "trim": "tensor"},
+        "dare": {"scale": 1.0, "density": 0.5, "seed": 0},
+        "slerp": {},
+        "ensemble": {},
+    }
     task = Task(source="s", file="f", labels=["a", "b"]).model_dump(exclude={"source", "file", "labels"})
     assert task == {
         "kind": "text-classification",

@@ -76,7 +76,8 @@ def test_the_command_line(in_project: Project) -> None:
     wrong = in_project.stage("stages.merge", "fisher")
     assert wrong.returncode == 1
     assert wrong.stderr == (
-        "error: params.yaml: merges.fisher.method = 'fischer': unknown method; allowed: ensemble, fisher, isotropic\n"
+        "error: params.yaml: merges.fisher.method = 'fischer': unknown method; allowed: "
+        "dare, ensemble, fisher, isotropic, kfac, regmean, slerp, task_arithmetic, ties, uncertainty\n"
     )
 
 

@@ -1,6 +1,17 @@
 """Merge rules on tensors, and the streamed merge of checkpoints; knows nothing of DVC."""
 
 from stages.merging.checkpoints import merge_checkpoints
-from stages.params import Fisher, Isotropic
+from stages.params import Dare, Fisher, Isotropic, Kfac, Regmean, Slerp, TaskArithmetic, Ties, Uncertainty
 
-__all__ = ["Fisher", "Isotropic", "merge_checkpoints"]
+__all__ = [
+    "Dare",
+    "Fisher",
+    "Isotropic",
+    "Kfac",
+    "Regmean",
+    "Slerp",
+    "TaskArithmetic",
+    "Ties",
+    "Uncertainty",
+    "merge_checkpoints",
+]

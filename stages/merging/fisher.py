@@ -1,12 +1,19 @@
 """The Fisher merge: averaging weighted by each model's diagonal Fisher, per parameter."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from stages.errors import InputError
+from stages.merging.inputs import StatisticFiles, bad_value
+from stages.merging.models import Models, Rule
+from stages.merging.streaming import chunks, on_all_cores
+from stages.params import FisherWeighted
 
-def fisher_average(
+
+def fisher_average_(
     values: Sequence[Tensor], fishers: Sequence[Tensor], coefficients: Sequence[float], floors: Sequence[float]
 ) -> Tensor:
     """θ_j = Σ_i c_i max(F_ij, floor_i) θ_ij / Σ_i c_i max(F_ij, floor_i) (Matena & Raffel 2022, eq. 5).
@@ -15,20 +22,91 @@ def fisher_average(
     back without rounding. Where every weight is zero, the first model's value stands.
 
     Args:
-        values: θ_i, one tensor per model, of one shape, in the precision to compute in; the target first.
+        values: θ_i, one tensor per model, of one shape, in the precision to compute in; the target first. They are
+            overwritten, and so are the Fishers.
         fishers: F_i ≥ 0, of the same shape.
         coefficients: c_i ≥ 0: λ_i, divided by ‖F_i‖₂ where Fishers are normalised.
         floors: per model; their reference code floors the target's at 1e-6 and the others' not at all.
+
+    Returns:
+        θ, in the place of θ_1.
     """
-    total = _weight(fishers[0], coefficients[0], floors[0])
-    shift = torch.zeros_like(values[0])
+    first = values[0]
+    total = fishers[0].clamp_min_(floors[0]).mul_(coefficients[0])
+    shift = None
     for value, fisher, coefficient, floor in zip(values[1:], fishers[1:], coefficients[1:], floors[1:], strict=True):
-        weight = _weight(fisher, coefficient, floor)
-        shift.addcmul_(torch.sub(value, values[0]), weight)
+        weight = fisher.clamp_min_(floor).mul_(coefficient)
+        part = value.sub_(first).mul_(weight)
+        shift = part if shift is None else shift.add_(part)
         total.add_(weight)
-    # A shift is only ever zero where the total is: dividing it by anything else gives 0 there.
-    return shift.div_(torch.where(total == 0, 1, total)).add_(values[0])
+    if shift is None:
+        return first
+    # Where the total is zero so is the shift, and zero over the least positive number is zero.
+    return first.add_(shift.div_(total.clamp_min_(torch.finfo(total.dtype).tiny)))
 
 
-def _weight(fisher: Tensor, coefficient: float, floor: float) -> Tensor:
-    return torch.clamp_min(fisher, floor).mul_(coefficient)
+def fisher_average(
+    values: Sequence[Tensor], fishers: Sequence[Tensor], coefficients: Sequence[float], floors: Sequence[float]
+) -> Tensor:
+    """`fisher_average_` that leaves values and Fishers as they are."""
+    return fisher_average_(
+        [value.clone() for value in values], [fisher.clone() for fisher in fishers], coefficients, floors
+    )
+
+
+def fisher_coefficients(options: FisherWeighted, models: Models) -> list[float]:
+    """c_i: λ_i, divided by ‖F_i‖₂ if the options say so."""
+    norms = [fisher_norm(files, sorted(models.averaged)) for files in models.statistics["diagonal"]]
+    if options.normalize == "none":
+        return list(models.coefficients)
+    return [λ / norm for λ, norm in zip(models.coefficients, norms, strict=True)]
+
+
+def floors(options: FisherWeighted, models: Models) -> list[float]:
+    """Per model: the target's floor, and the others'."""
+    return [options.floor if i == 0 or not options.favor_target else 0.0 for i in range(len(models.coefficients))]
+
+
+def rule(options: FisherWeighted, models: Models) -> Rule:
+    """Every parameter by `fisher_average_`."""
+    fishers = [statistic.tensors for statistic in models.statistics["diagonal"]]
+    coefficients, least = fisher_coefficients(options, models), floors(options, models)
+
+    def merged(name: str) -> Iterator[Tensor]:
+        for both in models.chunks(name, [*models.checkpoints, *fishers]):
+            yield fisher_average_(both[: len(fishers)], both[len(fishers) :], coefficients, least)
+
+    return merged
+
+
+def fisher_norm(fisher: StatisticFiles, names: Sequence[str]) -> float:
+    """‖F‖₂ over the named tensors: from the card where it has the norms, else summed in float64.
+
+    Raises:
+        InputError: all entries are zero; or, where they must be read, one is negative or not finite.
+    """
+    summaries = fisher.card.get("tensors", {})
+    norms = (
+        [summaries[name]["norm"] for name in names]
+        if all("norm" in summaries.get(name, {}) for name in names)
+        else list(on_all_cores(lambda name: _tensor_norm(fisher, name), names))
+    )
+    norm = math.hypot(*norms)
+    if names and norm == 0:
+        raise InputError(
+            f"{fisher.tensors.file}: is zero everywhere; the model's outputs do not depend on its parameters"
+        )
+    return norm or 1.0
+
+
+def _tensor_norm(fisher: StatisticFiles, name: str) -> float:
+    norms = []
+    for (chunk,) in chunks([(fisher.tensors, name)], torch.float32):
+        if chunk.numel():
+            low, high = torch.aminmax(chunk)
+            if not (low >= 0 and torch.isfinite(high)):
+                raise InputError(
+                    f"{fisher.tensors.file}: tensor {name} has {bad_value(chunk)} entry; estimate this Fisher again"
+                )
+            norms.append(float(torch.linalg.vector_norm(chunk, dtype=torch.float64)))
+    return math.hypot(*norms)

@@ -1,10 +1,18 @@
-"""What goes into a merge: checkpoint directories and Fisher directories, checked against each other."""
+"""What goes into a merge: checkpoints, statistics and the base, checked against each other."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stages.artifacts import CHECKPOINT_CARD, FISHER_CARD, FORMAT_VERSION, TensorFiles, fingerprint, read_json
+from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, read_json
 from stages.errors import InputError
+from stages.params import Statistic
+from stages.statistics import STEMS
+from stages.tensors import TensorFiles, TensorSpec, fingerprint
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Checkpoint:
@@ -61,56 +69,85 @@ class Checkpoint:
         return tokenizer.get("model", {}).get("vocab"), tokenizer.get("added_tokens")
 
 
-def open_fisher(directory: Path, checkpoint: Checkpoint) -> tuple[TensorFiles, dict[str, object]]:
-    """A Fisher directory's tensors and card, after checking that it is `checkpoint`'s and whole.
+class BaseWeights:
+    """The weights that models were fine-tuned from: a checkpoint of the same body, with or without a head.
+
+    Attributes:
+        tensors: its weights, mapped.
+    """
+
+    def __init__(self, directory: Path, prefix: str) -> None:
+        self.tensors = TensorFiles(directory)
+        self._prefix = f"{prefix}."
+
+    def name_of(self, name: str) -> str | None:
+        """What the base calls the model's tensor `name`; None if it has no such tensor."""
+        for candidate in (name, name.removeprefix(self._prefix)):
+            if candidate in self.tensors.specs:
+                return candidate
+        return None
+
+    def check(self, specs: Mapping[str, TensorSpec]) -> None:
+        """Refuse a base that has none of a model's tensors, or one of another shape."""
+        found = {name: own for name in specs if (own := self.name_of(name)) is not None}
+        if not found:
+            raise InputError(f"{self.tensors.file}: has none of the models' tensors; it is not their base")
+        for name, own in found.items():
+            shape = self.tensors.specs[own].shape
+            if shape != specs[name].shape:
+                raise InputError(
+                    f"{self.tensors.file}: tensor {own} has the shape {list(shape)}, but the models' have "
+                    f"{list(specs[name].shape)}; it is not the base of these models"
+                )
+
+
+@dataclass(frozen=True)
+class StatisticFiles:
+    """A statistic's tensors and card, in a directory of its own; see `stages.statistics`."""
+
+    tensors: TensorFiles
+    card: Mapping[str, Any]
+    card_file: Path
+
+    def verify(self, checkpoint: Checkpoint | None) -> None:
+        """Check contents by fingerprints; quick for what has been read whole already.
+
+        Raises:
+            InputError: the tensors are not those of the card, or the card's checkpoint is not this one.
+        """
+        if checkpoint is not None and self.card.get("checkpoint") != (found := fingerprint(checkpoint.tensors)):
+            raise InputError(
+                f"{self.card_file}: belongs to the checkpoint {str(self.card.get('checkpoint'))[:12]}…, but "
+                f"{checkpoint.directory} is {found[:12]}…; estimate the {self.tensors.stem} of this checkpoint"
+            )
+        if self.card.get("fingerprint") != fingerprint(self.tensors):
+            raise InputError(
+                f"{self.tensors.file}: its contents are not what {self.card_file.name} says; estimate or fetch it again"
+            )
+
+
+def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> StatisticFiles:
+    """A statistic, in whichever of a model's directories it lies.
 
     Raises:
-        InputError: it is missing, of another format or another checkpoint, or its tensors are not those of its card.
+        InputError: it is in none of them, of another format, or cut short.
     """
-    card_file = directory / FISHER_CARD
+    stem = STEMS[statistic]
+    places = [directories] if isinstance(directories, Path) else list(directories)
+    directory = next((place for place in places if (place / f"{stem}.json").is_file()), places[0])
+    card_file = directory / f"{stem}.json"
     card = read_json(card_file)
     if card.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{card_file}: has format_version {card.get('format_version')}, not {FORMAT_VERSION}; estimate it again"
         )
-    tensors = TensorFiles(directory, "fisher")
-    if card.get("checkpoint") != (found := fingerprint(checkpoint.tensors)):
-        raise InputError(
-            f"{card_file}: this Fisher belongs to the checkpoint {str(card.get('checkpoint'))[:12]}…, but "
-            f"{checkpoint.directory} is {found[:12]}…; estimate the Fisher of this checkpoint"
-        )
-    if card.get("fingerprint") != fingerprint(tensors):
-        raise InputError(f"{tensors.file}: its contents are not what {card_file.name} says; estimate or fetch it again")
-    return tensors, card
+    return StatisticFiles(TensorFiles(directory, stem), card, card_file)
 
 
-def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str]) -> None:
-    """Refuse checkpoints whose architecture, tensors outside `heads`, or vocabulary differ from the first one's.
+def bad_value(values: "torch.Tensor") -> str:
+    """In words: the kind of value that should not be there."""
+    import torch
 
-    Raises:
-        InputError: with the model, the tensor and what differs.
-    """
-    (first_name, first), *others = checkpoints.items()
-    for name, other in others:
-        if other.config.get("model_type") != first.config.get("model_type"):
-            raise InputError(
-                f"{other.directory}: is a {other.config.get('model_type')} model, but {first_name} is a "
-                f"{first.config.get('model_type')} model; only models of one architecture can be merged"
-            )
-        ours, theirs = first.tensors.specs, other.tensors.specs
-        for tensor in sorted((ours.keys() | theirs.keys()) - set(heads)):
-            if tensor not in theirs:
-                raise InputError(f"{other.tensors.file}: lacks the tensor {tensor}, which {first_name} has")
-            if tensor not in ours:
-                raise InputError(f"{first.tensors.file}: lacks the tensor {tensor}, which {name} has")
-            if ours[tensor].shape != theirs[tensor].shape:
-                raise InputError(
-                    f"{other.tensors.file}: tensor {tensor} has the shape {list(theirs[tensor].shape)}, but "
-                    f"{first_name}'s has {list(ours[tensor].shape)}"
-                )
-        vocabularies = first.vocabulary(), other.vocabulary()
-        if None not in vocabularies and vocabularies[0] != vocabularies[1]:
-            raise InputError(
-                f"{other.directory / 'tokenizer.json'}: has another vocabulary than {first_name}'s; the same token "
-                "would mean different words in the models, so they cannot be merged"
-            )
+    if torch.isnan(values).any():
+        return "a NaN"
+    return "an infinite" if torch.isinf(values).any() else "a negative"

@@ -1,5 +1,7 @@
 """What a set of predictions is worth."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
@@ -19,14 +21,26 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     correct = (predicted == labels).astype(float)
     low, high = accuracy_interval(correct)
     return {
-        "accuracy": float(correct.mean()),
+        "accuracy": accuracy(logits, labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "macro_f1": float(
-            f1_score(labels, predicted, average="macro", labels=np.arange(logits.shape[-1]), zero_division=0.0)
-        ),
+        "macro_f1": macro_f1(logits, labels),
         "examples": len(labels),
     }
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the examples whose largest logit is their label's."""
+    return float((logits.argmax(-1) == labels).mean())
+
+
+def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over all K labels of the F1 score; that of a label that neither occurs nor is predicted is zero."""
+    classes = np.arange(logits.shape[-1])
+    return float(f1_score(labels, logits.argmax(-1), average="macro", labels=classes, zero_division=0.0))
+
+
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
 
 
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:

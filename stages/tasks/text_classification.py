@@ -1,6 +1,7 @@
 """Text classification: one label per text (or pair of texts)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,33 @@ def position_limit(model: Model) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def predict(
-    model: Model, tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, device: torch.device
-) -> np.ndarray:
-    """The logits [examples, K] in float32, in the table's order."""
-    encoded = encode(tokenizer, frame, task, position_limit(model))
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised examples in batches on a device, longest first, and their positions in the table in that order."""
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    order: Sequence[int]
+
+
+def tokenize(
+    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None, device: torch.device
+) -> Examples:
+    """A table's examples, ready for `predict`, as often as wanted."""
+    encoded = encode(tokenizer, frame, task, positions)
     order = by_length(encoded)
-    model.eval().to(device)
+    return Examples(list(batches(tokenizer, encoded, order, PREDICTION_BATCH, device)), order)
+
+
+def predict(model: Model, examples: Examples) -> np.ndarray:
+    """The logits [examples, K] in float32, in the table's order. The model must be on the examples' device."""
+    model.eval()
     with torch.inference_mode():
         rows = [
             model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits.float().cpu()
-            for batch in batches(tokenizer, encoded, order, PREDICTION_BATCH, device)
+            for batch in examples.batches
         ]
-    logits = np.empty((len(order), rows[0].shape[-1]), dtype=np.float32)
-    logits[order] = torch.cat(rows).numpy()
+    logits = np.empty((len(examples.order), rows[0].shape[-1]), dtype=np.float32)
+    logits[examples.order] = torch.cat(rows).numpy()
     return logits
 
 

@@ -1,69 +1,178 @@
-"""A streamed Fisher merge against reading its inputs and writing its output."""
+"""A streamed merge against reading its inputs and writing its output, and against mergekit."""
 
-import shutil
+import re
+import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from stages.artifacts import (
-    CHECKPOINT_CARD,
-    FISHER_CARD,
-    FORMAT_VERSION,
-    TensorFiles,
-    fingerprint,
-    write_json,
-    write_tensors,
-)
+from stages.artifacts import CHECKPOINT_CARD, write_json
 from stages.merging import merge_checkpoints
-from tests.bench.fisher import minilm
+from stages.statistics import write_statistic
+from stages.tensors import TensorFiles, write_tensors
 from tests.bench.timing import medians, table
 
-MODELS = ("a", "b")
+FLOOR = "cat of four inputs, cp of one output"
+
+
+def make_models(root: Path, count: int, layers: int = 24) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Models of BERT-large's shape (335 M parameters with 24 layers) with random weights, and their random Fishers."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with torch.device("meta"):
+        model = BertForSequenceClassification(
+            BertConfig(hidden_size=1024, num_hidden_layers=layers, num_attention_heads=16, intermediate_size=4096)
+        )
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    checkpoints, fishers = {}, {}
+    for number in range(count):
+        name = f"model{number}"
+        generator = torch.Generator().manual_seed(number)
+        checkpoints[name], fishers[name] = root / name, root / f"{name}-fisher"
+        for directory in (checkpoints[name], fishers[name]):
+            directory.mkdir(parents=True)
+        weights = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        write_tensors(checkpoints[name], "model", weights)
+        del weights
+        model.config.architectures = ["BertForSequenceClassification"]
+        model.config.save_pretrained(checkpoints[name])
+        write_json(checkpoints[name] / CHECKPOINT_CARD, {"base_model_prefix": "bert"})
+        diagonal = {key: torch.rand(shape, generator=generator) for key, shape in shapes.items()}
+        write_statistic(fishers[name], "diagonal", diagonal, TensorFiles(checkpoints[name]), {})
+        del diagonal
+    return checkpoints, fishers
+
+
+def merge(checkpoints: Mapping[str, Path], fishers: Mapping[str, Path], out: Path, method: str) -> None:
+    """One of our merges, with equal λ."""
+    merge_checkpoints(checkpoints, out, method=method, coefficients=dict.fromkeys(checkpoints, 1.0), statistics=fishers)
 
 
 def bench(repeats: int) -> str:
-    """Two models of MiniLM's shape, 91 MB each, with float32 Fishers."""
+    """Two models of 335 M float32 parameters with float32 Fishers, their files in the page cache."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in MODELS:
-            model = minilm(2)
-            model.save_pretrained(root / name)
-            write_json(root / name / CHECKPOINT_CARD, {"base_model_prefix": "bert"})
-            (root / f"{name}-fisher").mkdir()
-            fisher = {key: torch.rand_like(parameter) for key, parameter in model.named_parameters()}
-            write_tensors(root / f"{name}-fisher", "fisher", fisher)
-            card = {
-                "format_version": FORMAT_VERSION,
-                "checkpoint": fingerprint(TensorFiles(root / name)),
-                "fingerprint": fingerprint(TensorFiles(root / f"{name}-fisher", "fisher")),
-            }
-            write_json(root / f"{name}-fisher" / FISHER_CARD, card)
-        inputs = [root / name / "model.safetensors" for name in MODELS]
-        inputs += [root / f"{name}-fisher" / "fisher.safetensors" for name in MODELS]
-
-        def read_and_write() -> None:
-            for file in inputs:
-                with file.open("rb") as stream:
-                    while stream.read(1 << 20):
-                        pass
-            shutil.copyfile(inputs[0], root / "copy")
-
-        def merge(method: str) -> None:
-            merge_checkpoints(
-                {name: root / name for name in MODELS},
-                root / "out",
-                method=method,
-                coefficients=dict.fromkeys(MODELS, 0.5),
-                statistics={name: root / f"{name}-fisher" for name in MODELS},
-            )
-
-        seconds = medians(
-            {
-                "read inputs, write output": read_and_write,
-                "Fisher merge": lambda: merge("fisher"),
-                "isotropic merge": lambda: merge("isotropic"),
-            },
-            repeats,
+        checkpoints, fishers = make_models(root / "base", 2)
+        return "\n\n".join(
+            [
+                bench_engine(root, checkpoints, fishers, repeats),
+                bench_processes(root, checkpoints, max(1, repeats // 3)),
+                bench_memory(root, checkpoints, fishers),
+            ]
         )
-    return table("Two models of 22 M parameters", seconds, "read inputs, write output")
+
+
+def bench_engine(root: Path, checkpoints: Mapping[str, Path], fishers: Mapping[str, Path], repeats: int) -> str:
+    """The merge itself, in a running process, against copying the same bytes."""
+    weights = [directory / "model.safetensors" for directory in checkpoints.values()]
+    inputs = [*weights, *(directory / "fisher.safetensors" for directory in fishers.values())]
+
+    def floor() -> None:
+        subprocess.run(["cat", *inputs], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cp", weights[0], root / "copy.safetensors"], check=True)
+
+    candidates: dict[str, Callable[[], object]] = {
+        FLOOR: floor,
+        "Fisher merge": lambda: merge(checkpoints, fishers, root / "out", "fisher"),
+        "isotropic merge": lambda: merge(checkpoints, fishers, root / "out", "isotropic"),
+    }
+    seconds = medians(candidates, repeats)
+    return table("Merging two models of 335 M float32 parameters with float32 Fishers, torch imported", seconds, FLOOR)
+
+
+def bench_processes(root: Path, checkpoints: Mapping[str, Path], repeats: int) -> str:
+    """Whole processes, with their imports, against mergekit's."""
+    both = [f"{name}={directory}" for name, directory in checkpoints.items()]
+    ours = "isotropic merge, this project"
+    processes: dict[str, Callable[[], object]] = {
+        ours: lambda: run(sys.executable, "-m", "tests.bench.merge", "isotropic", str(root / "out"), *both),
+        "import of torch alone": lambda: run(sys.executable, "-c", "import torch"),
+    }
+    remarks = {}
+    if find_spec("mergekit") is None:
+        remarks["mergekit"] = "not installed; `make bench` installs it"
+    else:
+        mergekit = str(Path(sys.executable).with_name("mergekit-yaml"))
+        for method in ("linear", "ties"):
+            config = root / f"{method}.yaml"
+            write_json(config, mergekit_config(method, list(checkpoints.values())))  # JSON is YAML
+            command = [mergekit, str(config), str(root / f"mergekit-{method}"), "--no-copy-tokenizer"]
+            processes[f"{method} merge, mergekit"] = lambda command=command: run(*command)  # type: ignore[misc]
+    return table("The same two models, whole processes", medians(processes, repeats), ours, remarks)
+
+
+def mergekit_config(method: str, models: list[Path]) -> dict[str, object]:
+    """What mergekit-yaml reads; TIES takes the first model as the base."""
+    parameters = {"weight": 0.5, "density": 0.2} if method == "ties" else {"weight": 0.5}
+    config: dict[str, object] = {
+        "merge_method": method,
+        "dtype": "float32",
+        "models": [{"model": str(model), "parameters": parameters} for model in models],
+    }
+    return config | ({"base_model": str(models[0])} if method == "ties" else {})
+
+
+def bench_memory(root: Path, checkpoints: Mapping[str, Path], fishers: Mapping[str, Path]) -> str:
+    """Peaks of anonymous memory above the imports', for Fisher merges of few, many and larger models."""
+    eight = {f"copy{i}": list(checkpoints.values())[i % 2] for i in range(8)}
+    eight_fishers = {f"copy{i}": list(fishers.values())[i % 2] for i in range(8)}
+    large, large_fishers = make_models(root / "large", 1, layers=4 * 24 + 8)
+    cases = {
+        "two models of 335 M parameters": (checkpoints, fishers),
+        "eight models of 335 M parameters": (eight, eight_fishers),
+        "two models of 1.34 G parameters": (
+            {"one": large["model0"], "two": large["model0"]},
+            {"one": large_fishers["model0"], "two": large_fishers["model0"]},
+        ),
+    }
+    lines = ["Peak anonymous memory (no mapped file pages) of a Fisher merge, above that after the imports"]
+    for name, (models, statistics) in cases.items():
+        arguments = [f"{model}={directory}={statistics[model]}" for model, directory in models.items()]
+        peak = run(sys.executable, "-m", "tests.bench.merge", "fisher", str(root / "out"), *arguments)
+        lines.append(f"{name:<34}  {int(peak):>4} MB")
+    return "\n".join(lines)
+
+
+def run(*command: str) -> str:
+    """What the command prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main(method: str, out: str, *models: str) -> None:
+    """Merge models given as NAME=CHECKPOINT[=FISHER]; print the peak of anonymous memory above that before, in MB."""
+    parts = [model.split("=") for model in models]
+    before = peak = anonymous_memory()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    merge(
+        {name: Path(checkpoint) for name, checkpoint, *_ in parts},
+        {name: Path(fisher[0]) for name, _, *fisher in parts if fisher},
+        Path(out),
+        method,
+    )
+    done.set()
+    watcher.join()
+    print(round((peak - before) / 1000))
+
+
+def anonymous_memory() -> int:
+    """This process's resident anonymous memory in kB, as Linux counts it."""
+    found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

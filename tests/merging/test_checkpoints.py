@@ -2,85 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from stages.artifacts import FORMAT_VERSION, TensorFiles, fingerprint, write_json
 from stages.errors import InputError
 from stages.merging import Fisher, merge_checkpoints
-from tests.tiny import tiny_bert, tiny_tokenizer
-
-Tensors = dict[str, torch.Tensor]
-
-
-class Zoo:
-    """Model name → checkpoint directory and Fisher directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.checkpoints: dict[str, Path] = {}
-        self.fishers: dict[str, Path] = {}
-
-    def add(
-        self, name: str, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ("bad", "good"), **changes: Any
-    ) -> None:
-        directory = self.root / name
-        model = tiny_bert(labels, seed=len(self.checkpoints) + 1, **changes)
-        torch.nn.Module.to(model, dtype=dtype)
-        model.save_pretrained(directory, max_shard_size="1GB")
-        tiny_tokenizer().save_pretrained(directory)
-        self.checkpoints[name] = directory
-        self.set_fisher(name, self.random_fisher(name))
-
-    def random_fisher(self, name: str) -> Tensors:
-        generator = torch.Generator().manual_seed(100 + len(self.fishers))
-        fisher = {}
-        for tensor, value in load_file(self.checkpoints[name] / "model.safetensors").items():
-            # Ten orders of magnitude, as real Fishers have, and some zeros.
-            magnitude = 10 ** (-10 * torch.rand(value.shape, generator=generator))
-            fisher[tensor] = magnitude * (torch.rand(value.shape, generator=generator) > 0.1)
-        return fisher
-
-    def set_fisher(self, name: str, fisher: Tensors) -> None:
-        directory = self.root / f"{name}-fisher"
-        directory.mkdir(exist_ok=True)
-        save_file(fisher, directory / "fisher.safetensors")
-        self.fishers[name] = directory
-        self.write_card(name)
-
-    def write_card(self, name: str) -> None:
-        card = {
-            "format_version": FORMAT_VERSION,
-            "checkpoint": fingerprint(TensorFiles(self.checkpoints[name])),
-            "fingerprint": fingerprint(TensorFiles(self.fishers[name], "fisher")),
-        }
-        write_json(self.fishers[name] / "fisher.json", card)
-
-    def tensors(self, name: str) -> Tensors:
-        return load_file(self.checkpoints[name] / "model.safetensors")
-
-    def change(self, name: str, edit: Callable[[Tensors], None]) -> None:
-        tensors = self.tensors(name)
-        edit(tensors)
-        save_file(tensors, self.checkpoints[name] / "model.safetensors", metadata={"format": "pt"})
-        self.write_card(name)
-
-    def change_fisher(self, name: str, edit: Callable[[Tensors], object]) -> None:
-        fisher = load_file(self.fishers[name] / "fisher.safetensors")
-        edit(fisher)
-        self.set_fisher(name, fisher)
-
-    def merge(self, coefficients: Mapping[str, float], **options: Any) -> Tensors:
-        out = self.root / "merged"
-        merge_checkpoints(self.checkpoints, out, coefficients=coefficients, **({"statistics": self.fishers} | options))
-        return load_file(out / "model.safetensors")
+from stages.tensors import TensorFiles, fingerprint
+from tests.merging.zoo import Zoo, poisoned, without
+from tests.tiny import tiny_tokenizer
 
 
 @pytest.fixture
@@ -213,7 +149,7 @@ def test_shards_in_and_out(zoo: Zoo) -> None:
     assert fingerprint(TensorFiles(sharded)) == fingerprint(TensorFiles(zoo.checkpoints["bob"]))
     zoo.checkpoints["bob"] = sharded
     out = zoo.root / "out"
-    merge_checkpoints(zoo.checkpoints, out, coefficients=λ3, statistics=zoo.fishers, max_shard_bytes=8000)
+    merge_checkpoints(zoo.checkpoints, out, coefficients=λ3, statistics=zoo.fishers, max_shard_size=8000)
     assert len(list(out.glob("*.safetensors"))) > 2
     model, loading = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not loading["missing_keys"]
@@ -245,34 +181,20 @@ def test_each_models_head_is_kept(zoo: Zoo) -> None:
         assert torch.equal(head["classifier.weight"], zoo.tensors(model)["classifier.weight"])
 
 
-def _without(name: str) -> Callable[[Tensors], None]:
-    def edit(tensors: Tensors) -> None:
-        del tensors[name]
-
-    return edit
-
-
-def _poisoned(name: str, value: float) -> Callable[[Tensors], None]:
-    def edit(tensors: Tensors) -> None:
-        tensors[name].view(-1)[3] = value
-
-    return edit
-
-
 W = "bert.encoder.layer.1.attention.output.dense.weight"
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda zoo: zoo.change("bob", _without(W)), rf"bob.*lacks the tensor {W}"),
-        (lambda zoo: zoo.change("ann", _without(W)), rf"ann.*lacks the tensor {W}"),
-        (lambda zoo: zoo.change("bob", _poisoned(W, float("nan"))), rf"bob.*{W} has a NaN entry"),
-        (lambda zoo: zoo.change("cid", _poisoned(W, float("inf"))), rf"cid.*{W} has an infinite entry"),
-        (lambda zoo: zoo.change_fisher("bob", _poisoned(W, float("nan"))), rf"bob-fisher.*{W} has a NaN entry"),
-        (lambda zoo: zoo.change_fisher("bob", _poisoned(W, float("inf"))), rf"bob-fisher.*{W} has an infinite entry"),
-        (lambda zoo: zoo.change_fisher("bob", _poisoned(W, -1e-9)), rf"bob-fisher.*{W} has a negative entry"),
-        (lambda zoo: zoo.change_fisher("bob", _without(W)), rf"bob-fisher.*lacks the tensor {W}"),
+        (lambda zoo: zoo.change("bob", without(W)), rf"bob.*lacks the tensor {W}"),
+        (lambda zoo: zoo.change("ann", without(W)), rf"ann.*lacks the tensor {W}"),
+        (lambda zoo: zoo.change("bob", poisoned(W, float("nan"))), rf"bob.*{W} has a NaN entry"),
+        (lambda zoo: zoo.change("cid", poisoned(W, float("inf"))), rf"cid.*{W} has an infinite entry"),
+        (lambda zoo: zoo.change_fisher("bob", poisoned(W, float("nan"))), rf"bob-fisher.*{W} has a NaN entry"),
+        (lambda zoo: zoo.change_fisher("bob", poisoned(W, float("inf"))), rf"bob-fisher.*{W} has an infinite entry"),
+        (lambda zoo: zoo.change_fisher("bob", poisoned(W, -1e-9)), rf"bob-fisher.*{W} has a negative entry"),
+        (lambda zoo: zoo.change_fisher("bob", without(W)), rf"bob-fisher.*lacks the tensor {W}"),
         (lambda zoo: zoo.change_fisher("bob", lambda f: f.update({W: f[W][:3].clone()})), rf"{W} is float32 \[3, 16\]"),
         (lambda zoo: zoo.change_fisher("bob", lambda f: [v.zero_() for v in f.values()]), "zero everywhere"),
         (lambda zoo: zoo.change("bob", lambda t: t.update({W: t[W][:, :5].clone()})), rf"{W} has the shape \[16, 5\]"),
@@ -346,7 +268,7 @@ def test_fisher_without_statistics(zoo: Zoo) -> None:
 
 
 def test_unknown_method(zoo: Zoo) -> None:
-    with pytest.raises(InputError, match="unknown merge method 'fishr'; known: fisher, isotropic"):
+    with pytest.raises(InputError, match="unknown merge method 'fishr'; known: dare, fisher, isotropic"):
         zoo.merge(λ3, method="fishr")
 
 

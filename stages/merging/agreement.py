@@ -1,0 +1,67 @@
+"""Whether checkpoints can be merged: one architecture, one vocabulary, the same tensors."""
+
+from collections.abc import Collection, Mapping
+
+from stages.errors import InputError
+from stages.merging.inputs import Checkpoint
+
+
+def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str]) -> None:
+    """Refuse checkpoints whose architecture, tensors outside `heads`, or vocabulary differ from the first one's.
+
+    Raises:
+        InputError: with the model, the tensor and what differs.
+    """
+    (first_name, first), *others = checkpoints.items()
+    for name, other in others:
+        if other.config.get("model_type") != first.config.get("model_type"):
+            raise InputError(
+                f"{other.directory}: is a {other.config.get('model_type')} model, but {first_name} is a "
+                f"{first.config.get('model_type')} model; only models of one architecture can be merged"
+            )
+        ours, theirs = first.tensors.specs, other.tensors.specs
+        for tensor in sorted((ours.keys() | theirs.keys()) - set(heads)):
+            if tensor not in theirs:
+                raise InputError(f"{other.tensors.file}: lacks the tensor {tensor}, which {first_name} has")
+            if tensor not in ours:
+                raise InputError(f"{first.tensors.file}: lacks the tensor {tensor}, which {name} has")
+            if ours[tensor].shape != theirs[tensor].shape:
+                raise InputError(
+                    f"{other.tensors.file}: tensor {tensor} has the shape {list(theirs[tensor].shape)}, but "
+                    f"{first_name}'s has {list(ours[tensor].shape)}"
+                )
+        vocabularies = first.vocabulary(), other.vocabulary()
+        if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+            raise InputError(
+                f"{other.directory / 'tokenizer.json'}: has another vocabulary than {first_name}'s; the same token "
+                "would mean different words in the models, so they cannot be merged"
+            )
+
+
+def heads_agree(checkpoints: Mapping[str, Checkpoint]) -> bool:
+    """Whether all models have the same label names, and all their tensors the same names and shapes."""
+    first, *others = checkpoints.values()
+    if all(other.labels == first.labels for other in others):
+        shapes = {name: spec.shape for name, spec in first.tensors.specs.items()}
+        if all({name: spec.shape for name, spec in other.tensors.specs.items()} == shapes for other in others):
+            return True
+        # The bodies may differ, which is an error that names the tensor; only a head may.
+        head = first.head()
+        return all(
+            {name: spec.shape for name, spec in other.tensors.specs.items() if name in head}
+            == {name: shape for name, shape in shapes.items() if name in head}
+            for other in others
+        )
+    return False
+
+
+def refuse_unequal(tensor: str, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse an integer tensor that is not the same in all checkpoints."""
+    import torch
+
+    (first_name, first), *others = checkpoints.items()
+    for _, other in others:
+        if not torch.equal(first.tensors.read(tensor), other.tensors.read(tensor)):
+            raise InputError(
+                f"{other.tensors.file}: the integer tensor {tensor} differs from {first_name}'s; it cannot be averaged"
+            )

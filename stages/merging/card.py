@@ -1,0 +1,112 @@
+"""What a merged checkpoint says of itself: `checkpoint.json` for programs, `README.md` for people."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stages.artifacts import FORMAT_VERSION
+from stages.merging.ingredients import Heads, Merging
+from stages.tensors import fingerprint
+
+STATISTIC_FACTS = ("estimator", "likelihood", "examples", "seed", "examples_fingerprint")
+
+
+def checkpoint_card(merging: Merging, heads: Heads, found: str) -> dict[str, Any]:
+    """The card of a merged checkpoint whose fingerprint is `found`."""
+    it = merging.ingredients
+    return {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": found,
+        "base_model_prefix": it.target.card.get("base_model_prefix"),
+        "labels": it.target.labels,
+        "task": it.target.card.get("task"),
+        "origin": {
+            "method": it.options.method,
+            "options": it.options.model_dump(exclude={"method"}),
+            "precision": merging.precision,
+            "target": it.target_name,
+            "heads": heads if heads == "each" else ("target" if it.kept_heads else "merge"),
+            "coefficients": dict(merging.coefficients),
+            "models": {name: _model(merging, name) for name in it.checkpoints},
+        },
+    }
+
+
+def _model(merging: Merging, name: str) -> dict[str, Any]:
+    checkpoint = merging.ingredients.checkpoints[name]
+    statistics = {
+        files[name].tensors.stem: {key: files[name].card.get(key) for key in STATISTIC_FACTS}
+        for files in merging.ingredients.statistics.values()
+    }
+    return {
+        "checkpoint": checkpoint.card.get("fingerprint") or fingerprint(checkpoint.tensors),
+        "task": checkpoint.card.get("task"),
+        **statistics,
+    }
+
+
+def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model card (README.md, as Hugging Face has them) of a merged checkpoint.
+
+    Args:
+        card: its `checkpoint_card`.
+        trained: per model, how it was made: the `origin` of its own card.
+    """
+    origin = card["origin"]
+    options = ", ".join(f"{key} = {value}" for key, value in origin["options"].items() if value is not None)
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [merge, fisher-merging]",
+        "base_model_relation: merge",
+        "---",
+        "",
+        f"# A merge of {len(origin['models'])} models",
+        "",
+        f"Method: {origin['method']}{f' ({options})' if options else ''}; computed in {origin['precision']}.",
+        {
+            "merge": "The heads are merged like the rest.",
+            "target": f"The head is that of {origin['target']}.",
+            "each": f"The head is that of {origin['target']}; every model's own is in `heads/`.",
+        }[origin["heads"]],
+        "",
+        "| model | λ | task | examples | validation accuracy | weights |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in origin["models"].items():
+        made = trained.get(name, {})
+        cells = [
+            name,
+            f"{origin['coefficients'][name]:.4g}",
+            entry["task"],
+            made.get("examples"),
+            made.get("validation_accuracy"),
+            f"`{entry['checkpoint'][:12]}`",
+        ]
+        lines.append(f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |")
+    statistics = [
+        (name, stem, entry[stem])
+        for name, entry in origin["models"].items()
+        for stem in ("fisher", "kfac", "gram")
+        if stem in entry
+    ]
+    if statistics:
+        lines += [
+            "",
+            "| statistic | of | estimator | likelihood | examples | seed |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, stem, facts in statistics:
+            cells = [stem, name, *(facts.get(key) for key in ("estimator", "likelihood", "examples", "seed"))]
+            lines.append(f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |")
+    lines += [
+        "",
+        f"Labels: {json.dumps(card['labels'], ensure_ascii=False)}. Fingerprint: `{card['fingerprint']}`.",
+        "`checkpoint.json` says the same for programs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return shown.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,240 @@
+"""All that goes into a merge, opened and checked once; what is done with each tensor depends on λ besides."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stages.errors import InputError
+from stages.merging.agreement import check_same_body, heads_agree, refuse_unequal
+from stages.merging.inputs import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
+from stages.merging.methods import method_rule
+from stages.merging.models import Models, Rule
+from stages.merging.streaming import chunks, places
+from stages.params import Method, Statistic
+from stages.statistics import input_factor
+from stages.tensors import TensorFiles, TensorSpec
+
+Heads = Literal["merge", "target", "each"]
+Precision = Literal["float32", "float64"]
+STATISTIC_NAMES: dict[Statistic, str] = {"diagonal": "Fisher", "kfac": "K-FAC factors", "gram": "Gram matrices"}
+
+
+class Ingredients:
+    """The checkpoints of a merge (the target first), and the statistics, base and prior that its method needs.
+
+    Args:
+        checkpoints: model name → directory; the first is the target.
+        options: the method.
+        statistics: model name → the directory or directories with its statistics.
+        base: directory of the weights that the models were fine-tuned from.
+        heads: see `stages.params.Merge`.
+
+    Raises:
+        InputError: something is missing or does not fit, named.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Path],
+        options: Method,
+        statistics: Mapping[str, Path | Sequence[Path]] | None = None,
+        base: Path | None = None,
+        heads: Heads = "merge",
+    ) -> None:
+        self.options = options
+        self.checkpoints = {name: Checkpoint(directory) for name, directory in checkpoints.items()}
+        self.target_name, self.target = next(iter(self.checkpoints.items()))
+        if options.method == "slerp" and len(self.checkpoints) != 2:
+            raise InputError(f"the method slerp merges two models, not {len(self.checkpoints)}")
+        self.kept_heads: set[str] = set()
+        if heads != "merge" or not heads_agree(self.checkpoints):
+            self.kept_heads = set().union(*(checkpoint.head() for checkpoint in self.checkpoints.values()))
+        check_same_body(self.checkpoints, self.kept_heads)
+        specs = self.target.tensors.specs
+        self._integers = {name for name in specs.keys() - self.kept_heads if not specs[name].is_floating}
+        for name in sorted(self._integers):
+            refuse_unequal(name, self.checkpoints)
+
+        statistics = statistics or {}
+        if options.statistics and (missing := sorted(checkpoints.keys() - statistics.keys())):
+            needed = " and the ".join(STATISTIC_NAMES[kind] for kind in options.statistics)
+            raise InputError(
+                f"the method {options.method} needs the {needed} of every model; missing: {', '.join(missing)}"
+            )
+        self.statistics: dict[Statistic, dict[str, StatisticFiles]] = {
+            kind: {name: open_statistic(kind, statistics[name]) for name in checkpoints} for kind in options.statistics
+        }
+        self.prior = None
+        if options.method == "uncertainty" and options.prior is not None:
+            if options.prior not in statistics:
+                raise InputError(f"the prior's Fisher is missing: statistics lack {options.prior}")
+            self.prior = open_statistic("diagonal", statistics[options.prior])
+        self.base = None
+        if options.needs_base:
+            if base is None:
+                raise InputError(f"the method {options.method} needs the base that the models were fine-tuned from")
+            self.base = BaseWeights(base, self.target.base_model_prefix)
+            self.base.check(specs)
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        specs = self.target.tensors.specs
+        merged = {name: spec for name, spec in specs.items() if name not in self.kept_heads | self._integers}
+        for statistic in self.statistics.get("diagonal", {}).values():
+            _check_shapes(statistic, merged)
+        if self.prior is not None:
+            body = {name: spec for name, spec in merged.items() if name not in self.target.head()}
+            _check_shapes(self.prior, body)
+        for kind in ("kfac", "gram"):
+            _check_factors(list(self.statistics.get(kind, {}).values()), merged)
+
+    def verify(self) -> None:
+        """Check by fingerprints that statistics belong to their checkpoints; quick after all has been read in a merge.
+
+        Raises:
+            InputError: one does not, or is not as its card says.
+        """
+        for statistics in self.statistics.values():
+            for name, statistic in statistics.items():
+                statistic.verify(self.checkpoints[name])
+        if self.prior is not None:
+            self.prior.verify(None)
+
+    def at(self, coefficients: Mapping[str, float], precision: Precision = "float32") -> "Merging":
+        """The merge with these λ.
+
+        Raises:
+            InputError: they are not finite, not positive, or not of these models.
+        """
+        if unknown := sorted(coefficients.keys() - self.checkpoints.keys()):
+            raise InputError(f"coefficients name the model {unknown[0]}, which is not among the checkpoints")
+        if missing := sorted(self.checkpoints.keys() - coefficients.keys()):
+            raise InputError(f"coefficients lack the model {missing[0]}")
+        if any(not (math.isfinite(λ) and λ >= 0) for λ in coefficients.values()) or not any(coefficients.values()):
+            raise InputError("coefficients must be finite and not negative, and at least one positive")
+        total = sum(coefficients.values())
+        return Merging(self, {name: coefficients[name] / total for name in self.checkpoints}, precision)
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merge at given λ (summing to 1): what every tensor of the result is."""
+
+    ingredients: Ingredients
+    coefficients: Mapping[str, float]
+    precision: Precision
+
+    @cached_property
+    def copied(self) -> dict[str, str]:
+        """Tensors that are taken as they are, and the model they are taken from."""
+        it = self.ingredients
+        copied = dict.fromkeys(sorted(it.kept_heads & it.target.tensors.specs.keys()), it.target_name)
+        sole = [name for name, λ in self.coefficients.items() if λ > 0]
+        if len(sole) == 1 and it.options.keeps_single_model:
+            return dict.fromkeys(it.target.tensors.specs, sole[0]) | copied
+        return {name: it.target_name for name, spec in it.target.tensors.specs.items() if not spec.is_floating} | copied
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What is written: of the target's types, or of the model's that a tensor is copied from."""
+        it = self.ingredients
+        return {
+            name: it.checkpoints[self.copied.get(name, it.target_name)].tensors.specs[name]
+            for name in it.target.tensors.specs
+        }
+
+    @cached_property
+    def models(self) -> Models:
+        """What the method works on."""
+        it = self.ingredients
+        names = [name for name, λ in self.coefficients.items() if λ > 0 or name == it.target_name]
+        return Models(
+            names=names,
+            checkpoints=[it.checkpoints[name].tensors for name in names],
+            coefficients=[self.coefficients[name] for name in names],
+            statistics={kind: [files[name] for name in names] for kind, files in it.statistics.items()},
+            base=it.base,
+            prior=it.prior,
+            averaged=frozenset(it.target.tensors.specs.keys() - self.copied.keys()),
+            dtype=getattr(torch, self.precision),
+        )
+
+    @cached_property
+    def _rule(self) -> Rule:
+        return method_rule(self.ingredients.options, self.models)
+
+    def prepare(self) -> None:
+        """Do what must be known before the first tensor (norms, thresholds), which `merged` would do otherwise."""
+        if self.models.averaged:
+            _ = self._rule
+
+    def merged(self, name: str) -> Iterator[Tensor]:
+        """The merged tensor `name`, flat, in pieces, in the type of its spec; a piece is good until the next.
+
+        Raises:
+            InputError: an input has a NaN or an infinite entry, or the result overflows its type.
+        """
+        dtype = getattr(torch, self.specs[name].dtype)
+        if name in self.copied:
+            files = self.ingredients.checkpoints[self.copied[name]].tensors
+            pieces: Iterator[Tensor] = (values for (values,) in chunks([(files, name)], dtype))
+        else:
+            pieces = self._rule(name)
+        for values in pieces:
+            piece = values.to(dtype)
+            # One sum finds any NaN or infinity of any input, since all of them enter with a weight; whether it is one
+            # or only the sum that overflows, and which input had it, is looked up then.
+            if dtype.is_floating_point and not torch.isfinite(piece.sum()) and not torch.isfinite(piece).all():
+                self._blame(name)
+                raise InputError(f"merging the tensor {name} overflows {dtype}")
+            yield piece
+
+    def _blame(self, name: str) -> None:
+        """Name the input whose tensor has a value that should not be there, if one has."""
+        models = [self.copied[name]] if name in self.copied else self.models.names
+        suspects: list[tuple[TensorFiles, str]] = [
+            (self.ingredients.checkpoints[model].tensors, f"the checkpoint of {model}") for model in models
+        ]
+        if name not in self.copied:
+            suspects += [
+                (statistic.tensors, f"this {statistic.tensors.stem}")
+                for statistics in self.models.statistics.values()
+                for statistic in statistics
+            ]
+        for files, what in suspects:
+            if name not in files.specs:
+                continue
+            values = files.read(name).reshape(-1)
+            for place in places(values.numel()):
+                if not torch.isfinite(values[place]).all():
+                    raise InputError(
+                        f"{files.file}: tensor {name} has {bad_value(values[place])} entry; make or fetch {what} again"
+                    )
+
+
+def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse a Fisher that lacks a tensor, or has one of another shape."""
+    for name, spec in specs.items():
+        found = fisher.tensors.specs.get(name)
+        if found is None:
+            raise InputError(f"{fisher.tensors.file}: lacks the tensor {name}; estimate this Fisher again")
+        if not found.is_floating or found.shape != spec.shape:
+            raise InputError(
+                f"{fisher.tensors.file}: tensor {name} is {found.dtype} {list(found.shape)}, not a floating-point "
+                f"{list(spec.shape)}"
+            )
+
+
+def _check_factors(statistics: Sequence[StatisticFiles], specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse factors that one model has and another lacks, of the tensors that are merged."""
+    for name in specs:
+        having = [statistic for statistic in statistics if input_factor(name) in statistic.tensors.specs]
+        if having and len(having) < len(statistics):
+            lacking = next(statistic for statistic in statistics if statistic not in having)
+            raise InputError(f"{lacking.tensors.file}: lacks the factor of {name}; estimate this statistic again")

@@ -1,0 +1,89 @@
+"""What a merge method works on: the models that take part, with what is known about them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.merging.inputs import BaseWeights, StatisticFiles
+from stages.merging.streaming import chunks
+from stages.params import Isotropic, Statistic
+from stages.statistics import TRANSPOSED, input_factor
+from stages.tensors import TensorFiles
+
+# The name of a tensor → the merged tensor, flat, in one or many pieces, each good until the next is asked for.
+Rule = Callable[[str], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that take part in a merge, the target first; every sequence is in their order.
+
+    Attributes:
+        names: what they are called.
+        checkpoints: their weights.
+        coefficients: λ, summing to 1. The target is here even if its λ is zero, the others only if theirs is not.
+        statistics: what the method needs to know of each model.
+        base: the weights that all were fine-tuned from, if the method needs them.
+        prior: the base's Fisher, if the method has one.
+        averaged: the names of the tensors that the method merges; the others are copied.
+        dtype: what to compute in.
+    """
+
+    names: Sequence[str]
+    checkpoints: Sequence[TensorFiles]
+    coefficients: Sequence[float]
+    statistics: Mapping[Statistic, Sequence[StatisticFiles]]
+    base: BaseWeights | None
+    prior: StatisticFiles | None
+    averaged: frozenset[str]
+    dtype: torch.dtype
+
+    def chunks(self, name: str, files: Sequence[TensorFiles]) -> Iterator[list[Tensor]]:
+        """The tensor `name` of each of the files, chunk by chunk; see `stages.merging.streaming.chunks`."""
+        return chunks([(each, name) for each in files], self.dtype)
+
+    def base_has(self, name: str) -> bool:
+        """Whether the base has the tensor `name`; heads it often lacks."""
+        return self.base is not None and self.base.name_of(name) is not None
+
+    def base_and_values(self, name: str, models: Sequence[int] | None = None) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """The base's and the (or some) models' values of the tensor `name`, chunk by chunk."""
+        assert self.base is not None
+        own = self.base.name_of(name)
+        assert own is not None
+        chosen = range(len(self.checkpoints)) if models is None else models
+        sources = [(self.base.tensors, own), *((self.checkpoints[i], name) for i in chosen)]
+        return ((base, values) for base, *values in chunks(sources, self.dtype))
+
+    def where_the_base_has_it(self, rule: Rule) -> Rule:
+        """`rule` for what the base has; the average of the models for the rest."""
+        from stages.merging import isotropic
+
+        averaged = isotropic.rule(Isotropic(), self)
+        return lambda name: rule(name) if self.base_has(name) else averaged(name)
+
+    def has_factor(self, kind: Statistic, name: str) -> bool:
+        """Whether the weight `name` has factors (all models have the same: that has been checked)."""
+        return input_factor(name) in self.statistics[kind][0].tensors.specs
+
+    def factors(self, kind: Statistic, key: str) -> list[Tensor]:
+        """Every model's factor `key`, in the type it is stored in."""
+        return [statistic.tensors.read(key) for statistic in self.statistics[kind]]
+
+    def matrices(self, kind: Statistic, name: str) -> list[Tensor]:
+        """The models' weights `name`, as [out, in]."""
+        return [self.as_matrix(kind, name, files.read(name).to(self.dtype)) for files in self.checkpoints]
+
+    def as_matrix(self, kind: Statistic, name: str, values: Tensor) -> Tensor:
+        """A weight's values as [out, in], however it is stored."""
+        stored = values.reshape(self.checkpoints[0].specs[name].shape)
+        return stored.T if self._is_transposed(kind, name) else stored
+
+    def as_stored(self, kind: Statistic, name: str, matrix: Tensor) -> Tensor:
+        """The values of a weight [out, in], flat, as they are stored."""
+        return (matrix.T if self._is_transposed(kind, name) else matrix).reshape(-1)
+
+    def _is_transposed(self, kind: Statistic, name: str) -> bool:
+        return name in self.statistics[kind][0].card.get(TRANSPOSED, [])

@@ -1,0 +1,63 @@
+"""The schema of params.yaml: every knob, its default and its bounds, in one place."""
+
+from stages.params.loading import PARAMS_FILE, load_params, parse_params
+from stages.params.merges import Merge, Search, bytes_of
+from stages.params.methods import (
+    METHODS,
+    Dare,
+    Ensemble,
+    Fisher,
+    FisherWeighted,
+    Isotropic,
+    Kfac,
+    Method,
+    Regmean,
+    Slerp,
+    Statistic,
+    TaskArithmetic,
+    Ties,
+    Uncertainty,
+)
+from stages.params.schema import (
+    SPLITS,
+    FinetuneSettings,
+    FisherSettings,
+    Model,
+    Params,
+    Source,
+    Split,
+    Task,
+    TaskSplit,
+)
+
+__all__ = [
+    "METHODS",
+    "PARAMS_FILE",
+    "SPLITS",
+    "Dare",
+    "Ensemble",
+    "FinetuneSettings",
+    "Fisher",
+    "FisherSettings",
+    "FisherWeighted",
+    "Isotropic",
+    "Kfac",
+    "Merge",
+    "Method",
+    "Model",
+    "Params",
+    "Regmean",
+    "Search",
+    "Slerp",
+    "Source",
+    "Split",
+    "Statistic",
+    "Task",
+    "TaskArithmetic",
+    "TaskSplit",
+    "Ties",
+    "Uncertainty",
+    "bytes_of",
+    "load_params",
+    "parse_params",
+]

