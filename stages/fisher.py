@@ -26,7 +26,7 @@ from stages.artifacts import (
     write_tensors,
 )
 from stages.command import run_stage
-from stages.curvature import Estimation
+from stages.curvature import BackwardVectors, Estimation
 from stages.curvature.memory import out_of_memory
 from stages.device import compute_device
 from stages.errors import InputError
@@ -96,13 +96,8 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
         rows = order[start:stop]
         return next(kind.batches(tokenizer, encoded, rows, len(rows), processes.device))
 
-    with Estimation(
-        model.to(processes.device),
-        likelihood=kind.LIKELIHOOD,
-        estimator=settings.estimator,
-        samples=settings.samples,
-        seed=settings.seed,
-    ) as estimation:
+    vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
+    with Estimation(model.to(processes.device), vectors) as estimation:
         try:
             add_share(estimation, batch, len(order), settings, progress, processes)
         except ValueError as error:
