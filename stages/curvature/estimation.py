@@ -1,5 +1,6 @@
 """Estimating curvature statistics a batch at a time."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from stages.curvature.batches import batch_size, model_inputs, model_outputs, pa
 from stages.curvature.capture import Capture, owners
 from stages.curvature.check import Verdict, compare_with_autograd
 from stages.curvature.errors import UnsupportedModelError
-from stages.curvature.rules import Linear, rule_for
+from stages.curvature.rules import Linear, Rule, rule_for
 from stages.curvature.sums import Sums
 from stages.curvature.vectors import BackwardVectors
 
@@ -34,11 +35,14 @@ class CurvatureStatistics:
             gradient of the log-likelihood at position t of its output. G ⊗ A approximates the weight's block of the
             Fisher, and is that of one example with one position (Martens & Grosse 2015, eq. 1; with weights shared by
             positions, Eschenhagen et al. 2023, "K-FAC-expand").
+        transposed: those of `input_factors` whose weight is stored as [in, out], as transformers' Conv1D has it; the
+            others' are [out, in].
     """
 
     diagonal: dict[str, Tensor]
     input_factors: dict[str, Tensor]
     output_factors: dict[str, Tensor]
+    transposed: frozenset[str]
 
 
 class Estimation:
@@ -73,7 +77,8 @@ class Estimation:
         self._frozen = ExitStack()
         self.torn = False
         selected = _selected(model, parameters)
-        linear = _linear_weights(model, selected) if {"kfac", "gram"} & set(statistics) else {}
+        self._linear = _linear_weights(model, selected) if {"kfac", "gram"} & set(statistics) else {}
+        sizes = {name: rule.sizes(selected[name]) for name, rule in self._linear.items()}
         self.sums = Sums(
             diagonal={
                 name: torch.zeros_like(parameter, dtype=torch.float32)
@@ -81,15 +86,15 @@ class Estimation:
                 if "diagonal" in statistics
             },
             inputs={
-                name: weight.new_zeros(inputs, inputs, dtype=torch.float32)
-                for name, (weight, inputs, _) in linear.items()
+                name: selected[name].new_zeros(inputs, inputs, dtype=torch.float32)
+                for name, (inputs, _) in sizes.items()
             },
             outputs={
-                name: weight.new_zeros(outputs, outputs, dtype=torch.float32)
-                for name, (weight, _, outputs) in linear.items()
+                name: selected[name].new_zeros(outputs, outputs, dtype=torch.float32)
+                for name, (_, outputs) in sizes.items()
                 if "kfac" in statistics
             },
-            positions={name: weight.new_zeros((), dtype=torch.int64) for name, (weight, _, _) in linear.items()},
+            positions={name: selected[name].new_zeros((), dtype=torch.int64) for name in sizes},
         )
 
     def __enter__(self) -> Self:
@@ -198,6 +203,7 @@ class Estimation:
             diagonal={name: total / examples for name, total in sums.diagonal.items()},
             input_factors={name: total / sums.positions[name] for name, total in sums.inputs.items()},
             output_factors={name: total / examples for name, total in sums.outputs.items()},
+            transposed=frozenset(name for name in sums.inputs if self._linear[name].transposed),
         )
 
 
@@ -210,16 +216,10 @@ def _selected(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.P
     return {name: parameter for name, parameter in owned.items() if name in names}
 
 
-def _linear_weights(model: nn.Module, names: Collection[str]) -> dict[str, tuple[Tensor, int, int]]:
-    """Weights that belong to Linear modules only: name → weight, number of inputs, number of outputs."""
-    found: dict[str, tuple[Tensor, int, int]] = {}
-    others: set[str] = set()
+def _linear_weights(model: nn.Module, names: Collection[str]) -> dict[str, Linear]:
+    """Weights that belong to Linear modules of one kind only: name → their rule."""
+    rules: defaultdict[str, set[Rule | None]] = defaultdict(set)
     for module, own in owners(model, names).items():
-        rule = rule_for(module)
         for key, name in own.items():
-            if key == "weight" and isinstance(rule, Linear):
-                weight = model.get_parameter(name).detach()
-                found[name] = (weight, *rule.sizes(weight))
-            else:
-                others.add(name)
-    return {name: entry for name, entry in found.items() if name not in others}
+            rules[name].add(rule_for(module) if key == "weight" else None)
+    return {name: rule for name, (rule, *others) in rules.items() if isinstance(rule, Linear) and not others}
