@@ -1,9 +1,14 @@
-"""How a stage is started from the command line."""
+"""How a stage is started from the command line, in one process or in several."""
 
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 
 from stages.errors import InputError
+
+LAUNCHER = "FISHER_LAUNCHER"  # environment variable: "torchrun --nproc-per-node 4", "accelerate launch", …
 
 
 def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
@@ -22,3 +27,13 @@ def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
         stage(*arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def launch(module: str, *arguments: str) -> None:
+    """Run a stage's module in the processes that the environment's launcher starts, and exit as they do.
+
+    Returns where the environment names no launcher, and in the processes that it has started.
+    """
+    launcher = shlex.split(os.environ.get(LAUNCHER, ""))
+    if launcher and "RANK" not in os.environ:
+        sys.exit(subprocess.run([*launcher, "-m", module, *arguments], check=False).returncode)

@@ -16,7 +16,7 @@ from stages.paths import EVAL, FINETUNED, FISHERS, GRAM, KFAC, MERGED, SEARCH, S
 
 PLAN_FILE = Path("models/dvc.yaml")
 TASK_CODE = ("stages/tasks/data.py", "stages/tasks/text_classification.py")
-ESTIMATION_CODE = ("stages/curvature", *TASK_CODE)
+ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature", *TASK_CODE)
 EVALUATION_CODE = ("stages/evaluate.py", "stages/tasks/metrics.py", *TASK_CODE)
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
@@ -73,12 +73,12 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
 def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
     return {
         "wdir": "..",
-        "cmd": f"python -m stages.{kind} {model}",
+        "cmd": f"python -m stages.factors {kind} {model}",
         "params": ["fisher", f"models.{model}"],
         "deps": [
             str(FINETUNED / model),
             str(TASKS / params.models[model].task),
-            f"stages/{kind}.py",
+            "stages/factors.py",
             *ESTIMATION_CODE,
         ],
         "outs": [str(STATISTICS[kind] / model)],
@@ -86,6 +86,7 @@ def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any
 
 
 def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
+    plot = {"template": "scatter", "x": f"λ {merge.target_model}", "y": "score"}
     return {
         "wdir": "..",
         "cmd": f"python -m stages.search {name}",
@@ -94,10 +95,12 @@ def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
             *_merge_inputs(merge, params),
             *(str(TASKS / task) for task in search_tasks(merge, params)),
             "stages/search.py",
+            "stages/sampling.py",
             "stages/merging",
             *EVALUATION_CODE[1:],
         ],
-        "outs": [str(SEARCH / name)],
+        "outs": [str(SEARCH / name / file) for file in ("coefficients.json", "sweep.svg")],
+        "plots": [{str(SEARCH / name / "sweep.csv"): plot}],
     }
 
 
@@ -108,7 +111,7 @@ def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
         "params": [f"merges.{name}"],
         "deps": [
             *_merge_inputs(merge, params),
-            *([str(SEARCH / name)] if merge.search is not None else []),
+            *([str(SEARCH / name / "coefficients.json")] if merge.search is not None else []),
             "stages/merge.py",
             "stages/merging",
         ],

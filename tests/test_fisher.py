@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from stages.artifacts import read_json, tree_sha256
 from stages.curvature import Estimation, diagonal_fisher
 from stages.curvature.capture import Capture
-from stages.curvature.estimation import Estimator
+from stages.curvature.vectors import Estimator
 from stages.errors import InputError
 from stages.fisher import estimate
 from stages.merging.inputs import Checkpoint, open_statistic

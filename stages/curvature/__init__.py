@@ -1,6 +1,15 @@
 """Fisher estimation for any `torch.nn.Module`; knows nothing of DVC, files or tasks."""
 
-from stages.curvature.check import UnsupportedModelError
-from stages.curvature.estimation import CurvatureStatistics, Estimation, curvature_statistics, diagonal_fisher
+from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.estimation import CurvatureStatistics, Estimation
+from stages.curvature.statistics import curvature_statistics, diagonal_fisher
+from stages.curvature.vectors import BackwardVectors
 
-__all__ = ["CurvatureStatistics", "Estimation", "UnsupportedModelError", "curvature_statistics", "diagonal_fisher"]
+__all__ = [
+    "BackwardVectors",
+    "CurvatureStatistics",
+    "Estimation",
+    "UnsupportedModelError",
+    "curvature_statistics",
+    "diagonal_fisher",
+]

@@ -1,21 +1,19 @@
 """Whether a model's examples are kept apart, and whether the hooks see every use of its parameters."""
 
-import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from stages.curvature.autograd import add_square, differentiable, gradients_at
+from stages.curvature.batches import batch_size, model_outputs, rows_of
 from stages.curvature.capture import Capture
+from stages.curvature.errors import UnsupportedModelError
 from stages.curvature.memory import out_of_memory
 from stages.curvature.sums import Sums
 
 TOLERANCE = 1e-3  # relative; float32's rounding is a thousand times smaller, a missed use of a parameter is not small
-
-
-class UnsupportedModelError(ValueError):
-    """No exact Fisher can be had from the model; the message names the part that stands in the way."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,14 @@ class Verdict:
     wrong: set[str]
     unknown: set[str]
     not_by_example: set[str]
+
+    def left_to_autograd(self, capture: Capture) -> set[str]:
+        """The parameters that the hooks had to leave out of a batch; an unknown one only where the batch uses it."""
+        return self.wrong | (self.unknown & (capture.arrived | capture.not_by_example))
+
+    def used_otherwise(self, capture: Capture) -> set[str]:
+        """The parameters that the hooks were right about, but whose modules are not used by example in a batch."""
+        return capture.not_by_example - self.not_by_example - self.wrong - self.unknown
 
 
 def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> Verdict:
@@ -59,8 +65,10 @@ def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: 
         together, not_by_example = _add_by_hooks(model, three, zeros, expand=True)
         if not torch.isfinite(together).all():
             raise ValueError("the model's outputs are not finite; its weights or inputs are out of range")
-        first = rows_of(batch, 0, 1)
-        alone, (gradients,) = gradients_of_one(model, first, zeros, [_random_vector(together)])
+        with differentiable(model, zeros) as parameters:
+            outputs = model_outputs(model, rows_of(batch, 0, 1))
+            gradients = gradients_at(outputs, parameters, _random_vector(together), last=True)
+        alone = outputs.detach()
         tolerance = max(TOLERANCE, 30 * torch.finfo(alone.dtype).eps)
         if not torch.allclose(together[:1], alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
             raise _mixing(f"the model ({type(model).__name__})")
@@ -73,15 +81,6 @@ def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: 
     if len(expanded) <= len(plain):
         return Verdict(True, expanded, unknown, not_by_example)
     return Verdict(False, plain, unknown, plainly_not)
-
-
-def warn_of_slowness(names: Collection[str]) -> None:
-    """Say that these parameters are left to autograd."""
-    warnings.warn(
-        f"{len(names)} parameters are not used in the usual way (first: {min(names)}); their Fisher is exact, but is "
-        "computed one example at a time, which is slow",
-        stacklevel=4,
-    )
 
 
 def _add_by_hooks(
@@ -117,89 +116,11 @@ def _different(found: Mapping[str, Tensor], gradients: Mapping[str, Tensor], tol
     different = set()
     for name, value in found.items():
         if name in gradients:
-            _add_square(value, gradients[name], -5)
+            add_square(value, gradients[name], -5)
         if not float(value.norm()) <= tolerance * norms[name] + negligible:
             different.add(name)
         value.zero_()
     return different
-
-
-def add_by_autograd(
-    model: nn.Module, batch: Mapping[str, Tensor], sums: Mapping[str, Tensor], chosen: list[Tensor]
-) -> None:
-    """Add the squared gradients of every example on its own: slow, and right for any use of a parameter."""
-    for b in range(batch_size(batch)):
-        own = [vector[b : b + 1] for vector in chosen]
-        for gradients in gradients_of_one(model, rows_of(batch, b, b + 1), sums, own)[1]:
-            for name, gradient in gradients.items():
-                _add_square(sums[name], gradient)
-
-
-def _add_square(total: Tensor, gradient: Tensor, factor: float = 1.0) -> None:
-    """Add factor · gradient² to `total`."""
-    if gradient.is_sparse:
-        gradient = gradient.coalesce()
-        total.index_add_(0, gradient.indices()[0], gradient.values().square(), alpha=factor)
-    else:
-        total.addcmul_(gradient, gradient, value=factor)
-
-
-def gradients_of_one(
-    model: nn.Module, example: Mapping[str, Tensor], names: Collection[str], vectors: list[Tensor]
-) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """By autograd.
-
-    Args:
-        model: its parameters do not require gradients, before and after.
-        example: a batch of one.
-        names: of the parameters wanted.
-        vectors: of its outputs' shape, at which backward passes start.
-
-    Returns:
-        The outputs, and for every vector the gradients in float32 of those parameters that have one; sparse where
-        embeddings are only looked up.
-    """
-    own = {name: model.get_parameter(name) for name in names}
-    embeddings = [module for module in model.modules() if type(module) is nn.Embedding and not module.sparse]
-    found = []
-    try:
-        for embedding in embeddings:
-            embedding.sparse = True  # one example uses few rows of a large table
-        for parameter in own.values():
-            parameter.requires_grad_(True)
-        outputs = model_outputs(model, example)
-        for vector in vectors:
-            gradients = torch.autograd.grad(
-                outputs, list(own.values()), vector, retain_graph=vector is not vectors[-1], allow_unused=True
-            )
-            found.append(
-                {name: gradient.float() for name, gradient in zip(own, gradients, strict=True) if gradient is not None}
-            )
-    finally:
-        for parameter in own.values():
-            parameter.requires_grad_(False)
-        for embedding in embeddings:
-            embedding.sparse = False
-    return outputs.detach(), found
-
-
-def model_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a batch, whose labels are not shown to the model; axis 0 is the examples."""
-    outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
-    if logits.ndim == 0 or len(logits) != batch_size(batch):
-        raise UnsupportedModelError(f"the model's outputs have shape {list(logits.shape)}; axis 0 is not the examples")
-    return logits
-
-
-def rows_of(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """The examples start … stop − 1 of a batch."""
-    return {name: tensor[start:stop] for name, tensor in batch.items()}
-
-
-def batch_size(batch: Mapping[str, Tensor]) -> int:
-    """The number of examples."""
-    return len(next(iter(batch.values())))
 
 
 def _mixing(culprit: str) -> UnsupportedModelError:

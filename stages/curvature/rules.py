@@ -49,7 +49,14 @@ class Rule(Protocol):
 
 
 class Linear:
-    """Linear, x [B, …, in], g [B, …, out]: G_b = g_bᵀ x_b over the example's positions; the bias has Σ_t g_bt."""
+    """Linear, x [B, …, in], g [B, …, out]: G_b = g_bᵀ x_b over the example's positions; the bias has Σ_t g_bt.
+
+    Args:
+        transposed: the weight is stored as [in, out], and not as [out, in]; its G_b is x_bᵀ g_b then.
+    """
+
+    def __init__(self, transposed: bool = False) -> None:
+        self.transposed = transposed
 
     def squares(self, call: Call, g: Tensor, sums: Mapping[str, Tensor]) -> None:
         g = positions(g)  # once: it copies what attention has transposed
@@ -66,29 +73,17 @@ class Linear:
 
     def sides(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, rows] and [B, T, columns], whose product over an example's positions is the weight's G_b."""
-        return positions(g), positions(call.x).to(g.dtype)
+        g, x = positions(g), positions(call.x).to(g.dtype)
+        return (x, g) if self.transposed else (g, x)
 
     def sizes(self, weight: Tensor) -> tuple[int, int]:
         """The numbers of inputs and of outputs."""
-        return weight.shape[1], weight.shape[0]
+        rows, columns = weight.shape
+        return (rows, columns) if self.transposed else (columns, rows)
 
     def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
         """The gradient [..., in] at the input, from g [..., out]."""
-        return g @ weight.to(g.dtype)
-
-
-class Conv1D(Linear):
-    """transformers' Conv1D (GPT-2): a Linear whose weight is stored transposed, [in, out]."""
-
-    def sides(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
-        g, x = super().sides(call, g)
-        return x, g
-
-    def sizes(self, weight: Tensor) -> tuple[int, int]:
-        return weight.shape[0], weight.shape[1]
-
-    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
-        return g @ weight.t().to(g.dtype)
+        return g @ (weight.t() if self.transposed else weight).to(g.dtype)
 
 
 class LayerNorm:
@@ -223,7 +218,7 @@ _RULES: dict[str, Rule] = {
     "torch.nn.modules.linear.Linear": Linear(),
     "torch.nn.modules.normalization.LayerNorm": LayerNorm(),
     "torch.nn.modules.sparse.Embedding": Embedding(),
-    "transformers.pytorch_utils.Conv1D": Conv1D(),
+    "transformers.pytorch_utils.Conv1D": Linear(transposed=True),  # GPT-2's
 }
 _MODULE_LOCAL = ModuleLocal()
 

@@ -1,6 +1,6 @@
 """Running sums over examples, from which every statistic is a mean."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,12 @@ class Sums:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.examples = examples
+
+    def drop_factors(self, names: Collection[str]) -> None:
+        """Leave these weights out of `inputs`, `outputs` and `positions`."""
+        for group in (self.inputs, self.outputs, self.positions):
+            for name in group.keys() & names:
+                del group[name]
 
     def clear(self) -> None:
         """Back to no examples."""

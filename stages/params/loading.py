@@ -91,6 +91,11 @@ def _check_references(params: Params, path: Path) -> None:
         if merge.search is not None:
             for task_name in merge.search.tasks or []:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
+                if merge.search.normalize and task_name not in {params.models[name].task for name in merge.models}:
+                    raise InputError(
+                        f"{path}: {place}.search.normalize: {task_name} is the task of none of the merged models, so "
+                        "there is no expert to measure by"
+                    )
         _check_inputs(params, merge, f"{path}: {place}")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stages.curvature import Estimation, diagonal_fisher
+from stages.curvature import BackwardVectors, Estimation, diagonal_fisher
 from stages.curvature.draws import Draws
 from tests.curvature.test_estimators import Small, inputs
 
@@ -36,7 +36,7 @@ def test_the_same_estimate_from_other_batches_and_in_any_order() -> None:
     model = Small(5)
     x = inputs()[0]["x"]
     whole = diagonal_fisher(model, [{"x": x}], estimator="sampled", seed=4, samples=3)
-    with Estimation(model, estimator="sampled", seed=4, samples=3) as estimation:
+    with Estimation(model, BackwardVectors(estimator="sampled", seed=4, samples=3)) as estimation:
         for first in (2, 0):
             estimation.add({"x": x[first : first + 2]}, first=first)
         parts = estimation.result().diagonal

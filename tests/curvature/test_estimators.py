@@ -9,7 +9,7 @@ import transformers as t
 from torch import Tensor, nn
 
 from stages.curvature import diagonal_fisher
-from stages.curvature.estimation import Estimator
+from stages.curvature.vectors import Estimator
 from tests.curvature.reference import (
     Outcomes,
     assert_same_fisher,

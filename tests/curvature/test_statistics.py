@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers as t
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from stages.curvature import CurvatureStatistics, curvature_statistics, diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
@@ -73,6 +74,7 @@ def test_one_pass_gives_the_diagonal_and_the_factors_of_every_linear() -> None:
     found = curvature_statistics(model, batches, statistics=("diagonal", "kfac"), progress=False)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert sorted(found.input_factors) == sorted(found.output_factors) == sorted(f"{name}.weight" for name in linear)
+    assert found.transposed == frozenset()
     alone = diagonal_fisher(model, batches)
     assert all(torch.equal(found.diagonal[name], value) for name, value in alone.items())
     assert_factors(found, reference_factors(model, batches, linear))
@@ -93,6 +95,9 @@ def test_conv1d_and_layers_that_are_used_twice() -> None:
     ):
         found = curvature_statistics(randomised(model), texts(), statistics=["kfac"])
         assert not found.diagonal
+        conv1d = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
+        assert found.transposed == conv1d
+        assert (f"{name}.weight" in conv1d) == isinstance(model, t.GPT2ForSequenceClassification)
         assert_factors(found, reference_factors(model, texts(), [name]))
 
 
@@ -139,6 +144,23 @@ def test_a_tied_weight_has_no_factors() -> None:
     assert "decoder.block.0.layer.0.SelfAttention.q.weight" in found.output_factors
 
 
+def test_a_weight_of_a_linear_and_a_conv1d_has_no_factors() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.there, self.back = nn.Linear(4, 3, bias=False), Conv1D(4, 3)
+            self.there.weight = self.back.weight = nn.Parameter(torch.randn(3, 4))  # from 4 to 3, and from 3 to 4
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.back(self.there(x)))
+
+    found = curvature_statistics(Both(), [{"x": torch.randn(5, 4)}], statistics=["kfac"])
+    assert found.input_factors.keys() == {"head.weight"}
+    assert not found.transposed
+
+
 def test_masks_that_cannot_be_told_apart_are_refused() -> None:
     model = nn.Linear(2, 2)
 
@@ -176,7 +198,8 @@ def test_bfloat16_passes_are_summed_in_float32(estimator: str) -> None:
             model, texts(), estimator=estimator, seed=3, statistics=("diagonal", "kfac"), progress=False  # type: ignore[arg-type]
         )  # fmt: skip
     wanted = curvature_statistics(model, texts(), estimator=estimator, seed=3, statistics=("diagonal", "kfac"))  # type: ignore[arg-type]
-    for narrow, wide in zip(vars(found).values(), vars(wanted).values(), strict=True):
+    for group in ("diagonal", "input_factors", "output_factors"):
+        narrow, wide = getattr(found, group), getattr(wanted, group)
         everything = [torch.cat([value.flatten() for value in values.values()]) for values in (narrow, wide)]
         assert everything[0].dtype == torch.float32
         assert not torch.equal(*everything)

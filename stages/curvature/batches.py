@@ -1,0 +1,40 @@
+"""Batches: dicts of batch-first tensors, whose `labels` are for the likelihood and are not shown to the model."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from stages.curvature.errors import UnsupportedModelError
+
+
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    """The number of examples."""
+    return len(next(iter(batch.values())))
+
+
+def rows_of(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """The examples start … stop − 1 of a batch."""
+    return {name: tensor[start:stop] for name, tensor in batch.items()}
+
+
+def padding_masks(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """[B, T] each: which positions are no padding."""
+    return [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
+
+
+def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model is called with."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def model_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a batch; axis 0 is the examples.
+
+    Raises:
+        UnsupportedModelError: it is not.
+    """
+    outputs = model(**model_inputs(batch))
+    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    if logits.ndim == 0 or len(logits) != batch_size(batch):
+        raise UnsupportedModelError(f"the model's outputs have shape {list(logits.shape)}; axis 0 is not the examples")
+    return logits

@@ -1,0 +1,243 @@
+"""Curvature statistics of a checkpoint on its task: shared out, saved, resumed, and in batches that fit into memory."""
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from stages.artifacts import library_versions, tree_sha256
+from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation
+from stages.curvature.estimation import Statistic
+from stages.curvature.memory import out_of_memory
+from stages.device import compute_device
+from stages.errors import InputError
+from stages.params import FisherSettings
+from stages.progress import Progress
+from stages.tasks import task_kind
+from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
+from stages.tensors import TensorFiles, fingerprint
+
+NO_MEMORY = "one example does not fit into memory; lower the task's max_length, or use another device"
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What came of an estimation.
+
+    Attributes:
+        statistics: means over the examples of all processes.
+        card: what they are of and how they were made, for the card beside their file.
+    """
+
+    statistics: CurvatureStatistics
+    card: dict[str, Any]
+
+
+def estimate_card(task: TaskData, settings: FisherSettings) -> dict[str, Any]:
+    """What the card of every estimate says, with passes over examples or without."""
+    return {
+        "estimator": settings.estimator,
+        "samples": settings.samples,
+        "task": task.name,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "libraries": library_versions("torch", "transformers"),
+    }
+
+
+@contextmanager
+def estimated_statistics(
+    checkpoint: Path, task: TaskData, settings: FisherSettings, out: Path, statistics: Collection[Statistic]
+) -> Iterator[Estimate | None]:
+    """A checkpoint's statistics on examples drawn from the task's train split, to be written inside the context.
+
+    Under torchrun or `accelerate launch`, every process enters it and takes its share of the examples. What a process
+    has saved of its sums is kept until the context ends well.
+
+    Args:
+        checkpoint: a directory.
+        task: whose model it is.
+        settings: which examples, and how; the estimator is any but `adam`, which takes no pass.
+        out: what will be written; sums are saved beside it.
+        statistics: see `stages.curvature.curvature_statistics`.
+
+    Yields:
+        The estimate in the main process, None in the others.
+
+    Raises:
+        InputError: the checkpoint or the examples cannot be used.
+    """
+    assert settings.estimator != "adam"
+    frame = draw_examples(task.read("train"), settings.examples, settings.seed)
+    kind = task_kind(task.kind)
+    card = estimate_card(task, settings) | {
+        "examples": len(frame),
+        "examples_fingerprint": examples_fingerprint(frame),
+        "likelihood": kind.LIKELIHOOD,
+    }
+    model = kind.load_model(checkpoint, task.labels)
+    tokenizer = kind.load_tokenizer(checkpoint)
+    encoded = kind.encode(tokenizer, frame, task, kind.position_limit(model))
+    order = kind.by_length(encoded)
+    processes = PartialState(cpu=compute_device().type == "cpu")
+    here = Path(__file__)
+    identity = {
+        **card,
+        "checkpoint": fingerprint(TensorFiles(checkpoint)),
+        "encoded": sha256(json.dumps(encoded).encode()).hexdigest(),
+        **settings.model_dump(),
+        "statistics": sorted(statistics),
+        "processes": processes.num_processes,
+        "device": processes.device.type,
+        "code": [tree_sha256(file) for file in [here, *sorted((here.parent / "curvature").glob("*.py"))]],
+    }
+    progress = Progress(out, f"process-{processes.process_index}", identity)
+
+    def batch(start: int, stop: int) -> Batch:
+        rows = order[start:stop]
+        return next(kind.batches(tokenizer, encoded, rows, len(rows), processes.device))
+
+    vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
+    with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
+        try:
+            Share(estimation, batch, len(order), settings, progress, processes).add()
+        except ValueError as error:
+            raise InputError(f"{checkpoint}: {error}") from None
+        if processes.num_processes > 1:
+            estimation.sums.all_reduce()
+        estimate = Estimate(estimation.result(), card) if processes.is_main_process else None
+    yield estimate
+    progress.remove()
+    if processes.num_processes > 1:
+        processes.wait_for_everyone()
+        processes.destroy_process_group()
+
+
+class Share:
+    """This process's share of an estimation's examples, of every `num_processes` batches one, and how far it has come.
+
+    Saved sums are taken up, and saved again every minute. Where a batch does not fit into memory, batches are halved,
+    and those sums that the failed batch was already in are replaced by the last saved ones. Examples come longest
+    first, so that this happens at the start if at all.
+
+    Args:
+        estimation: what to add to; its sums are empty.
+        batch: makes the batch of the examples start … stop − 1.
+        examples: their number, in all shares.
+        settings: batch size and precision.
+        progress: where sums are saved.
+        processes: who takes which share.
+    """
+
+    def __init__(
+        self,
+        estimation: Estimation,
+        batch: Callable[[int, int], Batch],
+        examples: int,
+        settings: FisherSettings,
+        progress: Progress,
+        processes: PartialState,
+    ) -> None:
+        self._estimation = estimation
+        self._batch = batch
+        self._examples = examples
+        self._progress = progress
+        self._processes = processes
+        self._autocast = torch.autocast(processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+        size = settings.batch_size
+        starts = range(processes.process_index * size, examples, processes.num_processes * size)
+        self._batches = [(start, min(start + size, examples)) for start in starts]
+        self._done = 0  # batches
+        self._rows = size  # examples that are added at once
+
+    def add(self) -> None:
+        """Add all of it.
+
+        Raises:
+            InputError: a single example does not fit into memory.
+        """
+        self._check()
+        self._take_up()
+        sums = self._estimation.sums
+        with self._bar() as bar:
+            while self._done < len(self._batches):
+                before = sums.examples
+                if self._add_batch(*self._batches[self._done]):
+                    self._done += 1
+                    if self._progress.due:
+                        self._save()
+                else:
+                    self._halve(whole=sums.examples == before and not self._estimation.torn)
+                bar.update(sums.examples - bar.n)
+
+    def _check(self) -> None:
+        """On the same examples whatever was saved, and in every process."""
+        try:
+            self._estimation.check(self._batch(0, min(2, self._examples)))
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise InputError(NO_MEMORY) from None
+            raise
+
+    def _add_batch(self, start: int, stop: int) -> bool:
+        """Add the examples start … stop − 1. Returns whether memory sufficed; if not, some may be in the sums."""
+        try:
+            for first in range(start, stop, self._rows):
+                with self._autocast:
+                    self._estimation.add(self._batch(first, min(first + self._rows, stop)), first=first)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _halve(self, whole: bool) -> None:
+        """Go on with half as many examples at once, after a failed pass whose tensors nothing refers to any more.
+
+        Args:
+            whole: whether the sums are still those of the batches done.
+        """
+        if self._rows == 1:
+            raise InputError(NO_MEMORY)
+        self._rows //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+        if not whole:
+            self._take_up()
+        tqdm.write(f"out of memory: going on with batches of {self._rows}", file=sys.stderr)
+
+    def _save(self) -> None:
+        sums = self._estimation.sums
+        self._progress.save(sums.tensors(), {"done": self._done, "rows": self._rows, "examples": sums.examples})
+
+    def _take_up(self) -> None:
+        """Go back to what was saved, or to nothing; never to more examples at once."""
+        reached, sums = self._progress.load(), self._estimation.sums
+        if reached is None or reached.tensors.keys() != sums.tensors().keys():
+            sums.clear()
+            self._done = 0
+        else:
+            sums.restore(reached.tensors, reached.position["examples"])
+            self._done = reached.position["done"]
+            self._rows = min(self._rows, reached.position["rows"])
+
+    def _bar(self) -> tqdm:
+        count = self._processes.num_processes
+        return tqdm(
+            total=sum(stop - start for start, stop in self._batches),
+            initial=self._estimation.sums.examples,
+            desc="Fisher" if count == 1 else f"Fisher, 1 of {count} processes",
+            unit="example",
+            disable=not self._processes.is_main_process,
+        )

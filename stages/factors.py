@@ -1,0 +1,65 @@
+"""kfac-MODEL, gram-MODEL: checkpoint and its task's train split → models/{kfac,gram}/MODEL/.
+
+Stages of their own, so that wanting them never re-runs a Fisher that somebody has paid for.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stages.artifacts import atomic_directory
+from stages.command import launch, run_stage
+from stages.curvature import CurvatureStatistics
+from stages.errors import InputError
+from stages.estimates import estimated_statistics
+from stages.params import FisherSettings, Statistic, load_params
+from stages.paths import FINETUNED, TASKS
+from stages.plan import FACTORS, STATISTICS
+from stages.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
+from stages.tasks.data import TaskData
+from stages.tensors import TensorFiles
+
+
+def factors(kind: Statistic, name: str) -> None:
+    """Estimate K-FAC factors or Gram matrices of the model `name`; in several processes, if the environment says so."""
+    params = load_params()
+    if kind not in FACTORS:
+        raise InputError(f"there are no factors {kind!r}; known: {', '.join(FACTORS)}")
+    if name not in params.models:
+        raise InputError(f"params.yaml: models: there is no model {name!r}")
+    launch("stages.factors", kind, name)
+    task = TaskData.open(TASKS / params.models[name].task)
+    estimate_factors(kind, FINETUNED / name, task, params.fisher_settings(name), STATISTICS[kind] / name)
+
+
+def estimate_factors(kind: Statistic, checkpoint: Path, task: TaskData, settings: FisherSettings, out: Path) -> None:
+    """Write the checkpoint's factors on the examples that its Fisher is estimated on, as directory `out`.
+
+    Raises:
+        InputError: the checkpoint or the examples cannot be used, or the result is not finite or empty.
+    """
+    if kind == "gram":  # inputs only: nothing is drawn or differentiated
+        settings = settings.model_copy(update={"estimator": "exact", "samples": 1})
+    with estimated_statistics(checkpoint, task, settings, out, [kind]) as found:
+        if found is None:
+            return
+        tensors = named_factors(found.statistics)
+        if not tensors:
+            raise InputError(f"{checkpoint}: has no Linear layers, so there are no factors of them")
+        card: Mapping[str, Any] = found.card | {TRANSPOSED: sorted(found.statistics.transposed)}
+        if kind == "gram":
+            card = {key: value for key, value in card.items() if key not in ("estimator", "samples", "likelihood")}
+        with atomic_directory(out) as partial:
+            write_statistic(partial, kind, tensors, TensorFiles(checkpoint), card)
+
+
+def named_factors(statistics: CurvatureStatistics) -> dict[str, Tensor]:
+    """The factors under the names that they have in a file."""
+    inputs = {input_factor(name): factor for name, factor in statistics.input_factors.items()}
+    return inputs | {output_factor(name): factor for name, factor in statistics.output_factors.items()}
+
+
+if __name__ == "__main__":
+    run_stage(factors, "kfac|gram", "model")
