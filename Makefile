@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan test lint bench lock clean
+.PHONY: help repro plan test lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    formatting, types and tests"
 	@echo "make lint    formatting and types only"
 	@echo "make bench   timings against training steps and other tools"
+	@echo "make compare test the methods that mergekit has too against mergekit's own"
 	@echo "make lock    pin the newest allowed versions in requirements.lock"
 	@echo "make clean   remove the outputs in the workspace (DVC's cache keeps them) and the environment"
 
@@ -39,6 +40,9 @@ lint: $(INSTALLED)
 bench: $(INSTALLED) $(VENV)/.rivals
 	python -m tests.bench
 
+compare: $(INSTALLED) $(VENV)/.rivals
+	python -m pytest tests/merging/test_mergekit.py
+
 # Without dependencies: theirs are in the file, and one of them would bring another torch.
 $(VENV)/.rivals: $(INSTALLED) tests/bench/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/bench/requirements.txt
@@ -52,4 +56,4 @@ lock: $(INSTALLED)
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
 
 clean:
-	rm -rf $(VENV) data results models/finetuned models/fishers models/merged
+	rm -rf $(VENV) data results models/finetuned models/fishers models/kfac models/gram models/merged

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from stages.errors import InputError
 
@@ -37,3 +38,13 @@ def launch(module: str, *arguments: str) -> None:
     launcher = shlex.split(os.environ.get(LAUNCHER, ""))
     if launcher and "RANK" not in os.environ:
         sys.exit(subprocess.run([*launcher, "-m", module, *arguments], check=False).returncode)
+
+
+def leave() -> NoReturn:
+    """End a process whose work is done and on the disk, without Python's teardown.
+
+    With torch loaded that takes 0.35 s, half as long as it takes to average two models of 335 M parameters.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

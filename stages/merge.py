@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from stages.artifacts import read_json
-from stages.command import run_stage
+from stages.command import leave, run_stage
 from stages.errors import InputError
 from stages.merging import merge_checkpoints
 from stages.params import Ensemble, load_params
@@ -38,3 +38,4 @@ def merge(name: str) -> None:
 
 if __name__ == "__main__":
     run_stage(merge, "name")
+    leave()

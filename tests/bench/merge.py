@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from stages.artifacts import CHECKPOINT_CARD, write_json
+from stages.command import leave
 from stages.merging import merge_checkpoints
 from stages.statistics import write_statistic
 from stages.tensors import TensorFiles, write_tensors
@@ -176,3 +177,4 @@ def anonymous_memory() -> int:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()  # as the stage does
