@@ -22,6 +22,7 @@ from stages.device import compute_device
 from stages.errors import InputError
 from stages.params import FisherSettings
 from stages.progress import Progress
+from stages.statistics import STATISTIC_NAMES
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
 from stages.tensors import TensorFiles, fingerprint
@@ -108,10 +109,11 @@ def estimated_statistics(
         rows = order[start:stop]
         return next(kind.batches(tokenizer, encoded, rows, len(rows), processes.device))
 
+    name = " and ".join(STATISTIC_NAMES[statistic] for statistic in statistics)
     vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
     with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
         try:
-            Share(estimation, batch, len(order), settings, progress, processes).add()
+            Share(estimation, batch, len(order), settings, progress, processes, name).add()
         except ValueError as error:
             raise InputError(f"{checkpoint}: {error}") from None
         if processes.num_processes > 1:
@@ -138,6 +140,7 @@ class Share:
         settings: batch size and precision.
         progress: where sums are saved.
         processes: who takes which share.
+        name: of what is estimated, for the progress bar.
     """
 
     def __init__(
@@ -148,12 +151,14 @@ class Share:
         settings: FisherSettings,
         progress: Progress,
         processes: PartialState,
+        name: str,
     ) -> None:
         self._estimation = estimation
         self._batch = batch
         self._examples = examples
         self._progress = progress
         self._processes = processes
+        self._name = name
         self._autocast = torch.autocast(processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
         size = settings.batch_size
         starts = range(processes.process_index * size, examples, processes.num_processes * size)
@@ -237,7 +242,7 @@ class Share:
         return tqdm(
             total=sum(stop - start for start, stop in self._batches),
             initial=self._estimation.sums.examples,
-            desc="Fisher" if count == 1 else f"Fisher, 1 of {count} processes",
+            desc=self._name if count == 1 else f"{self._name}, 1 of {count} processes",
             unit="example",
             disable=not self._processes.is_main_process,
         )

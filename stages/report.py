@@ -19,6 +19,7 @@ from stages.command import run_stage
 from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, REPORT
 from stages.plan import check_plan
+from stages.statistics import STATISTIC_NAMES, STEMS
 
 MISSING = "–"
 
@@ -31,13 +32,15 @@ class Result:
     role: str
     metrics: Mapping[str, Mapping[str, float]]
     origin: Mapping[str, Any]
+    searched: bool = False  # whether its λ were found by a search
 
 
 def report() -> None:
     """Write the report on every model and merge of params.yaml."""
     params = load_params()
     check_plan(params)
-    results = [_read(name, role) for name, role in _roles(params).items()]
+    searched = {name for name, merge in params.merges.items() if merge.search is not None}
+    results = [_read(name, role, name in searched) for name, role in _roles(params).items()]
     tasks = [task for task in params.tasks if any(task in result.metrics for result in results)]
     with atomic_directory(REPORT) as partial:
         write_report(results, tasks, partial)
@@ -51,9 +54,9 @@ def _roles(params: Params) -> dict[str, str]:
     return dict.fromkeys(params.models, "model") | merges
 
 
-def _read(name: str, role: str) -> Result:
+def _read(name: str, role: str, searched: bool) -> Result:
     directory = EVAL / name
-    return Result(name, role, read_json(directory / "metrics.json"), read_json(directory / "origin.json"))
+    return Result(name, role, read_json(directory / "metrics.json"), read_json(directory / "origin.json"), searched)
 
 
 def write_report(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:
@@ -85,7 +88,8 @@ def write_report(results: Sequence[Result], tasks: Sequence[str], out: Path) -> 
             [[r.name, *(_percent(r.metrics.get(task, {}).get("macro_f1")) for task in tasks)] for r in results],
         ),
         merges_table=_merges_table(results),
-        fishers_table=_fishers_table(results),
+        searched=[result.name for result in results if result.searched],
+        statistics_table=_statistics_table(results),
         models_table=_models_table(results),
     )
     (out / "report.md").write_text(text, encoding="utf-8")
@@ -134,7 +138,7 @@ def _merges_table(results: Iterable[Result]) -> str:
         rows.append(
             [
                 result.name,
-                result.origin["method"],
+                result.origin["method"] + (", λ searched" if result.searched else ""),
                 *shares,
                 options or MISSING,
                 result.origin.get("target", MISSING),
@@ -144,16 +148,18 @@ def _merges_table(results: Iterable[Result]) -> str:
     return _table(["", "method", *models, "options", "target", "heads"], rows) if rows else ""
 
 
-def _fishers_table(results: Iterable[Result]) -> str:
-    fishers = {
-        model: entry["fisher"]
+def _statistics_table(results: Iterable[Result]) -> str:
+    names = {STEMS[kind]: name for kind, name in STATISTIC_NAMES.items()}
+    found = {
+        (model, stem): entry[stem]
         for result in results
         for model, entry in result.origin.get("models", {}).items()
-        if "fisher" in entry
+        for stem in names
+        if stem in entry
     }
     keys = ["estimator", "likelihood", "examples", "seed"]
-    rows = [[model, *(_plain(fisher.get(key)) for key in keys)] for model, fisher in sorted(fishers.items())]
-    return _table(["", *keys], rows) if rows else ""
+    rows = [[model, names[stem], *(_plain(facts.get(key)) for key in keys)] for (model, stem), facts in found.items()]
+    return _table(["of", "statistic", *keys], sorted(rows)) if rows else ""
 
 
 def _models_table(results: Iterable[Result]) -> str:

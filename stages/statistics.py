@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 STEMS: dict[Statistic, str] = {"diagonal": "fisher", "kfac": "kfac", "gram": "gram"}
+STATISTIC_NAMES: dict[Statistic, str] = {"diagonal": "Fisher", "kfac": "K-FAC factors", "gram": "Gram matrices"}
 TRANSPOSED = "transposed"  # in a card: the weights that are stored as [in, out]
 
 

@@ -188,7 +188,7 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "isotropic": {},
         "fisher": weighted,
         "regmean": {"alpha": 0.9},
-        "kfac": {**weighted, "damping": 0.0, "iterations": 20, "tolerance": 1e-6},
+        "kfac": {**weighted, "normalize": "none", "damping": 0.0, "iterations": 20, "tolerance": 1e-6},
         "uncertainty": {"scale": 1.0, "delta": 1e-6, "prior": None},
         "task_arithmetic": {"scale": 1.0},
         "ties": {"scale": 1.0, "density": 0.2, "trim": "tensor"},

@@ -49,7 +49,7 @@ def test_tables(tmp_path: Path) -> None:
     assert "| books | model | **90.0** (85.0–95.0) | 70.0 (65.0–75.0) | **80.0** |" in text
     assert "| films | model | – | **85.0** (80.0–90.0) | – |" in text  # one task's mean is no mean
     assert "| both | fisher | 0.25 | 0.75 | floor = 1e-06, normalize = l2 | books | merged |" in text
-    assert "| books | exact | categorical | 7 | 3 |" in text
+    assert "| books | Fisher | exact | categorical | 7 | 3 |" in text
     assert "| books | finetuned | tiny | 40 | 2 | 0.0001 | – | 0 |" in text
 
 

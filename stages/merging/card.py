@@ -6,6 +6,7 @@ from typing import Any
 
 from stages.artifacts import FORMAT_VERSION
 from stages.merging.ingredients import Heads, Merging
+from stages.statistics import STEMS
 from stages.tensors import fingerprint
 
 STATISTIC_FACTS = ("estimator", "likelihood", "examples", "seed", "examples_fingerprint")
@@ -87,7 +88,7 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
     statistics = [
         (name, stem, entry[stem])
         for name, entry in origin["models"].items()
-        for stem in ("fisher", "kfac", "gram")
+        for stem in STEMS.values()
         if stem in entry
     ]
     if statistics:

@@ -17,12 +17,11 @@ from stages.merging.methods import method_rule
 from stages.merging.models import Models, Rule
 from stages.merging.streaming import chunks, places
 from stages.params import Method, Statistic
-from stages.statistics import input_factor
+from stages.statistics import STATISTIC_NAMES, input_factor
 from stages.tensors import TensorFiles, TensorSpec
 
 Heads = Literal["merge", "target", "each"]
 Precision = Literal["float32", "float64"]
-STATISTIC_NAMES: dict[Statistic, str] = {"diagonal": "Fisher", "kfac": "K-FAC factors", "gram": "Gram matrices"}
 
 
 class Ingredients:

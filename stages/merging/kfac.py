@@ -31,7 +31,7 @@ def kfac_average(
         Σ_i c_i G_i X A_i + δ X = Σ_i c_i G_i (W_i − W_0) A_i.
 
     So models that agree with W_0 leave it exactly as it is, and so do Fishers that are all zero; where no model has
-    curvature W_0 stands, and few iterations stay close to it. The computation is in float64.
+    curvature W_0 stands, and few iterations stay close to it. Sums over a whole matrix are in float64.
 
     Args:
         values: W_i [out, in], one per model.
@@ -44,18 +44,18 @@ def kfac_average(
         tolerance: of the residual's norm, relative to that of the right-hand side of the equation for X.
     """
     total = sum(coefficients)
-    start = initial.double()
-    weighted_inputs = [A.double() * (c / total) for A, c in zip(input_factors, coefficients, strict=True)]
-    outputs = [G.double() for G in output_factors]
+    dtype = initial.dtype
+    weighted_inputs = [A.to(dtype) * (c / total) for A, c in zip(input_factors, coefficients, strict=True)]
+    outputs = [G.to(dtype) for G in output_factors]
     factors = list(zip(outputs, weighted_inputs, strict=True))
     δ = damping * sum(float(G.diagonal().mean() * A.diagonal().mean()) for G, A in factors)
 
-    difference = torch.zeros_like(start)
-    residual = torch.zeros_like(start)
+    difference = torch.zeros_like(initial)
+    residual = torch.zeros_like(initial)
     for (G, A), value in zip(factors, values, strict=True):
-        residual += G @ (value.double() - start) @ A
+        residual += G @ (value - initial) @ A
     direction = residual.clone()
-    square = float(residual.square().sum())
+    square = _dot(residual, residual)
     enough = tolerance**2 * square
     for _ in range(iterations):
         if square <= enough:
@@ -63,15 +63,19 @@ def kfac_average(
         image = δ * direction
         for G, A in factors:
             image += G @ direction @ A
-        curvature = float((direction * image).sum())
+        curvature = _dot(direction, image)
         if curvature <= 0:  # only rounding is left of a direction in which no model has curvature
             break
         step = square / curvature
         difference.add_(direction, alpha=step)
         residual.sub_(image, alpha=step)
-        previous, square = square, float(residual.square().sum())
+        previous, square = square, _dot(residual, residual)
         direction.mul_(square / previous).add_(residual)
-    return (start + difference).to(initial.dtype)
+    return initial + difference
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    return float((first * second).sum(dtype=torch.float64))
 
 
 def rule(options: Kfac, models: Models) -> Rule:
