@@ -84,6 +84,9 @@ class Ingredients:
 
     def _check_statistics(self) -> None:
         specs = self.target.tensors.specs
+        for statistics in self.statistics.values():
+            for name, statistic in statistics.items():
+                statistic.check_cards(self.checkpoints[name])
         merged = {name: spec for name, spec in specs.items() if name not in self.kept_heads | self._integers}
         for statistic in self.statistics.get("diagonal", {}).values():
             _check_shapes(statistic, merged)

@@ -109,20 +109,29 @@ class StatisticFiles:
     card: Mapping[str, Any]
     card_file: Path
 
+    def check_cards(self, checkpoint: Checkpoint) -> None:
+        """Refuse a statistic of another checkpoint, as far as the cards say; it costs nothing."""
+        if isinstance(claimed := checkpoint.card.get("fingerprint"), str):
+            self._check_checkpoint(claimed, checkpoint)
+
     def verify(self, checkpoint: Checkpoint | None) -> None:
         """Check contents by fingerprints; quick for what has been read whole already.
 
         Raises:
             InputError: the tensors are not those of the card, or the card's checkpoint is not this one.
         """
-        if checkpoint is not None and self.card.get("checkpoint") != (found := fingerprint(checkpoint.tensors)):
-            raise InputError(
-                f"{self.card_file}: belongs to the checkpoint {str(self.card.get('checkpoint'))[:12]}…, but "
-                f"{checkpoint.directory} is {found[:12]}…; estimate the {self.tensors.stem} of this checkpoint"
-            )
+        if checkpoint is not None:
+            self._check_checkpoint(fingerprint(checkpoint.tensors), checkpoint)
         if self.card.get("fingerprint") != fingerprint(self.tensors):
             raise InputError(
                 f"{self.tensors.file}: its contents are not what {self.card_file.name} says; estimate or fetch it again"
+            )
+
+    def _check_checkpoint(self, found: str, checkpoint: Checkpoint) -> None:
+        if self.card.get("checkpoint") != found:
+            raise InputError(
+                f"{self.card_file}: belongs to the checkpoint {str(self.card.get('checkpoint'))[:12]}…, but "
+                f"{checkpoint.directory} is {found[:12]}…; estimate the {self.tensors.stem} of this checkpoint"
             )
 
 

@@ -50,8 +50,15 @@ def make_models(root: Path, count: int, layers: int = 24) -> tuple[dict[str, Pat
 
 
 def merge(checkpoints: Mapping[str, Path], fishers: Mapping[str, Path], out: Path, method: str) -> None:
-    """One of our merges, with equal λ."""
-    merge_checkpoints(checkpoints, out, method=method, coefficients=dict.fromkeys(checkpoints, 1.0), statistics=fishers)
+    """One of our merges, with equal λ; the first model is the base, for methods that need one."""
+    merge_checkpoints(
+        checkpoints,
+        out,
+        method=method,
+        coefficients=dict.fromkeys(checkpoints, 1.0),
+        statistics=fishers,
+        base=next(iter(checkpoints.values())),
+    )
 
 
 def bench(repeats: int) -> str:
@@ -89,9 +96,10 @@ def bench_engine(root: Path, checkpoints: Mapping[str, Path], fishers: Mapping[s
 def bench_processes(root: Path, checkpoints: Mapping[str, Path], repeats: int) -> str:
     """Whole processes, with their imports, against mergekit's."""
     both = [f"{name}={directory}" for name, directory in checkpoints.items()]
-    ours = "isotropic merge, this project"
+    ours, own = "isotropic merge, this project", (sys.executable, "-m", "tests.bench.merge")
     processes: dict[str, Callable[[], object]] = {
-        ours: lambda: run(sys.executable, "-m", "tests.bench.merge", "isotropic", str(root / "out"), *both),
+        ours: lambda: run(*own, "isotropic", str(root / "out"), *both),
+        "ties merge, this project": lambda: run(*own, "ties", str(root / "out"), *both),
         "import of torch alone": lambda: run(sys.executable, "-c", "import torch"),
     }
     remarks = {}

@@ -2,13 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from stages.artifacts import CHECKPOINT_CARD, write_json
 from stages.errors import InputError
@@ -24,10 +25,11 @@ from stages.merging import (
     Uncertainty,
     merge_checkpoints,
 )
+from stages.merging.ingredients import Ingredients
 from stages.merging.streaming import CHUNK_VALUES
 from stages.params import METHODS
 from stages.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
-from stages.tensors import TensorFiles
+from stages.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
 from tests.merging.zoo import Zoo, poisoned
 from tests.tiny import tiny_tokenizer
@@ -46,7 +48,17 @@ OPTIONS: dict[str, Any] = {
 }
 W = "bert.encoder.layer.1.attention.output.dense.weight"
 
-each_method = pytest.mark.parametrize("method", OPTIONS.values(), ids=OPTIONS)
+
+def methods(chosen: Callable[[Any], bool]) -> pytest.MarkDecorator:
+    """Run a test for every method that is chosen."""
+    kept = {name: options for name, options in OPTIONS.items() if chosen(options)}
+    return pytest.mark.parametrize("method", kept.values(), ids=kept)
+
+
+each_method = methods(lambda _: True)
+each_method_with_statistics = methods(lambda options: bool(options.statistics))
+each_method_with_a_base = methods(lambda options: options.needs_base)
+each_method_of_many_models = methods(lambda options: not isinstance(options, Slerp))
 
 
 def zoo_for(method: Any, root: Path) -> tuple[Zoo, dict[str, float]]:
@@ -114,11 +126,9 @@ def test_bad_values_are_named_and_the_output_stays(tmp_path: Path, method: Any, 
     assert not list(tmp_path.glob(".partial*"))
 
 
-@each_method
+@each_method_with_statistics
 def test_statistics_of_another_checkpoint_are_refused(tmp_path: Path, method: Any) -> None:
     zoo, λ = zoo_for(method, tmp_path)
-    if not method.statistics:
-        pytest.skip("the method needs no statistics")
     statistics = {name: [zoo.fishers[name], zoo.factors(name)] for name in λ}
     swapped = statistics | {"bob": statistics["ann"]}
     with pytest.raises(InputError, match=r"ann-.*json: belongs to the checkpoint .* but .*bob is"):
@@ -127,11 +137,9 @@ def test_statistics_of_another_checkpoint_are_refused(tmp_path: Path, method: An
         zoo.merge_by(method, λ, statistics={name: found for name, found in statistics.items() if name != "bob"})
 
 
-@each_method
+@each_method_with_statistics
 def test_changed_statistics_are_refused(tmp_path: Path, method: Any) -> None:
     zoo, λ = zoo_for(method, tmp_path)
-    if not method.statistics:
-        pytest.skip("the method needs no statistics")
     statistics = {name: [zoo.fishers[name], zoo.factors(name)] for name in λ}
     stem = {"diagonal": "fisher"}.get(method.statistics[-1], method.statistics[-1])
     file = next(place for place in statistics["bob"] if (place / f"{stem}.json").is_file()) / f"{stem}.safetensors"
@@ -142,11 +150,9 @@ def test_changed_statistics_are_refused(tmp_path: Path, method: Any) -> None:
         zoo.merge_by(method, λ, statistics=statistics)
 
 
-@each_method
+@each_method_with_a_base
 def test_a_missing_base_is_said(tmp_path: Path, method: Any) -> None:
     zoo, λ = zoo_for(method, tmp_path)
-    if not method.needs_base:
-        pytest.skip("the method needs no base")
     with pytest.raises(InputError, match="needs the base that the models were fine-tuned from"):
         zoo.merge_by(method, λ, base=None)
     other = Zoo(tmp_path / "other")
@@ -198,11 +204,9 @@ def test_the_models_order_changes_nothing(tmp_path: Path, method: Any) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
 
 
-@each_method
+@each_method_of_many_models
 def test_a_model_without_weight_takes_no_part(tmp_path: Path, method: Any) -> None:
     zoo, λ = zoo_for(method, tmp_path)
-    if isinstance(method, Slerp):
-        pytest.skip("with two models, the other one is left as it is")
     with_it = zoo.merge_by(method, λ | {"cid": 0.0})
     del zoo.checkpoints["cid"]
     without_it = zoo.merge_by(method, {"ann": 0.5, "bob": 0.2})
@@ -307,9 +311,43 @@ def test_factors_of_transposed_weights(tmp_path: Path) -> None:
         for method in ("regmean", "kfac"):
             out = tmp_path / stored / method
             merge_checkpoints(
-                checkpoints, out, method=method, coefficients={"ann": 0.3, "bob": 0.7}, statistics=statistics
+                checkpoints,
+                out,
+                method=method,
+                coefficients={"ann": 0.3, "bob": 0.7},
+                statistics=statistics,
+                precision="float64",
             )
             merged = load_file(out / "model.safetensors")["body.weight"]
             results[stored, method] = merged if stored == "linear" else merged.T
     for method in ("regmean", "kfac"):
         torch.testing.assert_close(results["linear", method], results["transposed", method], rtol=1e-6, atol=1e-7)
+
+
+def test_a_statistic_of_another_checkpoint_is_refused_before_anything_is_merged(tmp_path: Path) -> None:
+    """Where the checkpoint's card says its fingerprint, nothing needs to be read."""
+    zoo = Zoo.of(tmp_path, "ann", "bob")
+    bob = zoo.checkpoints["bob"]
+    card = {"base_model_prefix": "bert", "fingerprint": fingerprint(TensorFiles(bob))}
+    write_json(bob / CHECKPOINT_CARD, card)
+    opened = Ingredients(zoo.checkpoints, Fisher(), zoo.fishers)
+    assert list(opened.checkpoints) == ["ann", "bob"]
+    with pytest.raises(InputError, match=r"ann-fisher.fisher\.json: belongs to the checkpoint .* but .*bob is"):
+        Ingredients(zoo.checkpoints, Fisher(), {"ann": zoo.fishers["ann"], "bob": zoo.fishers["ann"]})
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    """GPT-2's head is its embedding, which the files hold once."""
+    checkpoints = {}
+    for seed, name in enumerate(("ann", "bob")):
+        torch.manual_seed(seed)
+        config = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+        checkpoints[name] = tmp_path / name
+    merge_checkpoints(checkpoints, tmp_path / "out", method="isotropic", coefficients={"ann": 0.5, "bob": 0.5})
+    merged = GPT2LMHeadModel.from_pretrained(tmp_path / "out")
+    assert merged.lm_head.weight is merged.transformer.wte.weight
+    stored = [
+        load_file(directory / "model.safetensors")["transformer.wte.weight"] for directory in checkpoints.values()
+    ]
+    torch.testing.assert_close(merged.transformer.wte.weight, sum(stored) / 2)
