@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stages.artifacts import FORMAT_VERSION, atomic_directory, tree_sha256, write_json
+from stages.artifacts import FORMAT_VERSION, atomic_directory, library_versions, tree_sha256, write_json
 from stages.command import run_stage
 from stages.device import compute_device
 from stages.errors import InputError
@@ -27,7 +27,7 @@ from stages.plan import base_directory, check_plan, search_tasks, statistics_dir
 from stages.progress import Progress
 from stages.sampling import Coefficients, best, make_sampler
 from stages.tasks import task_kind
-from stages.tasks.data import TaskData
+from stages.tasks.data import TASK_CARD, TaskData
 from stages.tasks.metrics import SCORES
 from stages.tensors import fingerprint
 
@@ -71,17 +71,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
     )
 
     start = {model: merge.coefficients[model] for model in merge.models}
-    identity = {
-        "merge": merge.model_dump(),
-        "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
-        "tasks": {task.name: tree_sha256(task.directory / "validation.parquet") for task in tasks},
-        "statistics": [
-            statistic.card.get("fingerprint")
-            for found in ingredients.statistics.values()
-            for statistic in found.values()
-        ],
-    }
-    progress = Progress(out, "sweep", identity)
+    progress = Progress(out, "sweep", _identity(merge, ingredients, tasks))
     reached = progress.load()
     saved = reached.tensors["scores"].tolist() if reached is not None else []
 
@@ -130,6 +120,27 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
             partial / "sweep.svg"
         )
     progress.remove()
+
+
+def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData]) -> dict[str, Any]:
+    """All that points and their scores depend on."""
+    statistics = [statistic for found in ingredients.statistics.values() for statistic in found.values()]
+    if ingredients.prior is not None:
+        statistics.append(ingredients.prior)
+    stages = Path(__file__).parent
+    code = [stages / "search.py", stages / "sampling.py", *sorted((stages / "merging").glob("*.py"))]
+    return {
+        "merge": merge.model_dump(),
+        "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
+        "base": fingerprint(ingredients.base.tensors) if ingredients.base is not None else None,
+        "statistics": [statistic.card.get("fingerprint") for statistic in statistics],
+        "tasks": {
+            task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, "validation.parquet")]
+            for task in tasks
+        },
+        "code": [tree_sha256(file) for file in code],
+        "libraries": library_versions("cmaes", "numpy", "optuna", "torch", "transformers"),
+    }
 
 
 def mean_score(scores: Sequence[float], experts: Sequence[float]) -> float:
