@@ -107,7 +107,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
                 "format_version": FORMAT_VERSION,
                 "coefficients": points[winner],
                 "score": means[winner],
-                "start": mean_score(scores[points.index(start)], experts) if start in points else None,
+                "start": score_at(start, points, means),
                 "metric": settings.metric,
                 "tasks": [task.name for task in tasks],
                 "points": settings.points,
@@ -141,6 +141,15 @@ def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData])
         "code": [tree_sha256(file) for file in code],
         "libraries": library_versions("cmaes", "numpy", "optuna", "torch", "transformers"),
     }
+
+
+def score_at(λ: Mapping[str, float], points: Sequence[Coefficients], means: Sequence[float]) -> float | None:
+    """The score of the point that λ, divided by their sum, is (to rounding), if there is one."""
+    total = sum(λ.values())
+    for point, mean in zip(points, means, strict=True):
+        if all(abs(value / total - point[model]) < 1e-9 for model, value in λ.items()):
+            return mean
+    return None
 
 
 def mean_score(scores: Sequence[float], experts: Sequence[float]) -> float:
