@@ -20,6 +20,7 @@ from stages.command import run_stage
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.merging.ingredients import Ingredients, Merging
+from stages.merging.inputs import Checkpoint
 from stages.merging.streaming import on_all_cores
 from stages.params import Ensemble, Merge, Params, Search, load_params
 from stages.paths import FINETUNED, SEARCH, TASKS
@@ -200,6 +201,17 @@ class LiveModel:
         self._parameters = {
             name: tensor.detach() for name, tensor in body.state_dict().items() if name not in own_heads
         }
+        self._refuse_renamed(target)
+
+    def _refuse_renamed(self, target: Checkpoint) -> None:
+        """Refuse parameters that the file has under other names (old BERTs' `LayerNorm.gamma`): no merge fills them."""
+        filled = {tensor.data_ptr() for name, tensor in self._parameters.items() if name in target.tensors.specs}
+        for name, tensor in self._parameters.items():
+            if tensor.is_floating_point() and tensor.data_ptr() not in filled:
+                raise InputError(
+                    f"{target.tensors.file}: has the parameter {name} under another name, with which it cannot be "
+                    "searched; load the model with transformers and save it again"
+                )
 
     def load(self, merging: Merging) -> None:
         """Take the weights of a merge."""

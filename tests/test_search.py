@@ -376,6 +376,16 @@ def test_macro_f1_is_maximised_where_it_is_asked_for(inside: Path) -> None:
     assert found["score"] == pytest.approx(np.mean(f1)) == sweep["films"].max()
 
 
+def test_parameters_that_the_file_calls_otherwise_are_refused(inside: Path) -> None:
+    """Transformers loads them, but a merge works on the file's names: the search would score another model."""
+    for name in ("ann", "bob"):
+        file = Path("models/finetuned") / name / "model.safetensors"
+        tensors = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"ann.model\.safetensors: has the parameter bert\..*LayerNorm\.weight under"):
+        searched(params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic"))
+
+
 @pytest.mark.parametrize(
     ("tasks", "heads", "message"),
     [
