@@ -3,14 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.params import Search
-
-if TYPE_CHECKING:
-    pass
 
 Coefficients = dict[str, float]  # λ by model, summing to 1
 
@@ -103,7 +99,7 @@ class Learning(Sampler):
     def ask(self) -> Coefficients:
         """The next point."""
         self._trial = self._study.ask()
-        weights = {name: -math.log(self._trial.suggest_float(name, 1e-9, 1.0)) for name in self._names}
+        weights = {name: abs(math.log(self._trial.suggest_float(name, 1e-9, 1.0))) for name in self._names}
         total = sum(weights.values())
         return {name: weight / total if total else 1 / len(weights) for name, weight in weights.items()}
 

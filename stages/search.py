@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stages.artifacts import FORMAT_VERSION, atomic_directory, tree_sha256, write_json
+from stages.artifacts import FORMAT_VERSION, atomic_directory, library_versions, tree_sha256, write_json
 from stages.command import run_stage
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.merging.ingredients import Ingredients, Merging
+from stages.merging.inputs import Checkpoint
 from stages.merging.streaming import on_all_cores
 from stages.params import Ensemble, Merge, Params, Search, load_params
 from stages.paths import FINETUNED, SEARCH, TASKS
@@ -27,7 +28,7 @@ from stages.plan import base_directory, check_plan, search_tasks, statistics_dir
 from stages.progress import Progress
 from stages.sampling import Coefficients, best, make_sampler
 from stages.tasks import task_kind
-from stages.tasks.data import TaskData
+from stages.tasks.data import TASK_CARD, TaskData
 from stages.tasks.metrics import SCORES
 from stages.tensors import fingerprint
 
@@ -71,17 +72,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
     )
 
     start = {model: merge.coefficients[model] for model in merge.models}
-    identity = {
-        "merge": merge.model_dump(),
-        "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
-        "tasks": {task.name: tree_sha256(task.directory / "validation.parquet") for task in tasks},
-        "statistics": [
-            statistic.card.get("fingerprint")
-            for found in ingredients.statistics.values()
-            for statistic in found.values()
-        ],
-    }
-    progress = Progress(out, "sweep", identity)
+    progress = Progress(out, "sweep", _identity(merge, ingredients, tasks))
     reached = progress.load()
     saved = reached.tensors["scores"].tolist() if reached is not None else []
 
@@ -117,7 +108,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
                 "format_version": FORMAT_VERSION,
                 "coefficients": points[winner],
                 "score": means[winner],
-                "start": mean_score(scores[points.index(start)], experts) if start in points else None,
+                "start": score_at(start, points, means),
                 "metric": settings.metric,
                 "tasks": [task.name for task in tasks],
                 "points": settings.points,
@@ -130,6 +121,36 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
             partial / "sweep.svg"
         )
     progress.remove()
+
+
+def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData]) -> dict[str, Any]:
+    """All that points and their scores depend on."""
+    statistics = [statistic for found in ingredients.statistics.values() for statistic in found.values()]
+    if ingredients.prior is not None:
+        statistics.append(ingredients.prior)
+    stages = Path(__file__).parent
+    code = [stages / "search.py", stages / "sampling.py", *sorted((stages / "merging").glob("*.py"))]
+    return {
+        "merge": merge.model_dump(),
+        "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
+        "base": fingerprint(ingredients.base.tensors) if ingredients.base is not None else None,
+        "statistics": [statistic.card.get("fingerprint") for statistic in statistics],
+        "tasks": {
+            task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, "validation.parquet")]
+            for task in tasks
+        },
+        "code": [tree_sha256(file) for file in code],
+        "libraries": library_versions("cmaes", "numpy", "optuna", "torch", "transformers"),
+    }
+
+
+def score_at(λ: Mapping[str, float], points: Sequence[Coefficients], means: Sequence[float]) -> float | None:
+    """The score of the point that λ, divided by their sum, is (to rounding), if there is one."""
+    total = sum(λ.values())
+    for point, mean in zip(points, means, strict=True):
+        if all(abs(value / total - point[model]) < 1e-9 for model, value in λ.items()):
+            return mean
+    return None
 
 
 def mean_score(scores: Sequence[float], experts: Sequence[float]) -> float:
@@ -180,6 +201,17 @@ class LiveModel:
         self._parameters = {
             name: tensor.detach() for name, tensor in body.state_dict().items() if name not in own_heads
         }
+        self._refuse_renamed(target)
+
+    def _refuse_renamed(self, target: Checkpoint) -> None:
+        """Refuse parameters that the file has under other names (old BERTs' `LayerNorm.gamma`): no merge fills them."""
+        filled = {tensor.data_ptr() for name, tensor in self._parameters.items() if name in target.tensors.specs}
+        for name, tensor in self._parameters.items():
+            if tensor.is_floating_point() and tensor.data_ptr() not in filled:
+                raise InputError(
+                    f"{target.tensors.file}: has the parameter {name} under another name, with which it cannot be "
+                    "searched; load the model with transformers and save it again"
+                )
 
     def load(self, merging: Merging) -> None:
         """Take the weights of a merge."""

@@ -39,6 +39,38 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     return content
 
 
+def merging(*models: str, **settings: Any) -> Callable[[dict[str, Any]], object]:
+    """An edit: other settings of the merge, with a third model, and a task and a source that no model has."""
+
+    def edit(content: dict[str, Any]) -> None:
+        content["models"]["three"] = {"base": "base", "task": "reviews"}
+        content["tasks"]["plays"] = content["tasks"]["reviews"]
+        content["sources"]["other"] = content["sources"]["base"]
+        content["merges"]["both"] |= {"coefficients": dict.fromkeys(models or ("one", "two"), 1)} | settings
+
+    return edit
+
+
+def adam(edit: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    """The edit, and the model `two` keeps the optimizer's moments for its Fisher."""
+
+    def both(content: dict[str, Any]) -> None:
+        edit(content)
+        content["models"]["two"]["fisher"] = {"estimator": "adam"}
+
+    return both
+
+
+def rebased(edit: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    """The edit, and the model `two` is from another base."""
+
+    def both(content: dict[str, Any]) -> None:
+        edit(content)
+        content["models"]["two"]["base"] = "other"
+
+    return both
+
+
 def test_the_default_file_is_valid() -> None:
     params = load_params(Path(__file__).parent.parent / "params.yaml")
     assert list(params.models) == ["amazon", "movie", "nyt", "tweets"]
@@ -111,6 +143,47 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["merges"].update({7: c["merges"]["both"]}), "merges.7: bad name"),
         (lambda c: c["models"].update({"Big": c["models"]["one"]}), "models.Big: bad name"),
         (lambda c: c["merges"].update(one=c["merges"]["both"]), "merges.one: there is a model of that name too"),
+        (
+            merging("one", "two", "three", search={"sampler": "grid"}),
+            "merges.both: `search.sampler: grid` is for two models; take simplex, tpe or cma-es",
+        ),
+        (merging("one", search={"sampler": "tpe"}), "merges.both: `search` needs two models or more"),
+        (
+            merging(method="ensemble", search={"sampler": "grid"}),
+            "merges.both: `search` is not for an ensemble, which merges nothing",
+        ),
+        (merging(search={"sampler": "random"}), "merges.both.search.sampler = 'random': .*'grid', 'simplex', 'tpe'"),
+        (merging(search={"points": 3}), "merges.both.search.sampler: missing"),
+        (merging(search={"sampler": "grid", "points": 1}), "merges.both.search.points = 1: .*greater"),
+        (
+            merging(search={"sampler": "grid", "point": 5}),
+            r"merges.both.search.point: unknown key; allowed: .*\(did you mean points\?\)",
+        ),
+        (
+            merging(search={"sampler": "grid", "tasks": ["play"]}),
+            r"merges.both.search.tasks: unknown task 'play'; .*\(did you mean plays\?\)",
+        ),
+        (
+            merging(search={"sampler": "grid", "tasks": ["reviews", "plays"], "normalize": True}),
+            "merges.both.search.normalize: plays is the task of none of the merged models",
+        ),
+        (merging("one", "two", "three", method="slerp"), "merges.both: slerp is for two models"),
+        (
+            merging(method="uncertainty", prior="tree"),
+            r"merges.both.prior: unknown model 'tree'; .*\(did you mean three\?\)",
+        ),
+        (merging(method="regmean", alpha=1.5), "merges.both.alpha = 1.5: .*less than or equal to 1"),
+        (merging(method="ties", floor=0.1), "merges.both.floor: unknown key; allowed: .*density"),
+        (merging(max_shard_size="5 GB"), "merges.both.max_shard_size: '5 GB' is no size; give bytes, or .*5GB"),
+        (merging(max_shard_size=0), "merges.both.max_shard_size: 0 is no size"),
+        (
+            adam(merging(method="kfac")),
+            "merges.both: kfac needs the K-FAC factors of two, which its fisher.estimator, adam, does not give",
+        ),
+        (
+            rebased(merging(method="task_arithmetic")),
+            r"merges.both: task_arithmetic needs models of one base \(one from base, two from other\)",
+        ),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
         (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
@@ -128,6 +201,21 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
         parse_params(edited(edit))
     assert str(caught.value).startswith("params.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        merging("one", "two", "three", search={"sampler": "simplex", "tasks": ["plays"]}),
+        merging(search={"sampler": "grid", "tasks": ["reviews"], "normalize": True}),
+        merging(method="uncertainty", prior="three"),
+        merging(max_shard_size="500MB"),
+        adam(merging(method="regmean")),
+        rebased(merging(method="isotropic")),
+    ],
+)
+def test_what_is_next_to_an_error_is_allowed(edit: Callable[[dict[str, Any]], object]) -> None:
+    assert parse_params(edited(edit)).merges["both"].coefficients
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """models/dvc.yaml: what each merge's stages depend on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -42,6 +43,79 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     assert artefacts("evaluate-fisher") == ["data/tasks/books", "data/tasks/films", "models/merged/fisher"]
     assert artefacts("evaluate-ensemble") == ["results/eval/books", "results/eval/films"]
     assert stages["merge-fisher"]["params"] == ["merges.fisher"]
+
+
+def test_what_other_methods_depend_on(in_project: Project) -> None:
+    """Everything, code included: a dependency too many re-runs too much, one too few gives wrong results."""
+    halves = {"books": 0.5, "films": 0.5}
+
+    def add(params: dict[str, Any]) -> None:
+        params["models"]["third"] = {"base": "base", "task": "books"}
+        params["merges"] |= {
+            "gram-mean": {"method": "regmean", "coefficients": halves},
+            "blocks": {"method": "kfac", "coefficients": halves},
+            "vectors": {"method": "task_arithmetic", "coefficients": halves},
+            "careful": {"method": "uncertainty", "prior": "third", "coefficients": halves},
+            "own-prior": {"method": "uncertainty", "prior": "films", "coefficients": halves, "target": "films"},
+            "sought": {"method": "kfac", "coefficients": halves, "search": {"sampler": "grid"}},
+            "films-only": {
+                "method": "isotropic",
+                "coefficients": halves,
+                "search": {"sampler": "grid", "tasks": ["films"]},
+            },
+        }
+
+    in_project.edit_params(add)
+    stages = planned_stages(load_params())
+    factors = [f"{kind}-{model}" for kind in ("gram", "kfac") for model in ("books", "films")]
+    assert sorted(name for name in stages if name.startswith(("gram-", "kfac-"))) == factors
+    tasks = ["stages/tasks/data.py", "stages/tasks/text_classification.py"]
+    for name in factors:
+        kind, model = name.split("-")
+        assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
+        assert stages[name]["params"] == ["fisher", f"models.{model}"]
+        assert stages[name]["outs"] == [f"models/{kind}/{model}"]
+        assert sorted(stages[name]["deps"]) == [
+            f"data/tasks/{model}",
+            f"models/finetuned/{model}",
+            "stages/curvature",
+            "stages/estimates.py",
+            "stages/factors.py",
+            *tasks,
+        ]
+
+    def of_both(kind: str) -> list[str]:
+        return [f"models/{kind}/books", f"models/{kind}/films"]
+
+    models, code = of_both("finetuned"), ["stages/merge.py", "stages/merging"]
+    wanted = {
+        "gram-mean": [*models, *of_both("gram")],
+        "blocks": [*models, *of_both("fishers"), *of_both("kfac")],
+        "vectors": ["data/sources/base", *models],
+        "careful": ["data/sources/base", *models, *of_both("fishers"), "models/fishers/third"],
+        "own-prior": ["data/sources/base", *models, *of_both("fishers")],
+        "sought": [*models, *of_both("fishers"), *of_both("kfac"), "results/search/sought/coefficients.json"],
+        "films-only": [*models, "results/search/films-only/coefficients.json"],
+    }
+    for name, deps in wanted.items():
+        assert sorted(stages[f"merge-{name}"]["deps"]) == sorted([*deps, *code]), name
+        assert stages[f"merge-{name}"]["params"] == [f"merges.{name}"]
+
+    code = ["stages/merging", "stages/sampling.py", "stages/search.py", *tasks, "stages/tasks/metrics.py"]
+    searches = {
+        "sought": ["data/tasks/books", "data/tasks/films", *models, *of_both("fishers"), *of_both("kfac")],
+        "films-only": ["data/tasks/films", *models],
+    }
+    assert {name for name in stages if name.startswith("search-")} == {f"search-{name}" for name in searches}
+    for name, deps in searches.items():
+        assert sorted(stages[f"search-{name}"]["deps"]) == sorted([*deps, *code]), name
+        assert stages[f"search-{name}"]["params"] == [f"merges.{name}"]
+        assert stages[f"search-{name}"]["outs"] == [
+            f"results/search/{name}/coefficients.json",
+            f"results/search/{name}/sweep.svg",
+        ]
+        (plot,) = stages[f"search-{name}"]["plots"]
+        assert plot.keys() == {f"results/search/{name}/sweep.csv"}
 
 
 def test_check_names_what_differs(in_project: Project) -> None:
