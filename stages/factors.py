@@ -29,9 +29,12 @@ def factors(kind: Statistic, name: str) -> None:
         raise InputError(f"there are no factors {kind!r}; known: {', '.join(FACTORS)}")
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
+    settings = params.fisher_settings(name)
+    if kind == "kfac" and settings.estimator == "adam":
+        raise InputError(f"params.yaml: models.{name}: K-FAC factors need another fisher.estimator than adam")
     launch("stages.factors", kind, name)
     task = TaskData.open(TASKS / params.models[name].task)
-    estimate_factors(kind, FINETUNED / name, task, params.fisher_settings(name), STATISTICS[kind] / name)
+    estimate_factors(kind, FINETUNED / name, task, settings, STATISTICS[kind] / name)
 
 
 def estimate_factors(kind: Statistic, checkpoint: Path, task: TaskData, settings: FisherSettings, out: Path) -> None:

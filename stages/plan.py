@@ -95,7 +95,7 @@ def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
             *_merge_inputs(merge, params),
             *(str(TASKS / task) for task in search_tasks(merge, params)),
             "stages/search.py",
-            "stages/sampling.py",
+            "stages/searching",
             "stages/merging",
             *EVALUATION_CODE[1:],
         ],

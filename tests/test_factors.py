@@ -199,7 +199,7 @@ def test_a_kfac_merge_of_two_models(tmp_path: Path, task: TaskData) -> None:
     δ = damping * np.diag(sum(blocks)).mean()
     right = sum(F @ weight.ravel() for F, weight in zip(blocks, pair.weights, strict=True)) + δ * start.ravel()
     wanted = np.linalg.solve(sum(blocks) + δ * np.eye(256), right).reshape(16, 16)
-    found = pair.merge(Kfac(damping=damping, iterations=500, tolerance=1e-10), (0.3, 0.7))
+    found = pair.merge(Kfac(normalize="l2", damping=damping, iterations=500, tolerance=1e-10), (0.3, 0.7))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     assert np.abs(found - start).max() > 0.01  # the factors do count
 

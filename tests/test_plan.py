@@ -101,7 +101,7 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         assert sorted(stages[f"merge-{name}"]["deps"]) == sorted([*deps, *code]), name
         assert stages[f"merge-{name}"]["params"] == [f"merges.{name}"]
 
-    code = ["stages/merging", "stages/sampling.py", "stages/search.py", *tasks, "stages/tasks/metrics.py"]
+    code = ["stages/merging", "stages/searching", "stages/search.py", *tasks, "stages/tasks/metrics.py"]
     searches = {
         "sought": ["data/tasks/books", "data/tasks/films", *models, *of_both("fishers"), *of_both("kfac")],
         "films-only": ["data/tasks/films", *models],

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.artifacts import read_json, tree_sha256, write_json
+from stages.artifacts import CHECKPOINT_CARD, read_json, tree_sha256, write_json
 from stages.errors import InputError
 from stages.finetune import bring_in
 from stages.fisher import estimate
@@ -20,7 +20,8 @@ from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
 from stages.params import FisherSettings, Params, Task, parse_params
 from stages.plan import base_directory, search_tasks, statistics_directories
-from stages.search import LiveModel, search_coefficients
+from stages.search import search_coefficients
+from stages.searching.live_model import LiveModel
 from stages.tasks.data import TaskData, write_task
 from stages.tensors import TensorFiles, fingerprint
 from tests.test_fisher import Killed
@@ -158,11 +159,11 @@ def test_every_points_scores_are_those_of_the_checkpoint_that_merging_with_its_�
     params = params_of(coefficients, search, **merge)
     found, sweep = searched(params)
     models = params.merges["it"].models
-    columns = ["point", *(f"λ {model}" for model in models), "books", "films", "score"]
+    columns = ["point", *(f"λ {model}" for model in models), "books accuracy", "films accuracy", "score"]
     assert list(sweep.columns) == columns
     assert sweep["point"].tolist() == list(range(search["points"]))
     np.testing.assert_allclose(sweep[columns[1:-3]].sum(axis=1), 1, rtol=1e-12)
-    np.testing.assert_allclose(sweep["score"], (sweep["books"] + sweep["films"]) / 2, rtol=1e-12)
+    np.testing.assert_allclose(sweep["score"], (sweep["books accuracy"] + sweep["films accuracy"]) / 2, rtol=1e-12)
     assert sweep["score"].nunique() > 2  # λ matters, or this test would say nothing
     winner = sweep[sweep["score"] == sweep["score"].max()]
     assert found["score"] == sweep["score"].max()
@@ -170,7 +171,9 @@ def test_every_points_scores_are_those_of_the_checkpoint_that_merging_with_its_�
     assert (found["points"], found["sampler"], found["tasks"]) == (search["points"], search["sampler"], TASKS_OF_TWO)
     for _, row in sweep.iloc[[0, 1, -1]].iterrows():
         checkpoint = merged_with(params, λ_of(row, models))
-        assert {task: accuracy_of(checkpoint, task) for task in TASKS_OF_TWO} == dict(row[TASKS_OF_TWO])
+        assert {task: accuracy_of(checkpoint, task) for task in TASKS_OF_TWO} == {
+            task: row[f"{task} accuracy"] for task in TASKS_OF_TWO
+        }
     checkpoint = merged_with(params, found["coefficients"])
     assert found["score"] == np.mean([accuracy_of(checkpoint, task) for task in TASKS_OF_TWO])
     total = sum(coefficients.values())
@@ -269,8 +272,11 @@ def change_checkpoint() -> None:
     tensors = load_file(file)
     tensors["classifier.bias"][0] += 0.1
     save_file(tensors, file, metadata={"format": "pt"})
+    found = fingerprint(TensorFiles(file.parent))
+    own = file.parent / CHECKPOINT_CARD
+    write_json(own, read_json(own) | {"fingerprint": found})
     card = Path("models/fishers/bob/fisher.json")  # as if its Fisher came out the same
-    write_json(card, read_json(card) | {"checkpoint": fingerprint(TensorFiles(file.parent))})
+    write_json(card, read_json(card) | {"checkpoint": found})
 
 
 def change_fisher(name: str) -> None:
@@ -338,14 +344,15 @@ def test_tasks_of_different_labels_with_heads_of_their_own(inside: Path) -> None
     params = params_of({"ann": 1, "dan": 1}, {"sampler": "grid", "points": 5}, heads="each", method="isotropic")
     found, sweep = searched(params)
     assert found["tasks"] == ["books", "plays"]
-    assert sweep["plays"].nunique() > 1
+    assert sweep["plays accuracy"].nunique() > 1
     for _, row in sweep.iloc[[0, 2, 4]].iterrows():
         checkpoint = merged_with(params, λ_of(row, ["ann", "dan"]))
         for task, model in (("books", "ann"), ("plays", "dan")):
-            assert row[task] == accuracy_of(checkpoint, task, checkpoint / "heads" / f"{model}.safetensors")
+            head = checkpoint / "heads" / f"{model}.safetensors"
+            assert row[f"{task} accuracy"] == accuracy_of(checkpoint, task, head)
     # At its ends a grid has the models themselves, each with its own head for its own task.
-    assert sweep["books"].iloc[0] == accuracy_of(Path("models/finetuned/ann"), "books")
-    assert sweep["plays"].iloc[-1] == accuracy_of(Path("models/finetuned/dan"), "plays")
+    assert sweep["books accuracy"].iloc[0] == accuracy_of(Path("models/finetuned/ann"), "books")
+    assert sweep["plays accuracy"].iloc[-1] == accuracy_of(Path("models/finetuned/dan"), "plays")
 
 
 def test_scores_relative_to_the_experts(inside: Path) -> None:
@@ -356,8 +363,9 @@ def test_scores_relative_to_the_experts(inside: Path) -> None:
     experts = [
         accuracy_of(Path("models/finetuned") / name, task) for name, task in (("ann", "books"), ("bob", "films"))
     ]
-    pd.testing.assert_frame_equal(sweep[TASKS_OF_TWO], plain[TASKS_OF_TWO])
-    wanted = (plain["books"] / experts[0] + plain["films"] / experts[1]) / 2
+    columns = [f"{task} accuracy" for task in TASKS_OF_TWO]
+    pd.testing.assert_frame_equal(sweep[columns], plain[columns])
+    wanted = (plain["books accuracy"] / experts[0] + plain["films accuracy"] / experts[1]) / 2
     np.testing.assert_allclose(sweep["score"], wanted, rtol=1e-12)
     assert found["score"] == pytest.approx(wanted.max())
 
@@ -367,13 +375,13 @@ def test_macro_f1_is_maximised_where_it_is_asked_for(inside: Path) -> None:
     params = params_of(THREE, search)
     found, sweep = searched(params)
     assert (found["metric"], found["tasks"]) == ("macro_f1", ["films"])
-    assert list(sweep.columns[-2:]) == ["films", "score"]
+    assert list(sweep.columns[-2:]) == ["films macro_f1", "score"]
     predictions, labels = predicted(merged_with(params, found["coefficients"]), "films")
     f1 = [
         2 * np.sum((predictions == k) & (labels == k)) / (np.sum(predictions == k) + np.sum(labels == k))
         for k in range(2)
     ]
-    assert found["score"] == pytest.approx(np.mean(f1)) == sweep["films"].max()
+    assert found["score"] == pytest.approx(np.mean(f1)) == sweep["films macro_f1"].max()
 
 
 def test_parameters_that_the_file_calls_otherwise_are_refused(inside: Path) -> None:

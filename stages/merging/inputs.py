@@ -79,22 +79,27 @@ class BaseWeights:
     def __init__(self, directory: Path, prefix: str) -> None:
         self.tensors = TensorFiles(directory)
         self._prefix = f"{prefix}."
+        self._other_heads: set[str] = set()
 
     def name_of(self, name: str) -> str | None:
         """What the base calls the model's tensor `name`; None if it has no such tensor."""
+        if name in self._other_heads:
+            return None
         for candidate in (name, name.removeprefix(self._prefix)):
             if candidate in self.tensors.specs:
                 return candidate
         return None
 
     def check(self, specs: Mapping[str, TensorSpec]) -> None:
-        """Refuse a base that has none of a model's tensors, or one of another shape."""
+        """Refuse a base that has none of a model's tensors, or one of another shape; such a head counts as none."""
         found = {name: own for name in specs if (own := self.name_of(name)) is not None}
         if not found:
             raise InputError(f"{self.tensors.file}: has none of the models' tensors; it is not their base")
         for name, own in found.items():
             shape = self.tensors.specs[own].shape
-            if shape != specs[name].shape:
+            if shape != specs[name].shape and not name.startswith(self._prefix):
+                self._other_heads.add(name)
+            elif shape != specs[name].shape:
                 raise InputError(
                     f"{self.tensors.file}: tensor {own} has the shape {list(shape)}, but the models' have "
                     f"{list(specs[name].shape)}; it is not the base of these models"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.params import Search
-from stages.sampling import Coefficients, Sampler, best, make_sampler
+from stages.searching.sampling import Coefficients, Sampler, best, make_sampler
 
 Kind = Literal["grid", "simplex", "tpe", "cma-es"]
 

@@ -1,0 +1,121 @@
+"""A model in memory that is scored with one merge's weights after another's."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.device import compute_device
+from stages.errors import InputError
+from stages.merging.ingredients import Ingredients, Merging
+from stages.merging.inputs import Checkpoint
+from stages.merging.streaming import on_all_cores
+from stages.params import Search
+from stages.tasks import task_kind
+from stages.tasks.data import TaskData
+from stages.tasks.metrics import SCORES
+
+
+class LiveModel:
+    """A model in memory that takes one merge's weights after another's, with the tasks it is scored on.
+
+    Tasks with heads of their own share one body.
+    """
+
+    def __init__(
+        self, ingredients: Ingredients, heads: str, experts: Mapping[TaskData, str | None], settings: Search
+    ) -> None:
+        self._score = SCORES[settings.metric]
+        self._device = compute_device()
+        self._merging = self._evaluating = 0.0  # seconds
+        self._tasks: list[tuple[Any, Any, Any, np.ndarray]] = []  # kind, model, examples, labels
+        target = ingredients.target
+        body = None
+        for task, expert in experts.items():
+            kind = task_kind(task.kind)
+            head = None
+            if heads == "each":
+                if expert is None:
+                    raise InputError(f"search: the task {task.name} is that of none of the merged models")
+                own = ingredients.checkpoints[expert]
+                head = {name: own.tensors.read(name).clone() for name in sorted(own.head())}
+            elif list(task.labels) != target.labels:
+                raise InputError(
+                    f"search: the merged model predicts {target.labels}, but the task {task.name} has "
+                    f"{list(task.labels)}; list other tasks under `search.tasks`, or set `heads: each`"
+                )
+            model = kind.load_model(target.directory, task.labels, head=head)
+            if body is None:
+                body = model
+            elif heads == "each":
+                setattr(model, model.base_model_prefix, getattr(body, body.base_model_prefix))
+            else:
+                model = body
+            frame = task.read("validation")
+            tokenizer = kind.load_tokenizer(target.directory)
+            examples = kind.tokenize(tokenizer, frame, task, kind.position_limit(model), self._device)
+            self._tasks.append((kind, model.to(self._device), examples, frame["label"].to_numpy()))
+        assert body is not None
+        own_heads = ingredients.kept_heads if heads == "each" else set()
+        self._parameters = {
+            name: tensor.detach() for name, tensor in body.state_dict().items() if name not in own_heads
+        }
+        self._refuse_renamed(target)
+
+    def _refuse_renamed(self, target: Checkpoint) -> None:
+        """Refuse parameters that the file has under other names (old BERTs' `LayerNorm.gamma`): no merge fills them."""
+        filled = {tensor.data_ptr() for name, tensor in self._parameters.items() if name in target.tensors.specs}
+        for name, tensor in self._parameters.items():
+            if tensor.is_floating_point() and tensor.data_ptr() not in filled:
+                raise InputError(
+                    f"{target.tensors.file}: has the parameter {name} under another name, with which it cannot be "
+                    "searched; load the model with transformers and save it again"
+                )
+
+    def load(self, merging: Merging) -> None:
+        """Take the weights of a merge."""
+        began = time.perf_counter()
+        merging.prepare()
+        names = sorted(self._parameters.keys() & merging.specs.keys(), key=lambda name: -merging.specs[name].elements)
+
+        def fill(name: str) -> None:
+            values = self._parameters[name].reshape(-1)
+            place = 0
+            for piece in merging.merged(name):
+                values[place : place + piece.numel()].copy_(piece)
+                place += piece.numel()
+
+        for _ in on_all_cores(fill, names):
+            pass
+        self._merging += time.perf_counter() - began
+
+    def scores(self) -> list[float]:
+        """Every task's score."""
+        began = time.perf_counter()
+        found = [self._score(kind.predict(model, examples), labels) for kind, model, examples, labels in self._tasks]
+        self._evaluating += time.perf_counter() - began
+        return found
+
+    @property
+    def merging_share(self) -> float:
+        """Share of the time spent on merging, of all that was spent on merging and evaluating."""
+        return self._merging / max(self._merging + self._evaluating, 1e-9)
+
+
+def expert_score(checkpoint: Path, task: TaskData, settings: Search) -> float:
+    """What a task's own model scores on its validation split.
+
+    Raises:
+        InputError: it scores zero, so nothing can be measured by it.
+    """
+    kind = task_kind(task.kind)
+    device = compute_device()
+    model = kind.load_model(checkpoint, task.labels).to(device)
+    frame = task.read("validation")
+    examples = kind.tokenize(kind.load_tokenizer(checkpoint), frame, task, kind.position_limit(model), device)
+    score = SCORES[settings.metric](kind.predict(model, examples), frame["label"].to_numpy())
+    if score == 0:
+        raise InputError(f"{checkpoint}: has a {settings.metric} of 0 on {task.name}; `search.normalize` cannot be had")
+    return score
