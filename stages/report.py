@@ -22,6 +22,7 @@ from stages.plan import check_plan
 from stages.statistics import STATISTIC_NAMES, STEMS
 
 MISSING = "–"
+UNBROKEN = "\u00a0"  # a space at which a browser does not break the line
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def _accuracy_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
         value = _percent(entry["accuracy"])
         shown = f"**{value}**" if entry["accuracy"] == best else value
         interval = (
-            f" ({_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])})" if column != "mean" else ""
+            f"{UNBROKEN}({_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])})"
+            if column != "mean"
+            else ""
         )
         return shown + interval
 

@@ -46,8 +46,8 @@ RESULTS = [
 def test_tables(tmp_path: Path) -> None:
     write_report(RESULTS, ["books", "films"], tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "| books | model | **90.0** (85.0–95.0) | 70.0 (65.0–75.0) | **80.0** |" in text
-    assert "| films | model | – | **85.0** (80.0–90.0) | – |" in text  # one task's mean is no mean
+    assert "| books | model | **90.0**\u00a0(85.0–95.0) | 70.0\u00a0(65.0–75.0) | **80.0** |" in text
+    assert "| films | model | – | **85.0**\u00a0(80.0–90.0) | – |" in text  # one task's mean is no mean
     assert "| both | fisher | 0.25 | 0.75 | floor = 1e-06, normalize = l2 | books | merged |" in text
     assert "| books | Fisher | exact | categorical | 7 | 3 |" in text
     assert "| books | finetuned | tiny | 40 | 2 | 0.0001 | – | 0 |" in text

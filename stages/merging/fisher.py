@@ -56,7 +56,11 @@ def fisher_average(
 
 def fisher_coefficients(options: FisherWeighted, models: Models) -> list[float]:
     """c_i: λ_i, divided by ‖F_i‖₂ if the options say so."""
-    norms = [fisher_norm(files, sorted(models.averaged)) for files in models.statistics["diagonal"]]
+    names = sorted(models.averaged)
+    norms = [
+        models.once(("norm", model, *names), lambda files=files: fisher_norm(files, names))  # type: ignore[misc]
+        for model, files in zip(models.names, models.statistics["diagonal"], strict=True)
+    ]
     if options.normalize == "none":
         return list(models.coefficients)
     return [λ / norm for λ, norm in zip(models.coefficients, norms, strict=True)]

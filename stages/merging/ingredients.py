@@ -1,11 +1,11 @@
 """All that goes into a merge, opened and checked once; what is done with each tensor depends on λ besides."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Ingredients:
     ) -> None:
         self.options = options
         self.checkpoints = {name: Checkpoint(directory) for name, directory in checkpoints.items()}
+        self.numbers: dict[tuple[Hashable, ...], Any] = {}  # see `Models.once`
         self.target_name, self.target = next(iter(self.checkpoints.items()))
         if options.method == "slerp" and len(self.checkpoints) != 2:
             raise InputError(f"the method slerp merges two models, not {len(self.checkpoints)}")
@@ -165,6 +166,7 @@ class Merging:
             prior=it.prior,
             averaged=frozenset(it.target.tensors.specs.keys() - self.copied.keys()),
             dtype=getattr(torch, self.precision),
+            numbers=it.numbers,
         )
 
     @cached_property

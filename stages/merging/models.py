@@ -1,7 +1,8 @@
 """What a merge method works on: the models that take part, with what is known about them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from stages.merging.streaming import chunks
 from stages.params import Isotropic, Statistic
 from stages.statistics import TRANSPOSED, input_factor
 from stages.tensors import TensorFiles
+
+NumberT = TypeVar("NumberT")
 
 # The name of a tensor → the merged tensor, flat, in one or many pieces, each good until the next is asked for.
 Rule = Callable[[str], Iterator[Tensor]]
@@ -29,6 +32,7 @@ class Models:
         prior: the base's Fisher, if the method has one.
         averaged: the names of the tensors that the method merges; the others are copied.
         dtype: what to compute in.
+        numbers: what `once` has found; shared by all λ at which the same models are merged.
     """
 
     names: Sequence[str]
@@ -39,6 +43,19 @@ class Models:
     prior: StatisticFiles | None
     averaged: frozenset[str]
     dtype: torch.dtype
+    numbers: dict[tuple[Hashable, ...], Any]
+
+    def once(self, key: tuple[Hashable, ...], compute: Callable[[], NumberT]) -> NumberT:
+        """A number that does not depend on λ: found where it is first asked for, and kept for a search's next points.
+
+        Args:
+            key: what it is, and of which models and tensors.
+            compute: finds it.
+        """
+        key = (self.dtype, *key)
+        if key not in self.numbers:
+            self.numbers[key] = compute()
+        return self.numbers[key]
 
     def chunks(self, name: str, files: Sequence[TensorFiles]) -> Iterator[list[Tensor]]:
         """The tensor `name` of each of the files, chunk by chunk; see `stages.merging.streaming.chunks`."""

@@ -32,10 +32,12 @@ def regmean(values: Sequence[Tensor], grams: Sequence[Tensor], coefficients: Seq
     average = isotropic_average([value.double() for value in values], coefficients)
     matrix, right = torch.zeros_like(grams[0], dtype=torch.float64), torch.zeros_like(average)
     for value, gram, coefficient in zip(values, grams, coefficients, strict=True):
-        weighted = gram.double() * (coefficient / total)
-        weighted = torch.lerp(weighted.diagonal().diag(), weighted, alpha)
-        matrix += weighted
-        right += (value.double() - average) @ weighted
+        share, exact = coefficient / total, gram.double()
+        matrix.add_(exact, alpha=share)
+        difference = value.double() - average
+        right.add_(difference @ exact, alpha=share * alpha)
+        right.add_(difference * exact.diagonal(), alpha=share * (1 - alpha))
+    matrix = torch.lerp(matrix.diagonal().diag(), matrix, alpha)
     resolution = len(matrix) * torch.finfo(grams[0].dtype).eps
     return average.add_(_solve(right, matrix, resolution)).to(values[0].dtype)
 

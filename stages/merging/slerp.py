@@ -59,11 +59,14 @@ def rule(_: Slerp, models: Models) -> Rule:
     """Every parameter by `slerp`, by the angle between the two models' tensors."""
     t = models.coefficients[1]
 
-    def merged(name: str) -> Iterator[Tensor]:
-        angle = Angle()
+    def angle(name: str) -> float | None:
+        found = Angle()
         for first, second in models.chunks(name, models.checkpoints):
-            angle.add(first, second)
-        radians = angle.radians()
+            found.add(first, second)
+        return found.radians()
+
+    def merged(name: str) -> Iterator[Tensor]:
+        radians = models.once(("angle", name), lambda: angle(name))
         for first, second in models.chunks(name, models.checkpoints):
             yield slerp(first, second, t, radians)
 

@@ -85,4 +85,5 @@ def _threshold(models: Models, model: int, names: Sequence[str], density: float)
                 yield value.sub_(base).float()
 
     elements = sum(models.checkpoints[model].specs[name].elements for name in names)
-    return kth_largest_magnitude(vectors, max(1, int(density * elements)))
+    key = ("threshold", models.names[model], *names)
+    return models.once(key, lambda: kth_largest_magnitude(vectors, max(1, int(density * elements))))
