@@ -34,8 +34,8 @@ def sweep_chart(
         long = chosen.melt(
             id_vars=[f"λ {models[0]}", "chosen"], value_vars=[*columns, "score"], var_name="on", value_name=metric
         )
-        x = alt.X(f"λ {models[0]}:Q", title=f"λ of {models[0]} (the rest is {models[1]}'s)")
-        y = alt.Y(f"{metric}:Q", scale=score, axis=alt.Axis(format="%"), title=f"{metric}, validation")
+        x = alt.X(f"λ {models[0]}:Q", title=f"λ of {models[0]} (the rest: {models[1]})")
+        y = alt.Y(f"{metric}:Q", scale=score, axis=alt.Axis(format=".1%"), title=f"{metric}, validation")
         colour = alt.Color("on:N", title=None, sort=[*columns, "score"])
         mark = alt.Chart(long).transform_filter("datum.chosen").mark_rule(strokeDash=[4, 4], color="gray").encode(x=x)
         return alt.layer(alt.Chart(long).mark_line(point=True).encode(x=x, y=y, color=colour), mark).properties(
@@ -46,7 +46,12 @@ def sweep_chart(
         .mark_circle(opacity=0.8)
         .encode(
             x=alt.X(f"λ {model}:Q", title=f"λ of {model}", scale=alt.Scale(domain=[0, 1])),
-            y=alt.Y("score:Q", scale=score, title=f"mean {metric}, validation" if model == models[0] else None),
+            y=alt.Y(
+                "score:Q",
+                scale=score,
+                axis=alt.Axis(format=".1%"),
+                title=f"mean {metric}, validation" if model == models[0] else None,
+            ),
             color=alt.Color("chosen:N", legend=None, scale=colours),
             size=alt.Size("chosen:N", legend=None, scale=alt.Scale(domain=[False, True], range=[40, 160])),
         )
