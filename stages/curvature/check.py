@@ -10,6 +10,7 @@ from stages.curvature.autograd import add_square, differentiable, gradients_at
 from stages.curvature.batches import batch_size, model_outputs, rows_of
 from stages.curvature.capture import Capture
 from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.linear import LinearByOneDNN
 from stages.curvature.memory import out_of_memory
 from stages.curvature.sums import Sums
 
@@ -93,7 +94,8 @@ def _add_by_hooks(
     capture = Capture(model, Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand)
     try:
         with capture:
-            outputs = model_outputs(model, three)
+            with LinearByOneDNN():
+                outputs = model_outputs(model, three)
             vector = _random_vector(outputs)
             capture.backward(outputs, torch.cat([vector, 2 * vector, torch.zeros_like(vector)]), last=True)
     except RuntimeError as error:  # for example, it writes into an expanded tensor

@@ -14,6 +14,7 @@ from stages.curvature.batches import batch_size, model_inputs, model_outputs, pa
 from stages.curvature.capture import Capture, owners
 from stages.curvature.check import Verdict, compare_with_autograd
 from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.linear import LinearByOneDNN
 from stages.curvature.rules import Linear, Rule, rule_for
 from stages.curvature.sums import Sums
 from stages.curvature.vectors import BackwardVectors
@@ -150,7 +151,8 @@ class Estimation:
             verdict = self._verdict or self._compare(batch)
             self._add_with_gradients(batch, self.sums.examples if first is None else first, verdict)
         else:
-            with torch.no_grad(), Capture(self._model, self.sums, batch_size(batch), padding_masks(batch)):
+            capture = Capture(self._model, self.sums, batch_size(batch), padding_masks(batch))
+            with torch.no_grad(), capture, LinearByOneDNN():
                 self.torn = True
                 self._model(**model_inputs(batch))
         self.sums.examples += batch_size(batch)
@@ -162,7 +164,8 @@ class Estimation:
         capture = Capture(self._model, sums, batch_size(batch), padding_masks(batch), verdict.expand)
         with torch.enable_grad(), capture:
             self.torn = bool(self.sums.inputs)  # they are added to in the forward pass
-            outputs = model_outputs(self._model, batch)
+            with LinearByOneDNN():
+                outputs = model_outputs(self._model, batch)
             self._refuse_changed_use(capture, verdict)
             capture.leave_out(verdict.unknown)
             vectors = self._vectors.of(outputs.detach(), batch, first)

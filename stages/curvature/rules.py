@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from stages.curvature.linear import linear
 from stages.curvature.memory import out_of_memory
 from stages.curvature.squares import active_ranges, add_squared_products
 
@@ -83,7 +84,8 @@ class Linear:
 
     def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
         """The gradient [..., in] at the input, from g [..., out]."""
-        return g @ (weight.t() if self.transposed else weight).to(g.dtype)
+        weight = weight.to(g.dtype)
+        return linear(g, weight if self.transposed else weight.t())
 
 
 class LayerNorm:

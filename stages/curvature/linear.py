@@ -1,0 +1,80 @@
+"""x Wᵀ + b in float32 on CPUs, by oneDNN.
+
+torch leaves float32 products to MKL, which does not use AVX-512 on every maker's CPUs; oneDNN does, and takes half the
+time there. torch has oneDNN's product as an operator for its compiler: without a derivative, and without checks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in] times weight [out, in] transposed, plus bias [out]; what oneDNN computes has no derivative."""
+    if not _suits_onednn(x, weight, bias):
+        return functional.linear(x, weight, bias)
+    bias = None if bias is None else bias.contiguous()  # other strides would be ignored
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+class LinearByOneDNN(TorchFunctionMode):
+    """Inside this context, `functional.linear` is done by oneDNN where that can be, with its derivative as to x.
+
+    Where a weight or a bias requires a gradient, it is left to torch.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        function = _differentiable_linear if func is functional.linear else func
+        return function(*args, **(kwargs or {}))
+
+
+def _differentiable_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    constant = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    if not (constant and _suits_onednn(input, weight, bias)):
+        return functional.linear(input, weight, bias)
+    output: Tensor = _Linear.apply(input, weight, bias)
+    return output
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return linear(gradients[0], ctx.weight.t()), None, None
+
+
+def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are plain float32 tensors that fit each other, outside of autocast and transforms such as vmap."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(_plain(tensor) for tensor in (x, weight, bias) if tensor is not None)
+        and weight.ndim == 2
+        and x.shape[-1:] == weight.shape[1:]
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
+
+
+def _plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+    )
