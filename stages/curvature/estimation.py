@@ -194,18 +194,19 @@ class Estimation:
             )
 
     def result(self) -> CurvatureStatistics:
-        """The means over what has been added; the sums stay as they are.
+        """The means over what has been added, in the memory of the sums, which are empty from then on.
 
         Raises:
             ValueError: no examples have been added.
         """
-        examples, sums = self.sums.examples, self.sums
+        sums, examples = self.sums, self.sums.examples
         if examples == 0:
             raise ValueError("there are no examples to estimate a Fisher from")
+        self.sums = Sums({}, {}, {}, {})
         return CurvatureStatistics(
-            diagonal={name: total / examples for name, total in sums.diagonal.items()},
-            input_factors={name: total / sums.positions[name] for name, total in sums.inputs.items()},
-            output_factors={name: total / examples for name, total in sums.outputs.items()},
+            diagonal={name: total.div_(examples) for name, total in sums.diagonal.items()},
+            input_factors={name: total.div_(sums.positions[name]) for name, total in sums.inputs.items()},
+            output_factors={name: total.div_(examples) for name, total in sums.outputs.items()},
             transposed=frozenset(name for name in sums.inputs if self._linear[name].transposed),
         )
 

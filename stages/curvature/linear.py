@@ -4,6 +4,7 @@ torch leaves float32 products to MKL, which does not use AVX-512 on every maker'
 time there. torch has oneDNN's product as an operator for its compiler: without a derivative, and without checks.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+# Kernels are compiled for each shape, half a megabyte each, and torch and oneDNN both keep the last 1024 of them: that
+# would grow with every length of batch. Both read this when they make their first.
+for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(variable, "64")  # more than most models have shapes
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

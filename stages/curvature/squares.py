@@ -25,11 +25,11 @@ def add_squared_products(total: Tensor, left: Tensor, right: Tensor, ranges: lis
         positions = [ranges[b][0] for b in rows]
         _add_single_positions(total, left[rows, positions], right[rows, positions])
     elif total.is_cuda and find_spec("triton") is not None:
-        from stages.curvature.fused import add_squared_products_fused
+        from stages.curvature.fused_gpu import add_squared_products_on_gpu
 
-        add_squared_products_fused(total, left, right)
+        add_squared_products_on_gpu(total, left, right)
     else:
-        _add_by_tiles(total, left.float(), right.float(), ranges or [(0, left.shape[1])] * len(left))
+        _add_by_products(total, left.float(), right.float(), ranges or [(0, left.shape[1])] * len(left))
 
 
 def active_ranges(g: Tensor) -> list[tuple[int, int]] | None:
@@ -56,16 +56,18 @@ def _add_single_positions(total: Tensor, left: Tensor, right: Tensor) -> None:
     total.addmm_(left.float().square().t(), right.float().square())
 
 
-def _add_by_tiles(total: Tensor, left: Tensor, right: Tensor, ranges: list[tuple[int, int]]) -> None:
-    """As many examples at a time as fit the cache; large products one at a time, in one reused tile."""
-    examples = max(1, TILE_VALUES // total.numel())
-    if examples == 1:
-        product = torch.empty_like(total)
-        for left_b, right_b, (start, stop) in zip(left.transpose(1, 2).unbind(), right.unbind(), ranges, strict=True):
-            if stop - start < len(right_b):
-                left_b, right_b = left_b[:, start:stop], right_b[start:stop]
-            torch.mm(left_b, right_b, out=product)
-            total.addcmul_(product, product)
-    else:
+def _add_by_products(total: Tensor, left: Tensor, right: Tensor, ranges: list[tuple[int, int]]) -> None:
+    """Small results in batched products; large ones by the CPU's kernel, or without it an example at a time."""
+    examples = TILE_VALUES // max(total.numel(), 1)
+    if examples > 1:
         for left_part, right_part in zip(left.split(examples), right.split(examples), strict=True):
             total.add_(torch.bmm(left_part.transpose(1, 2), right_part).square_().sum(0))
+    elif total.device.type == "cpu" and total.stride(1) == 1:
+        from stages.curvature.fused_cpu import add_squared_products_on_cpu  # late: Numba takes a moment to import
+
+        add_squared_products_on_cpu(total, left, right, ranges)
+    else:
+        product = torch.empty_like(total)
+        for left_b, right_b, (start, stop) in zip(left.transpose(1, 2).unbind(), right.unbind(), ranges, strict=True):
+            torch.mm(left_b[:, start:stop], right_b[start:stop], out=product)
+            total.addcmul_(product, product)

@@ -9,7 +9,7 @@ import torch
 if sys.platform != "linux":
     pytest.skip("Triton is for Linux only", allow_module_level=True)
 
-from stages.curvature.fused import add_squared_products_fused
+from stages.curvature.fused_gpu import add_squared_products_on_gpu
 
 DEVICE = "cpu" if "TRITON_INTERPRET" in os.environ else "cuda"  # tests/conftest.py sets it
 
@@ -31,13 +31,13 @@ def test_adds_what_float64_says(examples: int, positions: int, m: int, n: int, d
     for b in range(examples):
         wanted += (left[b].double().T @ right[b].double()) ** 2
     total = before.to(DEVICE)
-    add_squared_products_fused(total, left.to(DEVICE), right.to(DEVICE))
+    add_squared_products_on_gpu(total, left.to(DEVICE), right.to(DEVICE))
     assert float((total.cpu().double() - wanted).norm() / wanted.norm()) < 1e-6
 
 
 def test_strided_inputs_and_results() -> None:
     left, right = torch.randn(5, 2, 6).transpose(0, 1), torch.randn(2, 9, 5).transpose(1, 2)
     total = torch.zeros(9, 6).to(DEVICE).t()
-    add_squared_products_fused(total, left.to(DEVICE), right.to(DEVICE))
+    add_squared_products_on_gpu(total, left.to(DEVICE), right.to(DEVICE))
     wanted = (left.double().transpose(1, 2) @ right.double()).square().sum(0)
     assert float((total.cpu().double() - wanted).norm() / wanted.norm()) < 1e-6

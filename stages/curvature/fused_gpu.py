@@ -10,7 +10,7 @@ TILE = 64
 POSITIONS = 32  # that are multiplied at a time
 
 
-def add_squared_products_fused(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_squared_products_on_gpu(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add Σ_b (left_bᵀ right_b)² to `total` [m, n] float32; left [B, T, m], right [B, T, n] of one type.
 
     Products are summed in float32. Those of float32 values use TF32 where `torch.set_float32_matmul_precision` allows
