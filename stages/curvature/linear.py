@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 # Kernels are compiled for each shape, half a megabyte each, and torch and oneDNN both keep the last 1024 of them: that
 # would grow with every length of batch. Both read this when they make their first.
 for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(variable, "64")  # more than most models have shapes
+    os.environ.setdefault(variable, "16")  # more than one batch has shapes
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

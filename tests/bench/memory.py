@@ -1,6 +1,7 @@
 """Peak memory of the exact Fisher and of a training step, each in a process of its own.
 
-`python -m tests.bench.memory NAME BATCHES` prints one peak above the model's own, in MB.
+`python -m tests.bench.memory NAME BATCHES` prints one peak above the model's own, in MB. What was there before includes
+the code (of Numba and the compiled kernel, about 100 MB).
 """
 
 import re
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stages.curvature import diagonal_fisher
+from stages.curvature import diagonal_fisher, fused_cpu
 from tests.bench.fisher import make_batches, minilm, training_step
 
 CANDIDATES = ("training step", "exact Fisher")
@@ -37,6 +38,7 @@ def peak(name: str, count: int) -> int:
     """The peak of one candidate above what there was before it, in MB."""
     model = minilm(2)
     batches = (make_batches(16) * 4)[:count]
+    assert fused_cpu  # imported late otherwise
     before = peak_resident()
     if name == "training step":
         training_step(model, batches)

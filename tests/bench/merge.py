@@ -1,5 +1,6 @@
 """A streamed merge against reading its inputs and writing its output, and against mergekit."""
 
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from stages.statistics import write_statistic
 from stages.tensors import TensorFiles, write_tensors
 from tests.bench.timing import medians, table
 
+SLOW = 30.0  # seconds; what takes longer is run once
 FLOOR = "cat of four inputs, cp of one output"
 
 
@@ -69,7 +71,7 @@ def bench(repeats: int) -> str:
         return "\n\n".join(
             [
                 bench_engine(root, checkpoints, fishers, repeats),
-                bench_processes(root, checkpoints, max(1, repeats // 3)),
+                bench_processes(root, checkpoints, 3),
                 bench_memory(root, checkpoints, fishers),
             ]
         )
@@ -89,7 +91,7 @@ def bench_engine(root: Path, checkpoints: Mapping[str, Path], fishers: Mapping[s
         "Fisher merge": lambda: merge(checkpoints, fishers, root / "out", "fisher"),
         "isotropic merge": lambda: merge(checkpoints, fishers, root / "out", "isotropic"),
     }
-    seconds = medians(candidates, repeats)
+    seconds = medians(candidates, repeats, before=os.sync)  # or one writes back to the disk what another wrote
     return table("Merging two models of 335 M float32 parameters with float32 Fishers, torch imported", seconds, FLOOR)
 
 
@@ -112,7 +114,9 @@ def bench_processes(root: Path, checkpoints: Mapping[str, Path], repeats: int) -
             write_json(config, mergekit_config(method, list(checkpoints.values())))  # JSON is YAML
             command = [mergekit, str(config), str(root / f"mergekit-{method}"), "--no-copy-tokenizer"]
             processes[f"{method} merge, mergekit"] = lambda command=command: run(*command)  # type: ignore[misc]
-    return table("The same two models, whole processes", medians(processes, repeats), ours, remarks)
+    return table(
+        "The same two models, whole processes", medians(processes, repeats, SLOW, before=os.sync), ours, remarks
+    )
 
 
 def mergekit_config(method: str, models: list[Path]) -> dict[str, object]:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 
 
 def medians(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, slow: float = float("inf")
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    slow: float = float("inf"),
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Median seconds of each candidate; every repeat runs all of them in turn, after one that is not counted.
 
-    A candidate that takes more than `slow` seconds in that first turn is not run again: that is its time.
+    A candidate that takes more than `slow` seconds in that first turn is not run again: that is its time. `before` is
+    called before each run and is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     first: dict[str, float] = {}
@@ -18,6 +22,7 @@ def medians(
         for name, run in candidates.items():
             if first.get(name, 0.0) > slow:
                 continue
+            before()
             start = time.perf_counter()
             run()
             duration = time.perf_counter() - start
