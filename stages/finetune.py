@@ -1,7 +1,10 @@
 """finetune@MODEL: base weights and one task → models/finetuned/MODEL/, and its training curves."""
 
+import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,18 @@ import torch
 import transformers
 from datasets import Dataset
 from dvclive import Live
-from transformers.integrations import DVCLiveCallback
+from dvclive.utils import standardize_metric_name
 
 from stages.artifacts import (
     ADAM,
     CHECKPOINT_CARD,
     CONFIGURATION_FILES,
     FORMAT_VERSION,
+    PARTIAL_PREFIX,
     atomic_directory,
     copy_files,
+    library_versions,
+    tree_sha256,
     write_json,
 )
 from stages.command import run_stage
@@ -30,30 +36,43 @@ from stages.paths import FINETUNED, SOURCES, TASKS, TRAINING
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData, draw_examples
 from stages.tensors import TensorFiles, fingerprint, write_tensors
+from stages.training_progress import TrainingProgress
 
 
 def finetune(name: str) -> None:
-    """Fine-tune the model `name`, or bring its finished checkpoint in (`finetune: false`)."""
+    """Fine-tune the model `name`, or bring its finished checkpoint in (`finetune: false`).
+
+    A fine-tuning that was killed goes on from what it saved beside its output.
+    """
     params = load_params()
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
     base, task = SOURCES / model.base, TaskData.open(TASKS / model.task)
+    progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:
             bring_in(base, task, checkpoint)
         else:
             keep_moments = params.fisher_settings(name).estimator == "adam"
-            train(base, task, params.finetune_settings(name), checkpoint, curves, keep_moments)
+            train(base, task, params.finetune_settings(name), checkpoint, curves, progress, keep_moments)
+    shutil.rmtree(progress, ignore_errors=True)
 
 
 def train(
-    base: Path, task: TaskData, settings: FinetuneSettings, out: Path, curves: Path, keep_moments: bool = False
+    base: Path,
+    task: TaskData,
+    settings: FinetuneSettings,
+    out: Path,
+    curves: Path,
+    progress: Path,
+    keep_moments: bool = False,
 ) -> None:
     """Fine-tune `base` on the task's training examples; write the checkpoint into `out` and the curves into `curves`.
 
     AdamW with linear warm-up and decay; every random choice (the new head, the order, dropout) comes from the seed.
-    With `keep_moments`, the optimizer's second moments are written beside the checkpoint's weights.
+    Its state is saved in the directory `progress` every minute, and taken up from there. With `keep_moments`, the
+    optimizer's second moments are written beside the checkpoint's weights.
 
     Raises:
         InputError: the base cannot be loaded, or training diverged.
@@ -64,43 +83,53 @@ def train(
     tokenizer = kind.load_tokenizer(base)
     frame = draw_examples(task.read("train"), settings.examples, settings.seed)
     limit = kind.position_limit(model)
-    training = Dataset.from_dict(kind.encode(tokenizer, frame, task, limit))
-    validation = Dataset.from_dict(kind.encode(tokenizer, task.read("validation"), task, limit))
-    with tempfile.TemporaryDirectory() as scratch:
-        live = Live(str(Path(scratch) / "live"), dvcyaml=None, save_dvc_exp=False, report=None)
-        trainer = transformers.Trainer(
-            model,
-            transformers.TrainingArguments(
-                output_dir=str(Path(scratch) / "trainer"),
-                num_train_epochs=settings.epochs,
-                learning_rate=settings.learning_rate,
-                per_device_train_batch_size=settings.batch_size,
-                per_device_eval_batch_size=64,
-                weight_decay=settings.weight_decay,
-                warmup_steps=settings.warmup,
-                seed=settings.seed,
-                train_sampling_strategy="group_by_length",  # little padding
-                eval_strategy="epoch",
-                save_strategy="no",
-                logging_steps=5,
-                report_to=[],
-                use_cpu=compute_device().type == "cpu",
-                dataloader_pin_memory=False,
-            ),
-            train_dataset=training,
-            eval_dataset=validation,
-            data_collator=kind.collator(tokenizer),
-            compute_metrics=lambda prediction: {
-                "accuracy": kind.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
-            },
-            callbacks=[_TrainingCurves(live)],
-        )
-        trainer.train()
-        evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
-        for file in sorted((Path(scratch) / "live" / "plots" / "metrics").rglob("*.tsv")):
-            relative = file.relative_to(Path(scratch) / "live" / "plots" / "metrics")
-            (curves / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, curves / relative)
+    examples = {
+        "train": kind.encode(tokenizer, frame, task, limit),
+        "validation": kind.encode(tokenizer, task.read("validation"), task, limit),
+    }
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            output_dir=str(progress),
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=64,
+            weight_decay=settings.weight_decay,
+            warmup_steps=settings.warmup,
+            seed=settings.seed,
+            train_sampling_strategy="group_by_length",  # little padding
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_steps=5,
+            report_to=[],
+            use_cpu=compute_device().type == "cpu",
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_dict(examples["train"]),
+        eval_dataset=Dataset.from_dict(examples["validation"]),
+        data_collator=kind.collator(tokenizer),
+        compute_metrics=lambda prediction: {
+            "accuracy": kind.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+        },
+    )
+    here = Path(__file__)
+    identity = {
+        "base": tree_sha256(base),  # with its configuration and tokenizer
+        "labels": list(task.labels),
+        "examples": sha256(json.dumps(examples).encode()).hexdigest(),
+        "settings": settings.model_dump(),
+        "libraries": library_versions("torch", "transformers", "accelerate"),
+        "device": trainer.args.device.type,
+        "batch": trainer.args.train_batch_size,  # of all the machine's GPUs
+        "code": [
+            tree_sha256(file)
+            for file in [here, here.with_name("training_progress.py"), *sorted((here.parent / "tasks").glob("*.py"))]
+        ],
+    }
+    TrainingProgress(trainer, identity).train()
+    history = trainer.state.log_history
+    write_curves(history, curves)
     if keep_moments:
         write_tensors(out, ADAM, second_moments(trainer.optimizer, model, settings.batch_size))
     model.to("cpu").save_pretrained(out)
@@ -110,7 +139,7 @@ def train(
         "method": "finetuned",
         "base": base.name,
         "examples": len(frame),
-        "validation_accuracy": evaluations[-1]["eval_accuracy"],
+        "validation_accuracy": [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry][-1],
         **settings.model_dump(exclude={"examples"}),
     }
     _write_card(out, task, model.base_model_prefix, origin)
@@ -157,21 +186,22 @@ def second_moments(
     return moments
 
 
-class _TrainingCurves(DVCLiveCallback):
-    """Loss and accuracy by training step; without run times, which would make no two runs' outputs alike."""
+def write_curves(history: Sequence[Mapping[str, float]], curves: Path) -> None:
+    """Write loss and accuracy by training step; without run times, which would make no two runs' outputs alike.
 
-    def __init__(self, live: Live) -> None:
-        super().__init__(live=live)
-        self._curves = live
-        self._initialized = True  # its set-up would only log the training arguments, which name temporary paths
-
-    def on_log(self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any) -> None:
-        """Hand on what does not depend on the clock."""
-        curves = {
-            key: value for key, value in (logs or {}).items() if not key.endswith(("runtime", "per_second", "_flos"))
-        }
-        self._curves.step = state.global_step
-        super().on_log(args, state, control, model=model, logs=curves, **kwargs)
+    Args:
+        history: what the Trainer has logged.
+        curves: a directory for DVCLive's tables.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        live = Live(scratch, dvcyaml=None, save_dvc_exp=False, report=None)
+        for entry in history:
+            live.step = int(entry["step"])
+            for name, value in entry.items():
+                if name != "step" and not name.endswith(("runtime", "per_second", "_flos")):
+                    live.log_metric(standardize_metric_name(name, "dvclive.huggingface"), value)
+        live.end()
+        shutil.copytree(Path(live.plots_dir) / "metrics", curves, dirs_exist_ok=True)
 
 
 def _refuse_not_finite(tensors: TensorFiles, remedy: str) -> None:

@@ -29,16 +29,17 @@ def make_task(directory: Path, labels: list[str], max_length: int = 16) -> TaskD
     return TaskData.open(directory)
 
 
-def outputs(tmp_path: Path, name: str = "out") -> tuple[Path, Path]:
+def outputs(tmp_path: Path, name: str = "out") -> tuple[Path, Path, Path]:
+    """Where the checkpoint, the curves and the training's progress go."""
     for part in ("checkpoint", "curves"):
         (tmp_path / name / part).mkdir(parents=True)
-    return tmp_path / name / "checkpoint", tmp_path / name / "curves"
+    return tmp_path / name / "checkpoint", tmp_path / name / "curves", tmp_path / name / "progress"
 
 
 def test_training_learns_and_leaves_a_safe_checkpoint(tmp_path: Path, task: TaskData) -> None:
     save_base(tmp_path / "base")
-    out, curves = outputs(tmp_path)
-    train(tmp_path / "base", task, FinetuneSettings(epochs=12, batch_size=8, learning_rate=5e-3), out, curves)
+    out, curves, progress = outputs(tmp_path)
+    train(tmp_path / "base", task, FinetuneSettings(epochs=12, batch_size=8, learning_rate=5e-3), out, curves, progress)
     losses = [float(line.split("\t")[1]) for line in (curves / "eval/loss.tsv").read_text().splitlines()[1:]]
     assert len(losses) == 12
     assert losses[-1] < losses[0]
@@ -56,8 +57,15 @@ def test_same_seed_same_bits_other_seed_other_bits(tmp_path: Path, task: TaskDat
     save_base(tmp_path / "base")
     prints = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        out, curves = outputs(tmp_path, name)
-        train(tmp_path / "base", task, FinetuneSettings(epochs=1, batch_size=8, seed=seed, examples=24), out, curves)
+        out, curves, progress = outputs(tmp_path, name)
+        train(
+            tmp_path / "base",
+            task,
+            FinetuneSettings(epochs=1, batch_size=8, seed=seed, examples=24),
+            out,
+            curves,
+            progress,
+        )
         prints.append(read_json(out / "checkpoint.json")["fingerprint"])
     assert prints[0] == prints[1] != prints[2]
 
@@ -94,11 +102,13 @@ def test_moments_are_kept_where_wanted(tmp_path: Path, task: TaskData) -> None:
 
 def test_diverged_training_is_an_error(tmp_path: Path, task: TaskData) -> None:
     save_base(tmp_path / "base")
-    out, curves = outputs(tmp_path)
+    out, curves, progress = outputs(tmp_path)
     with pytest.raises(
         InputError, match=r"has NaN or infinite entries: training diverged; lower finetune\.learning_rate"
     ):
-        train(tmp_path / "base", task, FinetuneSettings(epochs=2, batch_size=8, learning_rate=1e38), out, curves)
+        train(
+            tmp_path / "base", task, FinetuneSettings(epochs=2, batch_size=8, learning_rate=1e38), out, curves, progress
+        )
 
 
 def test_a_base_that_lacks_a_tensor_is_refused(tmp_path: Path, task: TaskData) -> None:
@@ -106,21 +116,21 @@ def test_a_base_that_lacks_a_tensor_is_refused(tmp_path: Path, task: TaskData) -
     tensors = load_file(tmp_path / "base/model.safetensors")
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    out, curves = outputs(tmp_path)
+    out, curves, progress = outputs(tmp_path)
     with pytest.raises(InputError, match=r"lacks the tensor bert\.encoder\.layer\.1\.output\.dense\.weight"):
-        train(tmp_path / "base", task, FinetuneSettings(), out, curves)
+        train(tmp_path / "base", task, FinetuneSettings(), out, curves, progress)
 
 
 def test_texts_longer_than_the_model(tmp_path: Path) -> None:
     save_base(tmp_path / "base")
-    out, curves = outputs(tmp_path)
+    out, curves, progress = outputs(tmp_path)
     long = make_task(tmp_path / "long", ["bad", "good"], max_length=100)
     with pytest.raises(InputError, match=r"tasks\.long\.max_length = 100: the model reads at most 24 tokens"):
-        train(tmp_path / "base", long, FinetuneSettings(), out, curves)
+        train(tmp_path / "base", long, FinetuneSettings(), out, curves, progress)
 
 
 def test_a_finished_checkpoint_is_copied_bit_for_bit(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
-    out, _ = outputs(tmp_path)
+    out, *_ = outputs(tmp_path)
     bring_in(checkpoint, task, out)
     assert (out / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
     assert read_json(out / "checkpoint.json")["labels"] == ["bad", "good"]
@@ -128,13 +138,13 @@ def test_a_finished_checkpoint_is_copied_bit_for_bit(tmp_path: Path, checkpoint:
 
 def test_nameless_labels_take_the_tasks_names(tmp_path: Path, task: TaskData, checkpoint: Path) -> None:
     tiny_bert(("LABEL_0", "LABEL_1")).save_pretrained(checkpoint)
-    out, _ = outputs(tmp_path)
+    out, *_ = outputs(tmp_path)
     bring_in(checkpoint, task, out)
     assert read_json(out / "config.json")["id2label"] == {"0": "bad", "1": "good"}
 
 
 def test_what_cannot_be_brought_in(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
-    out, _ = outputs(tmp_path)
+    out, *_ = outputs(tmp_path)
     swapped = make_task(tmp_path / "swapped", ["good", "bad"])
     with pytest.raises(InputError, match=r"labels are \['bad', 'good'\], but the task swapped has \['good', 'bad'\]"):
         bring_in(checkpoint, swapped, out)
