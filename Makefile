@@ -5,12 +5,14 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan test lint bench compare lock clean
+.PHONY: help repro plan push test test-sharing lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
 	@echo "make plan    write models/dvc.yaml after adding or removing a merge"
+	@echo "make push    send outputs to the DVC remote, and what they are the results of"
 	@echo "make test    formatting, types and tests"
+	@echo "make test-sharing  tests with several clones and a remote"
 	@echo "make lint    formatting and types only"
 	@echo "make bench   timings against training steps and other tools"
 	@echo "make compare test the methods that mergekit has too against mergekit's own"
@@ -29,8 +31,15 @@ repro: plan
 plan: $(INSTALLED)
 	python -m stages.plan
 
+# A colleague's dvc finds results by the run cache, which a plain dvc push leaves out.
+push: $(INSTALLED)
+	dvc push --run-cache
+
 test: lint
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --ignore tests/sharing
+
+test-sharing: $(INSTALLED)
+	python -m pytest tests/sharing
 
 lint: $(INSTALLED)
 	ruff check .

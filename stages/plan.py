@@ -22,6 +22,7 @@ HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
 """
 STATISTICS: dict[Statistic, Path] = {"diagonal": FISHERS, "kfac": KFAC, "gram": GRAM}
+PREDICTIONS = "predictions.parquet"
 FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge needs them
 
 
@@ -121,7 +122,9 @@ def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
 
 def _evaluate_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     if isinstance(merge.options, Ensemble):
-        inputs = [str(EVAL / model) for model in merge.models]
+        inputs = [
+            str(EVAL / model / PREDICTIONS) for model in merge.models
+        ]  # the files: dvc pulls no part of a directory
         settings = {"params": [f"merges.{name}"]}
     else:
         inputs = [str(MERGED / name), *(str(TASKS / task) for task in params.tasks)]
@@ -131,7 +134,7 @@ def _evaluate_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
         "cmd": f"python -m stages.evaluate {name}",
         **settings,
         "deps": [*inputs, *EVALUATION_CODE],
-        "outs": [str(EVAL / name / file) for file in ("predictions.parquet", "origin.json")],
+        "outs": [str(EVAL / name / file) for file in (PREDICTIONS, "origin.json")],
         "metrics": [str(EVAL / name / "metrics.json")],
     }
 

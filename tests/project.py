@@ -1,5 +1,6 @@
 """A whole project in miniature: real dvc, tiny models and tables, sources on the local disk."""
 
+import copy
 import os
 import re
 import shutil
@@ -32,8 +33,19 @@ class Project:
             shutil.copyfile(ROOT / ".dvc" / name, root / ".dvc" / name)
         self.write_params(params)
         self.run("git", "init", "--quiet")
+        self.commit("A project")
+
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
         self.run("git", "add", "--all")
-        self.run("git", *IDENTITY, "commit", "--quiet", "--message", "A project")
+        self.run("git", *IDENTITY, "commit", "--quiet", "--message", message)
+
+    def clone(self, name: str) -> "Project":
+        """A clone with git, beside this one; without anything that DVC keeps."""
+        other = copy.copy(self)
+        other.root = self.root.parent / name
+        self.run("git", "clone", "--quiet", ".", str(other.root))
+        return other
 
     @property
     def params(self) -> dict[str, Any]:

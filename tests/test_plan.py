@@ -41,7 +41,9 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     assert artefacts("merge-average") == models
     assert artefacts("merge-fisher") == [*models, "models/fishers/books", "models/fishers/films"]
     assert artefacts("evaluate-fisher") == ["data/tasks/books", "data/tasks/films", "models/merged/fisher"]
-    assert artefacts("evaluate-ensemble") == ["results/eval/books", "results/eval/films"]
+    assert artefacts("evaluate-ensemble") == [
+        f"results/eval/{model}/predictions.parquet" for model in ("books", "films")
+    ]
     assert stages["merge-fisher"]["params"] == ["merges.fisher"]
 
 
