@@ -69,7 +69,7 @@ def bench(repeats: int) -> str:
     """Two models of 335 M float32 parameters with float32 Fishers, their files in the page cache."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        # In another process: one that has allocated models itself merges half as slowly again as a stage's own does.
+        # In another process: a stage does not make its inputs either.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
             checkpoints, fishers = maker.submit(make_models, root / "base", 2).result()
         return "\n\n".join(
