@@ -13,7 +13,7 @@ from stages.merging.streaming import chunks, on_all_cores
 from stages.params import FisherWeighted
 
 
-def fisher_average_(
+def fisher_average(
     values: Sequence[Tensor], fishers: Sequence[Tensor], coefficients: Sequence[float], floors: Sequence[float]
 ) -> Tensor:
     """θ_j = Σ_i c_i max(F_ij, floor_i) θ_ij / Σ_i c_i max(F_ij, floor_i) (Matena & Raffel 2022, eq. 5).
@@ -22,36 +22,21 @@ def fisher_average_(
     back without rounding. Where every weight is zero, the first model's value stands.
 
     Args:
-        values: θ_i, one tensor per model, of one shape, in the precision to compute in; the target first. They are
-            overwritten, and so are the Fishers.
+        values: θ_i, one tensor per model, of one shape, in the precision to compute in; the target first.
         fishers: F_i ≥ 0, of the same shape.
         coefficients: c_i ≥ 0: λ_i, divided by ‖F_i‖₂ where Fishers are normalised.
         floors: per model; their reference code floors the target's at 1e-6 and the others' not at all.
-
-    Returns:
-        θ, in the place of θ_1.
     """
     first = values[0]
-    total = fishers[0].clamp_min_(floors[0]).mul_(coefficients[0])
-    shift = None
+    total = fishers[0].clamp_min(floors[0]).mul_(coefficients[0])
+    shift, weight, difference = torch.zeros_like(first), torch.empty_like(first), torch.empty_like(first)
     for value, fisher, coefficient, floor in zip(values[1:], fishers[1:], coefficients[1:], floors[1:], strict=True):
-        weight = fisher.clamp_min_(floor).mul_(coefficient)
-        part = value.sub_(first).mul_(weight)
-        shift = part if shift is None else shift.add_(part)
-        total.add_(weight)
-    if shift is None:
-        return first
-    # Where the total is zero so is the shift, and zero over the least positive number is zero.
-    return first.add_(shift.div_(total.clamp_min_(torch.finfo(total.dtype).tiny)))
-
-
-def fisher_average(
-    values: Sequence[Tensor], fishers: Sequence[Tensor], coefficients: Sequence[float], floors: Sequence[float]
-) -> Tensor:
-    """`fisher_average_` that leaves values and Fishers as they are."""
-    return fisher_average_(
-        [value.clone() for value in values], [fisher.clone() for fisher in fishers], coefficients, floors
-    )
+        torch.clamp_min(fisher, floor, out=weight)
+        shift.addcmul_(torch.sub(value, first, out=difference), weight, value=coefficient)
+        total.add_(weight, alpha=coefficient)
+    if floors[0] * coefficients[0] < (least := torch.finfo(total.dtype).tiny):
+        total.clamp_min_(least)  # where the total is zero so is the shift, and zero over this is zero
+    return torch.addcdiv(first, shift, total, out=difference)
 
 
 def fisher_coefficients(options: FisherWeighted, models: Models) -> list[float]:
@@ -72,13 +57,13 @@ def floors(options: FisherWeighted, models: Models) -> list[float]:
 
 
 def rule(options: FisherWeighted, models: Models) -> Rule:
-    """Every parameter by `fisher_average_`."""
+    """Every parameter by `fisher_average`."""
     fishers = [statistic.tensors for statistic in models.statistics["diagonal"]]
     coefficients, least = fisher_coefficients(options, models), floors(options, models)
 
     def merged(name: str) -> Iterator[Tensor]:
         for both in models.chunks(name, [*models.checkpoints, *fishers]):
-            yield fisher_average_(both[: len(fishers)], both[len(fishers) :], coefficients, least)
+            yield fisher_average(both[: len(fishers)], both[len(fishers) :], coefficients, least)
 
     return merged
 

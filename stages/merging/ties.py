@@ -82,7 +82,7 @@ def _threshold(models: Models, model: int, names: Sequence[str], density: float)
     def vectors() -> Iterator[Tensor]:
         for name in names:
             for base, (value,) in models.base_and_values(name, [model]):
-                yield value.sub_(base).float()
+                yield (value - base).float()
 
     elements = sum(models.checkpoints[model].specs[name].elements for name in names)
     key = ("threshold", models.names[model], *names)
