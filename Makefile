@@ -5,11 +5,12 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan push test test-sharing lint bench compare lock clean
+.PHONY: help repro plan status push test test-sharing lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
 	@echo "make plan    write models/dvc.yaml after adding or removing a merge"
+	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
 	@echo "make test    formatting, types and tests"
 	@echo "make test-sharing  tests with several clones and a remote"
@@ -30,6 +31,9 @@ repro: plan
 
 plan: $(INSTALLED)
 	python -m stages.plan
+
+status: $(INSTALLED)
+	@python -m stages.status
 
 # A colleague's dvc finds results by the run cache, which a plain dvc push leaves out.
 push: $(INSTALLED)

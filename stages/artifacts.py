@@ -16,6 +16,7 @@ PARTIAL_PREFIX = ".partial-"  # of what is still being written; .dvcignore and .
 
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
 ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a checkpoint's weights
+PREDICTIONS, METRICS, ORIGIN = "predictions.parquet", "metrics.json", "origin.json"  # of an evaluation
 CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights and card
     "config.json",
     "generation_config.json",

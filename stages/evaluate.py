@@ -1,4 +1,4 @@
-"""evaluate@MODEL, evaluate-MERGE: a checkpoint on the test splits → results/eval/NAME/.
+"""evaluate-NAME: a model's or merge's checkpoint on the test splits → results/eval/NAME/.
 
 Logits are kept (`predictions.parquet`), so that an output ensemble needs no forward pass.
 """
@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, atomic_directory, read_json, write_json
+from stages.artifacts import (
+    CHECKPOINT_CARD,
+    FORMAT_VERSION,
+    METRICS,
+    ORIGIN,
+    PREDICTIONS,
+    atomic_directory,
+    read_json,
+    write_json,
+)
 from stages.command import run_stage
 from stages.errors import InputError
 from stages.params import Ensemble, load_params
@@ -37,9 +46,9 @@ def evaluate(name: str) -> None:
         predictions = predict(checkpoint, tasks)
         origin = read_json(checkpoint / CHECKPOINT_CARD)["origin"]
     with atomic_directory(EVAL / name) as partial:
-        predictions.to_parquet(partial / "predictions.parquet", index=False)
-        write_json(partial / "metrics.json", metrics(predictions))
-        write_json(partial / "origin.json", {"format_version": FORMAT_VERSION, "name": name, **origin})
+        predictions.to_parquet(partial / PREDICTIONS, index=False)
+        write_json(partial / METRICS, metrics(predictions))
+        write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})
 
 
 def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
@@ -91,7 +100,7 @@ def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float])
     Raises:
         InputError: the models have no task in common, or their predictions are not of the same examples.
     """
-    tables = {model: pd.read_parquet(directory / "predictions.parquet") for model, directory in evaluations.items()}
+    tables = {model: pd.read_parquet(directory / PREDICTIONS) for model, directory in evaluations.items()}
     first_name, first = next(iter(tables.items()))
     common = [
         task for task in first["task"].unique() if all((table["task"] == task).any() for table in tables.values())

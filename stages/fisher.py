@@ -1,27 +1,36 @@
-"""fisher@MODEL: checkpoint and its task's train split → models/fishers/MODEL/{fisher.safetensors,fisher.json}."""
+"""fisher@MODEL: checkpoint and its task's train split → models/fishers/MODEL/{fisher.safetensors,fisher.json}.
 
+Or, for a model whose Fisher is brought in: the Fisher, verified.
+"""
+
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.artifacts import ADAM, atomic_directory
+from stages.artifacts import ADAM, atomic_directory, copy_files
 from stages.command import launch, run_stage
 from stages.curvature.estimation import DIAGONAL
 from stages.errors import InputError
 from stages.estimates import estimate_card, estimated_statistics
-from stages.params import FisherSettings, load_params
+from stages.fetch import fetch_source
+from stages.params import FisherSettings, Source, load_params
 from stages.paths import FINETUNED, FISHERS, TASKS
 from stages.statistics import write_statistic
 from stages.tasks.data import TaskData
 from stages.tensors import TensorFiles
+from stages.verification import verified_fisher
 
 
 def fisher(name: str) -> None:
-    """Estimate the diagonal Fisher of the model `name`; in several processes, if the environment says so."""
+    """Estimate the diagonal Fisher of the model `name`, in as many processes as the environment says, or bring it."""
     params = load_params()
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
+    if (source := params.fisher_source(name)) is not None:
+        bring_in(name, source, FINETUNED / name, FISHERS / name)
+        return
     settings = params.fisher_settings(name)
     if settings.estimator != "adam":
         launch("stages.fisher", name)
@@ -43,6 +52,22 @@ def estimate(checkpoint: Path, task: TaskData, settings: FisherSettings, out: Pa
     with estimated_statistics(checkpoint, task, settings, out, DIAGONAL) as found:
         if found is not None:
             write(out, found.statistics.diagonal, found.card, checkpoint, settings)
+
+
+def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
+    """Copy a Fisher from its source to the directory `out`, after checking all that can be wrong with it.
+
+    Raises:
+        InputError: it cannot be had or differs from its pin, or `verified_fisher` refuses it; `out` is as it was.
+    """
+    with tempfile.TemporaryDirectory() as folder, atomic_directory(out) as partial:
+        brought = Path(folder) / "fisher"
+        fetch_source(source, brought)
+        if source.path is not None and (file := Path(source.path).expanduser()).is_file():
+            (brought / file.name).rename(brought / "fisher.safetensors")
+            copy_files(["fisher.json"], file.parent, brought)
+        verified_fisher(name, checkpoint, brought)
+        copy_files([entry.name for entry in brought.iterdir()], brought, partial)
 
 
 def second_moments(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""params.yaml → models/dvc.yaml: the stages of every merge, each with exactly its own models as dependencies.
+"""params.yaml → models/dvc.yaml: merges, evaluations and their scores, each with exactly what it needs as dependencies.
 
 DVC's templates cannot make a list of dependencies, so this writes it out. `make plan` writes the file; `--check` says
 whether it is what params.yaml asks for.
@@ -9,10 +9,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from stages.artifacts import METRICS, ORIGIN, PREDICTIONS
 from stages.command import run_stage
 from stages.errors import InputError
 from stages.params import PARAMS_FILE, Ensemble, Merge, Params, Statistic, Uncertainty, load_params
-from stages.paths import EVAL, FINETUNED, FISHERS, GRAM, KFAC, MERGED, SEARCH, SOURCES, TASKS
+from stages.paths import EVAL, FINETUNED, FISHERS, GRAM, KFAC, MERGED, SCORES, SEARCH, SOURCES, TASKS
 
 PLAN_FILE = Path("models/dvc.yaml")
 TASK_CODE = ("stages/tasks/data.py", "stages/tasks/text_classification.py")
@@ -22,24 +23,38 @@ HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
 """
 STATISTICS: dict[Statistic, Path] = {"diagonal": FISHERS, "kfac": KFAC, "gram": GRAM}
-PREDICTIONS = "predictions.parquet"
 FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge needs them
 
 
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
-    """The stages of all merges, and of the factors that they need, by name, as they stand in models/dvc.yaml."""
+    """All evaluations, merges and what these need, and the scores, by name, as they stand in models/dvc.yaml."""
     stages: dict[str, dict[str, Any]] = {}
     for kind in FACTORS:
         merges = [merge for merge in params.merges.values() if kind in merge.options.statistics]
         for model in sorted({model for merge in merges for model in merge.models}):
             stages[f"{kind}-{model}"] = _factors_stage(kind, model, params)
+    for model in params.models:
+        stages[f"evaluate-{model}"] = _evaluate_stage(model, _evaluated_on(FINETUNED / model, params))
     for name, merge in params.merges.items():
         if merge.search is not None:
             stages[f"search-{name}"] = _search_stage(name, merge, params)
-        if not isinstance(merge.options, Ensemble):
+        if isinstance(merge.options, Ensemble):
+            predictions = [str(EVAL / model / PREDICTIONS) for model in merge.models]
+            stages[f"evaluate-{name}"] = _evaluate_stage(name, predictions) | {"params": [f"merges.{name}"]}
+        else:
             stages[f"merge-{name}"] = _merge_stage(name, merge, params)
-        stages[f"evaluate-{name}"] = _evaluate_stage(name, merge, params)
+            stages[f"evaluate-{name}"] = _evaluate_stage(name, _evaluated_on(MERGED / name, params))
+    stages["scores"] = _scores_stage(params)
     return stages
+
+
+def planned_artifacts(params: Params) -> dict[str, dict[str, Any]]:
+    """Every model's checkpoint and Fisher by name, for `dvc artifacts get`; paths are relative to models/dvc.yaml."""
+    return {
+        f"{kind}-{model}": {"path": (directory / model).relative_to(PLAN_FILE.parent).as_posix(), "type": "model"}
+        for model in params.models
+        for kind, directory in (("checkpoint", FINETUNED), ("fisher", FISHERS))
+    }
 
 
 def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
@@ -120,22 +135,31 @@ def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     }
 
 
-def _evaluate_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
-    if isinstance(merge.options, Ensemble):
-        inputs = [
-            str(EVAL / model / PREDICTIONS) for model in merge.models
-        ]  # the files: dvc pulls no part of a directory
-        settings = {"params": [f"merges.{name}"]}
-    else:
-        inputs = [str(MERGED / name), *(str(TASKS / task) for task in params.tasks)]
-        settings = {}
+def _evaluated_on(checkpoint: Path, params: Params) -> list[str]:
+    return [str(checkpoint), *(str(TASKS / task) for task in params.tasks)]
+
+
+def _evaluate_stage(name: str, inputs: list[str]) -> dict[str, Any]:
     return {
         "wdir": "..",
         "cmd": f"python -m stages.evaluate {name}",
-        **settings,
         "deps": [*inputs, *EVALUATION_CODE],
-        "outs": [str(EVAL / name / file) for file in (PREDICTIONS, "origin.json")],
-        "metrics": [str(EVAL / name / "metrics.json")],
+        "outs": [str(EVAL / name / file) for file in (PREDICTIONS, ORIGIN)],
+        "metrics": [str(EVAL / name / METRICS)],
+    }
+
+
+def _scores_stage(params: Params) -> dict[str, Any]:
+    return {
+        "wdir": "..",
+        "cmd": "python -m stages.scores",
+        "params": ["models", "merges"],
+        # File by file: dvc pulls no part of a directory.
+        "deps": [
+            *(str(EVAL / name / file) for name in (*params.models, *params.merges) for file in (METRICS, ORIGIN)),
+            "stages/scores.py",
+        ],
+        "outs": [str(SCORES)],
     }
 
 
@@ -148,7 +172,8 @@ def plan() -> None:
     yaml.width = 200
     yaml.indent(mapping=2, sequence=4, offset=2)
     text = StringIO()
-    yaml.dump({"stages": planned_stages(load_params())}, text)
+    params = load_params()
+    yaml.dump({"stages": planned_stages(params), "artifacts": planned_artifacts(params)}, text)
     PLAN_FILE.parent.mkdir(exist_ok=True)
     partial = PLAN_FILE.with_name(".partial-dvc.yaml")
     partial.write_text(HEADER + text.getvalue(), encoding="utf-8")
@@ -166,8 +191,8 @@ def check_plan(params: Params) -> None:
         raise InputError(f"{PLAN_FILE}: not found; run `make plan`") from None
     except (YAMLError, UnicodeDecodeError):
         raise InputError(f"{PLAN_FILE}: not valid YAML; run `make plan`") from None
-    found = (content or {}).get("stages") or {}
-    wanted = planned_stages(params)
+    found = _entries(content)
+    wanted = planned_stages(params) | planned_artifacts(params)
     complaints = {
         "missing": wanted.keys() - found.keys(),
         "stale": {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]},
@@ -176,6 +201,12 @@ def check_plan(params: Params) -> None:
     listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in complaints.items() if names)
     if listed:
         raise InputError(f"{PLAN_FILE} is not what {PARAMS_FILE} asks for ({listed}); run `make plan`")
+
+
+def _entries(content: object) -> dict[str, Any]:
+    """The stages and artifacts of a dvc.yaml; no two of ours have one name."""
+    sections = [content.get(key) for key in ("stages", "artifacts")] if isinstance(content, dict) else []
+    return {name: entry for section in sections if isinstance(section, dict) for name, entry in section.items()}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from stages.artifacts import (
     CHECKPOINT_CARD,
     CONFIGURATION_FILES,
+    METRICS,
+    ORIGIN,
     atomic_directory,
     copy_files,
     read_json,
@@ -25,6 +27,7 @@ from stages.artifacts import (
 from stages.errors import InputError
 from stages.params import Params, Source, load_params
 from stages.paths import EVAL, FINETUNED, FISHERS
+from stages.verification import verified_fisher
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from stages.merging.inputs import Checkpoint, StatisticFiles
@@ -98,7 +101,7 @@ def open_publication(name: str, params: Params) -> Publication:
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     origin = read_json(FINETUNED / name / CHECKPOINT_CARD)["origin"]
-    checkpoint, fisher = verified(name, FINETUNED / name, FISHERS / name)
+    checkpoint, fisher = verified_fisher(name, FINETUNED / name, FISHERS / name)
     return Publication(
         name=name,
         kind=params.tasks[params.models[name].task].kind,
@@ -109,35 +112,15 @@ def open_publication(name: str, params: Params) -> Publication:
     )
 
 
-def verified(name: str, checkpoint: Path, fisher: Path) -> tuple["Checkpoint", "StatisticFiles"]:
-    """A checkpoint and its Fisher, after the checks of a merge and a look at every entry.
-
-    Raises:
-        InputError: the Fisher is of another checkpoint; or a tensor is missing, too many, of another shape, or has an
-            entry that is negative or not finite.
-    """
-    from stages.merging.fisher import fisher_norm
-    from stages.merging.ingredients import Ingredients
-    from stages.params import Fisher
-
-    ingredients = Ingredients({name: checkpoint}, Fisher(), {name: fisher})
-    found = ingredients.statistics["diagonal"][name]
-    parameters = {tensor for tensor, spec in ingredients.target.tensors.specs.items() if spec.is_floating}
-    if unknown := sorted(found.tensors.specs.keys() - parameters):
-        raise InputError(f"{found.tensors.file}: tensor {unknown[0]} is of no parameter; estimate this Fisher again")
-    fisher_norm(replace(found, card={}), list(found.tensors.specs))  # with no norms in its card it reads every entry
-    ingredients.verify()
-    return ingredients.target, found
-
-
 def _metrics(directory: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a model of this origin, or none; its settings and accuracy tell another training's apart."""
-    file = directory / "metrics.json"
+    file = directory / METRICS
     if not file.is_file():
         return {}
-    evaluated = read_json(directory / "origin.json")
+    evaluated = read_json(directory / ORIGIN)
     if any(evaluated.get(key) != value for key, value in origin.items()):
-        raise InputError(f"{file}: is of an earlier {directory.name}; run `dvc repro evaluate@{directory.name}`")
+        stage = f"models/dvc.yaml:evaluate-{directory.name}"
+        raise InputError(f"{file}: is of an earlier {directory.name}; run `dvc repro {stage}`")
     return read_json(file)
 
 
@@ -227,7 +210,7 @@ def taking(publication: Publication, source: Mapping[str, str]) -> str:
 sources:
   {name}: {{{place}}}
 models: # the task is one of yours, with the labels {_json(card["labels"])} in this order
-  {name}: {{base: {name}, task: {card["task"]}, finetune: false}}"""
+  {name}: {{base: {name}, task: {card["task"]}, finetune: false, fisher: {{{place}}}}}"""
 
 
 def model_card(publication: Publication, source: Mapping[str, str]) -> str:
@@ -275,22 +258,8 @@ In another project of the Fisher merging pipeline, in `params.yaml`:
 {taking(publication, source)}
 ```
 
-{PIN_ADVICE["hub" if "hub" in source else "path"]} `dvc repro` then estimates a Fisher on that project's own examples.
-To merge by the one that is here, once `dvc repro fetch@{name}` has brought both in:
-
-```python
-from pathlib import Path
-
-from stages.merging import merge_checkpoints
-
-published = Path("data/sources/{name}")
-merge_checkpoints(
-    {{"{name}": published, "mine": my_checkpoint}},
-    out,
-    coefficients={{"{name}": 0.5, "mine": 0.5}},
-    statistics={{"{name}": published, "mine": my_fisher}},
-)
-```
+{PIN_ADVICE["hub" if "hub" in source else "path"]}
+Without `fisher`, `dvc repro` estimates one on that project's own examples.
 
 `{CHECKPOINT_CARD}` and `fisher.json` say the same for programs.
 """

@@ -1,63 +1,35 @@
-"""report: results/eval/ → results/report/{report.md, report.html, accuracy.svg, accuracy.csv, mean_accuracy.csv}.
+"""report: results/scores/ → results/report/{report.md, report.html, accuracy.svg, accuracy.csv, mean_accuracy.csv}.
 
 The Markdown is the source; the page is the same text with the picture inside it, and opens offline.
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from stages.artifacts import atomic_directory, read_json
+from stages.artifacts import atomic_directory
 from stages.command import run_stage
-from stages.params import Ensemble, Params, load_params
-from stages.paths import EVAL, REPORT
-from stages.plan import check_plan
+from stages.params import load_params
+from stages.paths import REPORT
+from stages.scores import Result, read_scores
 from stages.statistics import STATISTIC_NAMES, STEMS
 
 MISSING = "–"
 UNBROKEN = "\u00a0"  # a space at which a browser does not break the line
 
 
-@dataclass(frozen=True)
-class Result:
-    """One evaluated model or merge: its name, what it is (`model`, `merge`, `baseline`), its metrics and its origin."""
-
-    name: str
-    role: str
-    metrics: Mapping[str, Mapping[str, float]]
-    origin: Mapping[str, Any]
-    searched: bool = False  # whether its λ were found by a search
-
-
 def report() -> None:
     """Write the report on every model and merge of params.yaml."""
     params = load_params()
-    check_plan(params)
-    searched = {name for name, merge in params.merges.items() if merge.search is not None}
-    results = [_read(name, role, name in searched) for name, role in _roles(params).items()]
+    results = read_scores()
     tasks = [task for task in params.tasks if any(task in result.metrics for result in results)]
     with atomic_directory(REPORT) as partial:
         write_report(results, tasks, partial)
-
-
-def _roles(params: Params) -> dict[str, str]:
-    """What is evaluated, by name; from params.yaml, since old results of deleted merges may still lie on the disk."""
-    merges = {
-        name: "baseline" if isinstance(merge.options, Ensemble) else "merge" for name, merge in params.merges.items()
-    }
-    return dict.fromkeys(params.models, "model") | merges
-
-
-def _read(name: str, role: str, searched: bool) -> Result:
-    directory = EVAL / name
-    return Result(name, role, read_json(directory / "metrics.json"), read_json(directory / "origin.json"), searched)
 
 
 def write_report(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:

@@ -1,6 +1,8 @@
 """The Fisher stage: its file, its card, and what it refuses."""
 
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import read_json, tree_sha256
+from stages.artifacts import read_json, tree_sha256, write_json
 from stages.curvature import Estimation, diagonal_fisher
 from stages.curvature.capture import Capture
 from stages.curvature.vectors import Estimator
 from stages.errors import InputError
-from stages.fisher import estimate
+from stages.fisher import bring_in, estimate
 from stages.merging.inputs import Checkpoint, open_statistic
-from stages.params import FisherSettings
+from stages.params import FisherSettings, Source
+from stages.params.schema import FISHER_FILES
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_tokenizer
 from stages.tensors import TensorFiles, fingerprint
@@ -260,3 +263,97 @@ def test_adams_moments_as_a_fisher(tmp_path: Path) -> None:
 def test_moments_that_were_not_kept_are_an_error(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
     with pytest.raises(InputError, match=r"has no adam\.safetensors; fine-tune it with `fisher: \{estimator: adam\}`"):
         estimated(tmp_path, checkpoint, task, FisherSettings(estimator="adam"))
+
+
+@pytest.fixture
+def estimated_elsewhere(tmp_path: Path, checkpoint: Path, task: TaskData) -> Path:
+    return estimated(tmp_path, checkpoint, task, FisherSettings(examples=5), "elsewhere")
+
+
+def source(path: Path) -> Source:
+    return Source(path=str(path), sha256=tree_sha256(path), files=FISHER_FILES)
+
+
+@pytest.mark.parametrize("name", ["", "fisher.safetensors"])
+def test_a_fisher_is_brought_in_from_a_directory_or_a_file(
+    tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path, name: str
+) -> None:
+    (estimated_elsewhere / "notes.txt").write_text("not a Fisher")
+    bring_in("books", source(estimated_elsewhere / name), checkpoint, tmp_path / "fisher")
+    assert {file.name for file in (tmp_path / "fisher").iterdir()} == {"fisher.json", "fisher.safetensors"}
+    for file in (tmp_path / "fisher").iterdir():
+        assert file.read_bytes() == (estimated_elsewhere / file.name).read_bytes()
+
+
+def test_it_may_have_another_name(tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path) -> None:
+    other = estimated_elsewhere / "theirs.safetensors"
+    (estimated_elsewhere / "fisher.safetensors").rename(other)
+    bring_in("books", source(other), checkpoint, tmp_path / "fisher")
+    assert (tmp_path / "fisher/fisher.safetensors").read_bytes() == other.read_bytes()
+
+
+def rewritten(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change a Fisher, and let its card say that it is as it should be."""
+    tensors = load_file(directory / "fisher.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "fisher.safetensors")
+    card = read_json(directory / "fisher.json")
+    write_json(directory / "fisher.json", card | {"fingerprint": fingerprint(TensorFiles(directory, "fisher"))})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another checkpoint's": (
+        lambda directory: write_json(
+            directory / "fisher.json", read_json(directory / "fisher.json") | {"checkpoint": "0" * 64}
+        ),
+        r"fisher\.json: belongs to the checkpoint 000000000000…",
+    ),
+    "another format": (
+        lambda directory: write_json(
+            directory / "fisher.json", read_json(directory / "fisher.json") | {"format_version": 99}
+        ),
+        r"has format_version 99, not 1",
+    ),
+    "negative": (
+        lambda directory: rewritten(directory, lambda tensors: tensors["classifier.bias"].fill_(-1)),
+        r"tensor classifier\.bias has a negative entry",
+    ),
+    "not finite": (
+        lambda directory: rewritten(directory, lambda tensors: tensors["classifier.bias"].fill_(math.inf)),
+        r"tensor classifier\.bias has an infinite entry",
+    ),
+    "another shape": (
+        lambda directory: rewritten(directory, lambda tensors: tensors.update({"classifier.bias": torch.ones(3)})),
+        r"tensor classifier\.bias is float32 \[3\], not a floating-point \[2\]",
+    ),
+    "a tensor missing": (
+        lambda directory: rewritten(directory, lambda tensors: tensors.pop("classifier.bias")),
+        r"lacks the tensor classifier\.bias",
+    ),
+    "no card": (lambda directory: (directory / "fisher.json").unlink(), r"fisher\.json: not found"),
+    "not what its card says": (
+        lambda directory: save_file(
+            {k: v * 2 for k, v in load_file(directory / "fisher.safetensors").items()},
+            directory / "fisher.safetensors",
+        ),
+        r"its contents are not what fisher\.json says",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_fisher_that_cannot_be_right_is_refused(
+    tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path, damage: str
+) -> None:
+    spoil, message = DAMAGE[damage]
+    spoil(estimated_elsewhere)
+    with pytest.raises(InputError, match=message):
+        bring_in("books", source(estimated_elsewhere), checkpoint, tmp_path / "fisher")
+    assert not (tmp_path / "fisher").exists()
+
+
+def test_a_fisher_must_be_what_is_pinned(tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path) -> None:
+    pinned = source(estimated_elsewhere)
+    (estimated_elsewhere / "notes.txt").write_text("new")
+    with pytest.raises(InputError, match=r"its contents' sha256 is [0-9a-f]{64}, but params\.yaml pins"):
+        bring_in("books", pinned, checkpoint, tmp_path / "fisher")

@@ -32,7 +32,7 @@ def test_other_methods_estimate_what_they_need_and_no_fisher_again(project: Proj
         [
             *(f"{kind}-{model}" for kind in ("gram", "kfac") for model in ("books", "films")),
             *(f"{stage}-{name}" for stage in ("merge", "evaluate") for name in methods),
-            "report",
+            *("scores", "report"),
         ]
     )
     page = (project.root / "results/report/report.html").read_text()
@@ -53,7 +53,7 @@ def test_a_search_runs_before_its_merge_which_takes_what_it_found(project: Proje
         )
     )
     project.run("python", "-m", "stages.plan")
-    assert project.repro() == ["search-sought", "merge-sought", "evaluate-sought", "report"]
+    assert project.repro() == ["search-sought", "merge-sought", "evaluate-sought", "scores", "report"]
     found = json.loads((project.root / "results/search/sought/coefficients.json").read_text())
     sweep = pd.read_csv(project.root / "results/search/sought/sweep.csv")
     assert sweep["λ books"].tolist() == [1, 0.75, 0.5, 0.25, 0]
@@ -63,7 +63,7 @@ def test_a_search_runs_before_its_merge_which_takes_what_it_found(project: Proje
     assert card["origin"]["coefficients"] == found["coefficients"]
     project.edit_params(lambda params: params["merges"]["vectors"]["coefficients"].update(films=0.4))
     # A dry run does not know yet that the merge's output will be another, which its evaluation will depend on.
-    assert project.repro("--dry") == ["merge-vectors", "report"]
+    assert project.repro("--dry") == ["merge-vectors", "scores"]
 
 
 def test_the_sweep_is_among_the_plots(project: Project) -> None:

@@ -28,10 +28,13 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     stages = planned_stages(load_params())
     assert sorted(stages) == [
         "evaluate-average",
+        "evaluate-books",
         "evaluate-ensemble",
+        "evaluate-films",
         "evaluate-fisher",
         "merge-average",
         "merge-fisher",
+        "scores",
     ]
 
     def artefacts(stage: str) -> list[str]:
@@ -41,6 +44,12 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     assert artefacts("merge-average") == models
     assert artefacts("merge-fisher") == [*models, "models/fishers/books", "models/fishers/films"]
     assert artefacts("evaluate-fisher") == ["data/tasks/books", "data/tasks/films", "models/merged/fisher"]
+    assert artefacts("evaluate-books") == ["data/tasks/books", "data/tasks/films", "models/finetuned/books"]
+    assert artefacts("scores") == sorted(
+        f"results/eval/{name}/{file}"
+        for name in ("books", "films", "average", "fisher", "ensemble")
+        for file in ("metrics.json", "origin.json")
+    )
     assert artefacts("evaluate-ensemble") == [
         f"results/eval/{model}/predictions.parquet" for model in ("books", "films")
     ]
@@ -129,11 +138,11 @@ def test_check_names_what_differs(in_project: Project) -> None:
     in_project.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(books=0.1))
     check_plan(load_params())  # a coefficient needs no plan
     in_project.edit_params(lambda params: params["merges"].update(second=params["merges"]["average"]))
-    with pytest.raises(InputError, match=r"missing: evaluate-second, merge-second\); run `make plan`"):
+    with pytest.raises(InputError, match=r"missing: evaluate-second, merge-second; stale: scores\); run `make plan`"):
         check_plan(load_params())
     plan()
     in_project.edit_params(lambda params: params["merges"].pop("second"))
-    with pytest.raises(InputError, match=r"not in params\.yaml: evaluate-second, merge-second"):
+    with pytest.raises(InputError, match=r"stale: scores; not in params\.yaml: evaluate-second, merge-second"):
         check_plan(load_params())
     in_project.edit_params(lambda params: params["merges"]["average"]["coefficients"].pop("books"))
     plan()

@@ -24,7 +24,6 @@ from stages.fetch import fetch
 from stages.finetune import finetune
 from stages.fisher import fisher
 from stages.merging import merge_checkpoints
-from stages.merging.inputs import Checkpoint, open_statistic
 from stages.params import FisherSettings
 from stages.params.loading import parse_params
 from stages.paths import EVAL, FINETUNED, FISHERS, TASKS
@@ -138,10 +137,11 @@ def test_another_project_takes_it_by_the_lines_that_are_returned(
     )
     fetch("books")
     finetune("books")
-    fetched, taken = Path("data/sources/books"), FINETUNED / "books"
-    open_statistic("diagonal", fetched).verify(Checkpoint(taken))
+    fisher("books")
+    taken = FINETUNED / "books"
     films = project / FINETUNED / "films", project / FISHERS / "films"
-    assert merged(tmp_path, {"books": taken, "films": films[0]}, {"books": fetched, "films": films[1]}) == wanted
+    fishers = {"books": FISHERS / "books", "films": films[1]}
+    assert merged(tmp_path, {"books": taken, "films": films[0]}, fishers) == wanted
 
 
 def test_shards_are_published_and_replace_what_was_published_before(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     for task in MODELS:
         assert f"| {task} | {100 * metrics[task]['accuracy']:.1f} (" in text
     snippet = text.split("```yaml\n")[1].split("```")[0]
-    assert snippet.count("<sha256>") == 1
+    assert snippet.count("<sha256>") == 2
     pin = YAML(typ="safe").load(lines)["sources"]["books"]["sha256"]
     params = YAML(typ="safe").load(snippet.replace("<sha256>", pin))
     params["sources"]["tables"] = tiny_params(tmp_path / "inputs")["sources"]["tables"]
@@ -213,7 +213,7 @@ def test_the_card_explains_every_estimator(tmp_path: Path) -> None:
 def test_metrics_of_an_earlier_training_are_refused(tmp_path: Path) -> None:
     origin = read_json(EVAL / "books/origin.json")
     write_json(EVAL / "books/origin.json", origin | {"seed": 7})
-    refused(tmp_path / "out", r"metrics\.json: is of an earlier books; run `dvc repro evaluate@books`")
+    refused(tmp_path / "out", r"metrics\.json: is of an earlier books; run `dvc repro models/dvc\.yaml:evaluate-books`")
 
 
 def test_the_fisher_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
-from stages.report import Result, write_report
+from stages.report import write_report
+from stages.scores import Result
 
 
 def entry(accuracy: float) -> dict[str, float]:

@@ -163,8 +163,10 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
             return Params.model_fields
         case ("finetune", _) | ("models", _, "finetune", _):
             return FinetuneSettings.model_fields
-        case ("fisher", _) | ("models", _, "fisher", _):
+        case ("fisher", _):
             return FisherSettings.model_fields
+        case ("models", _, "fisher", _):
+            return FisherSettings.model_fields.keys() | Source.model_fields.keys()
         case ("sources", _, _):
             return Source.model_fields
         case ("tasks", _, "split", _):

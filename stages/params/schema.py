@@ -12,6 +12,8 @@ from stages.params.section import Name, Section
 RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+ORIGINS = ("package", "hub", "path")  # the keys of a source that say where it comes from
+FISHER_FILES = ["fisher.json", "fisher.safetensors", "fisher.safetensors.index.json", "fisher-*-of-*.safetensors"]
 
 
 class Source(Section):
@@ -35,7 +37,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _pinned(self) -> "Source":
-        origins = [key for key in ("package", "hub", "path") if getattr(self, key) is not None]
+        origins = [key for key in ORIGINS if getattr(self, key) is not None]
         if len(origins) != 1:
             raise ValueError(f"give exactly one of package, hub, path (found: {', '.join(origins) or 'none'})")
         pin = "revision" if self.hub else "sha256"
@@ -136,7 +138,8 @@ class FisherSettings(Section):
 class Model(Section):
     """A model: a base (a source), the task it is for, and settings that differ from the global ones.
 
-    `finetune: false` takes the base as it is: an existing fine-tuned checkpoint.
+    `finetune: false` takes the base as it is: an existing fine-tuned checkpoint. A `fisher` that is pinned as a source
+    is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated.
     """
 
     base: Name
@@ -158,8 +161,12 @@ class OverrideError(Exception):
 
 def _overridden(settings: SettingsT, own: Mapping[str, Any], place: tuple[str, ...]) -> SettingsT:
     """`settings` with `own` over it, checked by the same schema."""
+    return _validated(type(settings), {**settings.model_dump(), **own}, place)
+
+
+def _validated(section: type[SettingsT], content: Mapping[str, Any], place: tuple[str, ...]) -> SettingsT:
     try:
-        return type(settings).model_validate({**settings.model_dump(), **own})
+        return section.model_validate(content)
     except ValidationError as error:
         raise OverrideError([{**problem, "loc": (*place, *problem["loc"])} for problem in error.errors()]) from None
 
@@ -180,8 +187,16 @@ class Params(Section):
         return _overridden(self.finetune, own or {}, ("models", model, "finetune"))
 
     def fisher_settings(self, model: str) -> FisherSettings:
-        """The global `fisher` section with the model's own settings over it."""
-        return _overridden(self.fisher, self.models[model].fisher, ("models", model, "fisher"))
+        """The global `fisher` section with the model's own settings over it, if its Fisher is not brought in."""
+        own = {} if self.fisher_source(model) else self.models[model].fisher
+        return _overridden(self.fisher, own, ("models", model, "fisher"))
+
+    def fisher_source(self, model: str) -> Source | None:
+        """Where the model's Fisher is brought from, or None if it is estimated."""
+        own = self.models[model].fisher
+        if not any(key in own for key in ORIGINS):
+            return None
+        return _validated(Source, {"files": FISHER_FILES, **own}, ("models", model, "fisher"))
 
     def base_of(self, merge: Merge) -> str:
         """The source that the merge's models were fine-tuned from."""

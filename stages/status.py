@@ -1,0 +1,143 @@
+"""status: of every model and merge, what is cached here, what the remote has, and what `dvc repro` would run, and why.
+
+No stage of the pipeline: it only asks dvc, in four commands, and changes nothing.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_stage
+from stages.errors import InputError
+from stages.params import Params, load_params
+from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, SEARCH
+from stages.plan import FACTORS, PLAN_FILE, STATISTICS, check_plan, planned_stages
+
+ABSENT = ("deleted", "not in cache")  # dvc's words for what is not here, which is no reason to make it again
+
+
+def status() -> None:
+    """Print the table."""
+    params = load_params()
+    check_plan(params)
+    data = json.loads(_dvc("data", "status", "--not-in-remote", "--json"))
+    has_remote = bool(_dvc("config", "core.remote", check=False).strip())
+    changes = {_short(stage): reasons for stage, reasons in json.loads(_dvc("status", "--json")).items()}
+    why = would_run(changes, _edges(_dvc("dag", "--dot")))
+    absent, not_pushed = (set(data.get(key, [])) for key in ("not_in_cache", "not_in_remote"))
+    made = _outputs_in_locks()
+    rows = [["", "stage", "here", "remote", "would run"]]
+    for owner, stage, output in _stages(params):
+        names = {output, f"{output}/"}  # a directory's name has a slash at its end
+        unmade = names.isdisjoint(made)
+        rows.append(
+            [
+                owner,
+                stage,
+                "no" if unmade or names & absent else "yes",
+                "none set" if not has_remote else "no" if unmade or names & not_pushed else "yes",
+                why.get(stage, "no"),
+            ]
+        )
+    print(aligned(rows))
+
+
+def would_run(changes: Mapping[str, Iterable[Any]], edges: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Stage → why it would run, of those that would or, once what is before them has run, might.
+
+    Args:
+        changes: stage → what `dvc status --json` says of it.
+        edges: pairs of a stage and one that depends on it, in an order in which the stages can run.
+    """
+    why = {stage: f"yes: {', '.join(found)}" for stage, entries in changes.items() if (found := _reasons(entries))}
+    after: dict[str, list[str]] = {}
+    for first, second in edges:
+        after.setdefault(first, []).append(second)
+    reached = list(why)
+    for first in reached:
+        for second in after.get(first, []):
+            if second not in why:
+                why[second] = f"after {first}"
+                reached.append(second)
+    return why
+
+
+def _reasons(entries: Iterable[Any]) -> list[str]:
+    """What has changed, other than that it is not here: parameters by their keys, files, the command."""
+    found: list[str] = []
+    for entry in entries:
+        if isinstance(entry, str):
+            found.append(entry)  # "changed command", "always changed"
+            continue
+        for place, change in (item for part in entry.values() for item in part.items()):
+            if isinstance(change, dict):
+                found += change
+            elif change not in ABSENT:
+                found.append(place)
+    return found
+
+
+def _stages(params: Params) -> Iterator[tuple[str, str, str]]:
+    """Model or merge, stage, and the output to look at, in the order in which they run."""
+    planned = planned_stages(params)
+    for model in params.models:
+        yield model, f"finetune@{model}", str(FINETUNED / model)
+        yield "", f"fisher@{model}", str(FISHERS / model)
+        yield from (
+            ("", f"{kind}-{model}", str(STATISTICS[kind] / model)) for kind in FACTORS if f"{kind}-{model}" in planned
+        )
+        yield "", f"evaluate-{model}", str(EVAL / model / "metrics.json")
+    for merge in params.merges:
+        outputs = {
+            f"search-{merge}": SEARCH / merge / "coefficients.json",
+            f"merge-{merge}": MERGED / merge,
+            f"evaluate-{merge}": EVAL / merge / "metrics.json",
+        }
+        owner = merge
+        for stage, output in outputs.items():
+            if stage in planned:
+                yield owner, stage, str(output)
+                owner = ""
+
+
+def _outputs_in_locks() -> set[str]:
+    """The outputs that have been made, from the project's root."""
+    from ruamel.yaml import YAML
+
+    made = set()
+    for lock in (Path("dvc.lock"), PLAN_FILE.with_name("dvc.lock")):
+        content = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+        made |= {out["path"] for stage in content.get("stages", {}).values() for out in stage.get("outs", [])}
+    return made
+
+
+def _edges(dot: str) -> list[tuple[str, str]]:
+    """Pairs of a stage and one that depends on it, from `dvc dag --dot`."""
+    return [(_short(first), _short(second)) for first, second in re.findall(r'"([^"]+)" -> "([^"]+)"', dot)]
+
+
+def _short(stage: str) -> str:
+    return stage.removeprefix(f"{PLAN_FILE}:")
+
+
+def _dvc(*arguments: str, check: bool = True) -> str:
+    """What a dvc command prints. Raises `InputError` with its own last line if it fails."""
+    result = subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
+    if check and result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        raise InputError(f"dvc {' '.join(arguments)}: {errors[-1] if errors else 'failed'}")
+    return result.stdout
+
+
+def aligned(rows: Iterable[list[str]]) -> str:
+    """The rows as text, in columns."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+if __name__ == "__main__":
+    run_stage(status)

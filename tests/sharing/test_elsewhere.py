@@ -1,0 +1,64 @@
+"""A Fisher in another repository: by its name with `dvc artifacts get`, and with `dvc import` into a merge there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from stages.artifacts import tree_sha256
+from tests.project import IDENTITY, Project, tiny_params
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that has run and is tagged; its remote is in the configuration that git has."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    project = Project(root / "ours", tiny_params(root / "inputs"))
+    project.run("python", "-m", "stages.plan")
+    project.repro()
+    project.run("dvc", "remote", "add", "--default", "public", str(root / "remote"))
+    project.run("dvc", "push")
+    project.commit("A run")
+    project.run("git", *IDENTITY, "tag", "--annotate", "--message", "Books", "models=fisher-books@v1.0.0")
+    return project
+
+
+def test_a_fisher_by_its_name(ours: Project, tmp_path: Path) -> None:
+    ours.run("dvc", "artifacts", "get", str(ours.root), "models:fisher-books", "--out", str(tmp_path / "books"))
+    for file in ("fisher.safetensors", "fisher.json"):
+        assert (tmp_path / "books" / file).read_bytes() == (ours.root / "models/fishers/books" / file).read_bytes()
+
+
+def test_status(ours: Project) -> None:
+    other = ours.clone("other")
+    table = [line.split() for line in other.stage("stages.status").stdout.splitlines()]
+    assert table[0] == ["stage", "here", "remote", "would", "run"]
+    assert [line[-3:] for line in table[1:]] == [["no", "yes", "no"]] * 11
+    assert [line[0] for line in table[1:]][:4] == ["books", "fisher@books", "evaluate-books", "films"]
+    other.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.4))
+    other.repro("--pull", "--allow-missing", "models/dvc.yaml:merge-fisher")
+    other.edit_params(lambda params: params["models"]["films"].update(fisher={"examples": 7}))
+    text = other.stage("stages.status").stdout
+    assert re.search(r"fisher@films +yes +yes +yes: models\.films$", text, re.M)
+    assert re.search(r"finetune@films +yes +yes +yes: models\.films$", text, re.M)
+    assert re.search(r"merge-fisher +yes +no +after f", text)
+    assert re.search(r"evaluate-average +no +yes +after", text)
+    assert re.search(r"evaluate-books +no +yes +no$", text, re.M)
+
+
+def test_an_imported_fisher_is_verified_not_estimated(ours: Project) -> None:
+    theirs = Project(ours.root.parent / "theirs", ours.params | {"merges": {}})
+    theirs.run("dvc", "import", str(ours.root), "models/fishers/books", "--out", "brought")
+    pin = tree_sha256(theirs.root / "brought")
+    theirs.edit_params(lambda params: params["models"]["books"].update(fisher={"path": "brought", "sha256": pin}))
+    theirs.run("python", "-m", "stages.plan")
+    assert "fisher@books" in theirs.repro()
+    for file in ("fisher.safetensors", "fisher.json"):
+        assert (theirs.root / "models/fishers/books" / file).read_bytes() == (
+            theirs.root / "brought" / file
+        ).read_bytes()
+    theirs.edit_params(lambda params: params["models"]["books"].update(finetune={"seed": 1}))
+    result = theirs.run("dvc", "repro", check=False)
+    assert result.returncode != 0
+    assert "belongs to the checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,34 @@
+"""What would run, from what dvc says; tests/sharing/test_elsewhere.py runs the command."""
+
+from typing import Any
+
+from stages.status import aligned, would_run
+
+EDGES = [("fisher@a", "merge-x"), ("merge-x", "evaluate-x"), ("evaluate-x", "scores"), ("merge-y", "evaluate-y")]
+
+
+def test_what_is_only_not_here_is_no_reason() -> None:
+    changes = {
+        "fisher@a": [
+            {"changed deps": {"models/finetuned/a": "deleted"}},
+            {"changed outs": {"models/fishers/a": "not in cache"}},
+        ]
+    }
+    assert would_run(changes, EDGES) == {}
+
+
+def test_reasons_and_what_comes_after() -> None:
+    changes: dict[str, list[Any]] = {
+        "merge-x": [{"changed deps": {"stages/merging": "modified", "params.yaml": {"merges.x": "modified"}}}],
+        "evaluate-y": ["changed command"],
+    }
+    assert would_run(changes, EDGES) == {
+        "merge-x": "yes: stages/merging, merges.x",
+        "evaluate-y": "yes: changed command",
+        "evaluate-x": "after merge-x",
+        "scores": "after evaluate-x",
+    }
+
+
+def test_columns_are_aligned() -> None:
+    assert aligned([["", "b"], ["long", "c"]]) == "      b\nlong  c"
