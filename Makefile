@@ -13,7 +13,7 @@ help:
 	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
 	@echo "make test    formatting, types and tests"
-	@echo "make test-sharing  tests with several clones and a remote"
+	@echo "make test-sharing  tests with several clones and remotes of three kinds"
 	@echo "make lint    formatting and types only"
 	@echo "make bench   timings against training steps and other tools"
 	@echo "make compare test the methods that mergekit has too against mergekit's own"
@@ -65,7 +65,7 @@ $(VENV)/.rivals: $(INSTALLED) tests/bench/requirements.txt
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
 	pip-compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host --extra test --extra lint --output-file requirements.lock pyproject.toml
+		--no-emit-trusted-host --extra s3 --extra ssh --extra test --extra lint --output-file requirements.lock pyproject.toml
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
 
 clean:

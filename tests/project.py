@@ -47,6 +47,13 @@ class Project:
         self.run("git", "clone", "--quiet", ".", str(other.root))
         return other
 
+    def copy(self, root: Path) -> "Project":
+        """The same in another directory: with its files, outputs and cache, as if it had been run there."""
+        other = copy.copy(self)
+        other.root = root
+        shutil.copytree(self.root, root, symlinks=True)
+        return other
+
     @property
     def params(self) -> dict[str, Any]:
         return YAML(typ="safe").load(self.root / "params.yaml")

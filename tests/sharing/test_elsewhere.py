@@ -6,19 +6,17 @@ from pathlib import Path
 import pytest
 
 from stages.artifacts import tree_sha256
-from tests.project import IDENTITY, Project, tiny_params
+from tests.project import IDENTITY, Project
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that has run and is tagged; its remote is in the configuration that git has."""
+def ours(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that has run, with a tag; its remote is in the configuration that git has."""
     root = tmp_path_factory.mktemp("elsewhere")
-    project = Project(root / "ours", tiny_params(root / "inputs"))
-    project.run("python", "-m", "stages.plan")
-    project.repro()
+    project = finished.copy(root / "ours")
     project.run("dvc", "remote", "add", "--default", "public", str(root / "remote"))
     project.run("dvc", "push")
-    project.commit("A run")
+    project.commit("A public remote")
     project.run("git", *IDENTITY, "tag", "--annotate", "--message", "Books", "models=fisher-books@v1.0.0")
     return project
 
@@ -33,7 +31,7 @@ def test_status(ours: Project) -> None:
     other = ours.clone("other")
     table = [line.split() for line in other.stage("stages.status").stdout.splitlines()]
     assert table[0] == ["stage", "here", "remote", "would", "run"]
-    assert [line[-3:] for line in table[1:]] == [["no", "yes", "no"]] * 11
+    assert [line[-3:] for line in table[1:]] == [["no", "yes", "no"]] * 9
     assert [line[0] for line in table[1:]][:4] == ["books", "fisher@books", "evaluate-books", "films"]
     other.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.4))
     other.repro("--pull", "--allow-missing", "models/dvc.yaml:merge-fisher")
@@ -42,7 +40,7 @@ def test_status(ours: Project) -> None:
     assert re.search(r"fisher@films +yes +yes +yes: models\.films$", text, re.M)
     assert re.search(r"finetune@films +yes +yes +yes: models\.films$", text, re.M)
     assert re.search(r"merge-fisher +yes +no +after f", text)
-    assert re.search(r"evaluate-average +no +yes +after", text)
+    assert re.search(r"evaluate-ensemble +no +yes +after", text)
     assert re.search(r"evaluate-books +no +yes +no$", text, re.M)
 
 
