@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan status push test test-sharing lint bench compare lock clean
+.PHONY: help repro plan status push test test-fuzz test-sharing lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -13,6 +13,7 @@ help:
 	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
 	@echo "make test    formatting, types and tests"
+	@echo "make test-fuzz  thousands of bad inputs"
 	@echo "make test-sharing  tests with several clones and remotes of three kinds"
 	@echo "make lint    formatting and types only"
 	@echo "make bench   timings against training steps and other tools"
@@ -40,7 +41,10 @@ push: $(INSTALLED)
 	dvc push --run-cache
 
 test: lint
-	python -m pytest -n 2 --dist loadfile --ignore tests/sharing
+	python -m pytest -n 2 --dist loadfile --ignore tests/fuzz --ignore tests/sharing
+
+test-fuzz: $(INSTALLED)
+	python -m pytest -n 2 tests/fuzz
 
 test-sharing: $(INSTALLED)
 	python -m pytest tests/sharing

@@ -1,8 +1,15 @@
 """The error that a user can mend."""
 
+MAX_CHARACTERS = 2000  # of a message: names and values of broken files can be of any length
+
 
 class InputError(ValueError):
     """A file, parameter or tensor that cannot be used.
 
-    The message is one line: what is wrong, where (file, key, tensor), and what to do.
+    The message is one line: what is wrong, where (file, key, tensor), and what to do. Names and values come from files
+    that may be broken or foreign: what is not printable in them, a line's end or a terminal's commands, is escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        shown = message if len(message) <= MAX_CHARACTERS else f"{message[: MAX_CHARACTERS - 1]}…"
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in shown))

@@ -192,6 +192,20 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["tasks"]["reviews"].update(labels={"a": [0, 2], "b": [1, 3]}), "two intervals both hold 1"),
         (lambda c: c["tasks"]["reviews"].update(split={"validation": 0.5, "test": 0.5}), "must leave some rows"),
         (lambda c: c.pop("models"), "models: missing"),
+        (lambda c: c.update(tasks=1, models=2), "tasks = 1: .* dictionary; models = 2: "),
+        (lambda c: c["models"].update({f"{i}": 1 for i in range(20)}), "models.9: bad name.*; and 10 more$"),
+        (lambda c: c["models"].update({"a\nb": c["models"]["one"]}), r"models\.a\\nb: bad name"),
+        (lambda c: c["models"].update({"A" * 10**5: 1}), "models.AAA.*A[.]{3}: bad name"),
+        (lambda c: c["tasks"]["reviews"].update(file="../x.csv"), "reviews.file: .*must stay inside the source"),
+        (lambda c: c["tasks"]["reviews"].update(file="/x.csv"), "reviews.file: .*must stay inside the source"),
+        (
+            lambda c: c["tasks"]["reviews"].update(file={"train": "a.csv", "test": "a/../../b.csv"}),
+            "reviews.file.*test: .*must stay inside the source",
+        ),
+        (lambda c: c["sources"]["base"].update(files=["a\0"]), r"base.files.0: 'a\\x00' must stay inside the source"),
+        (lambda c: c["tasks"]["reviews"].update(split={"seed": 2**32}), "split.seed = 4294967296: .*less"),
+        (lambda c: c["finetune"].update(learning_rate=float("inf")), "finetune.learning_rate = inf: .*finite"),
+        (lambda c: c["finetune"].update(weight_decay=float("inf")), "finetune.weight_decay = inf: .*finite"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_its_place(
@@ -226,6 +240,13 @@ def test_what_is_next_to_an_error_is_allowed(edit: Callable[[dict[str, Any]], ob
         (b"\xff\xfe", "not UTF-8"),
         (b"- 1", "must be a mapping"),
         (b"", "must be a mapping"),
+        (b"a: " + b"[" * 10_000, "not valid YAML: nested too deeply"),
+        (b"a: !!int x", "not valid YAML: invalid literal"),
+        (b"a: 2001-99-99", "not valid YAML: month must be"),
+        (b"a: " + b"9" * 5000, "not valid YAML: .*digits"),
+        (b"#" * 1_000_001, "larger than 1,000,000 bytes"),
+        (b"a: &a [*a]", "its aliases stand for more than 1,000,000 characters"),
+        (b"a: &a " + b"x" * 9999 + b"\nb: &b [" + b"*a," * 20 + b"]\nmodels: [" + b"*b," * 20 + b"]", "its aliases"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, text: bytes, message: str) -> None:
@@ -236,6 +257,8 @@ def test_unreadable_files(tmp_path: Path, text: bytes, message: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="not found"):
         load_params(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        load_params(tmp_path)
 
 
 def test_defaults_are_part_of_what_has_been_computed() -> None:

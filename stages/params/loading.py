@@ -1,10 +1,11 @@
 """params.yaml → `Params`, or an error that says what is wrong where."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -13,15 +14,20 @@ from stages.params.merges import Merge, Search
 from stages.params.methods import METHODS, Uncertainty
 from stages.params.schema import FinetuneSettings, FisherSettings, Model, OverrideError, Params, Source, Task, TaskSplit
 
+if TYPE_CHECKING:
+    from ruamel.yaml.nodes import Node
+
 PARAMS_FILE = Path("params.yaml")
+MAX_CHARACTERS = 1_000_000  # of a params.yaml, with everything that aliases stand for written out
+MAX_PROBLEMS = 10  # that a message lists
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check a params.yaml.
 
     Raises:
-        InputError: it cannot be read or something in it is not allowed; the message has one line per problem, with the
-            file, the key's path, the value and what is allowed.
+        InputError: it cannot be read or something in it is not allowed; the message has, for each problem, the key's
+            path, the value and what is allowed.
     """
     return parse_params(_read_yaml(path), path)
 
@@ -48,14 +54,53 @@ def _read_yaml(path: Path) -> object:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    yaml = YAML(typ="safe", pure=True)
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_CHARACTERS + 1)
+        if len(content) > MAX_CHARACTERS:
+            raise InputError(f"{path}: larger than {MAX_CHARACTERS:,} bytes")
+        text = content.decode()
+        if _written_out(yaml.compose(text)) > MAX_CHARACTERS:
+            raise InputError(f"{path}: its aliases stand for more than {MAX_CHARACTERS:,} characters")
+        return yaml.load(text)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; run this from the project's root") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: nested too deeply") from None
     except YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except InputError:
+        raise
+    except Exception as error:  # ruamel passes on what Python makes of a bad value: `!!int x`, the date 2001-99-99
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _written_out(root: "Node | None") -> float:
+    """How many characters and nodes there are below a node, with every alias replaced by what it stands for.
+
+    Aliases of aliases would take exponential time and memory in whatever walks through the content.
+    """
+    from ruamel.yaml.nodes import MappingNode
+
+    sizes: dict[int, float] = {}
+
+    def size(node: "Node") -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # for an alias of what it is in
+            if isinstance(node.value, str):
+                sizes[id(node)] = 1 + len(node.value)
+            elif isinstance(node, MappingNode):
+                sizes[id(node)] = 1 + sum(size(key) + size(value) for key, value in node.value)
+            else:
+                sizes[id(node)] = 1 + sum(map(size, node.value))
+        return sizes[id(node)]
+
+    return size(root) if root is not None else 0
 
 
 def _check_references(params: Params, path: Path) -> None:
@@ -122,18 +167,20 @@ def _listed(names: Iterable[str], wanted: str | None = None) -> str:
 
 
 def _explained(problems: Iterable[Mapping[str, Any]], path: Path) -> str:
-    """One line per place in the file; what several branches of a union say of one place is joined by "or"."""
+    """What is wrong at each place in the file; what several branches of a union say of one place is joined by "or"."""
     lines: dict[str, str] = {}
     for problem in problems:
         place, explanation = _explain(problem)
         lines[place] = f"{lines[place]}, or {problem['msg'].lower()}" if place in lines else explanation
-    return "\n".join(f"{path}: {place}{explanation}" for place, explanation in lines.items())
+    found = [f"{_shortened(place)}{explanation}" for place, explanation in lines.items()]
+    more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
+    return f"{path}: {'; '.join(found[:MAX_PROBLEMS] + more)}"
 
 
 def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     """For one of pydantic's problems: the key's path; the value and what is allowed."""
     # Where pydantic goes into a union it adds the branch's name, for example "list[str]".
-    location = [part for part in problem["loc"] if not re.match(r"\[key\]|\w+\[", str(part))]
+    location = [part for part in problem["loc"] if not re.match(r"\[key\]|[\w-]+\[|constrained-str$", str(part))]
     if location[:1] == ["merges"] and location[2:3] == ["options"]:
         del location[2:4]  # in the file the options stand beside the merge's other keys
     place = ".".join(map(str, location)) or "(top level)"
@@ -151,9 +198,11 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         return place, f": {context['error']}"
     if "[key]" in problem["loc"]:
         return place, ": bad name; allowed: a letter a-z, then letters a-z, digits and hyphens (at most 64)"
-    value = repr(problem["input"])
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    return place, f" = {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return place, f" = {_shortened(repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:

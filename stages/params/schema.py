@@ -2,14 +2,24 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from stages.params.merges import Merge
 from stages.params.section import Name, Section
 
-RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+def _inner(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or not path.isprintable():
+        raise ValueError(f"{path!r} must stay inside the source: no leading /, no .., nothing unprintable")
+    return path
+
+
+AnyPath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+InnerPath = Annotated[AnyPath, AfterValidator(_inner)]  # of a file in a source
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 ORIGINS = ("package", "hub", "path")  # the keys of a source that say where it comes from
@@ -30,10 +40,10 @@ class Source(Section):
     hub: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
     repo_type: Literal["model", "dataset"] = "model"
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
-    path: RelativePath | None = None
+    path: AnyPath | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
-    inside: list[RelativePath] = Field(default_factory=list)
-    files: list[RelativePath] = Field(default=["*"], min_length=1)
+    inside: list[InnerPath] = Field(default_factory=list)
+    files: list[InnerPath] = Field(default=["*"], min_length=1)
 
     @model_validator(mode="after")
     def _pinned(self) -> "Source":
@@ -53,7 +63,7 @@ class TaskSplit(Section):
 
     validation: float = Field(default=0.15, gt=0, lt=1)
     test: float = Field(default=0.15, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _leaves_training_examples(self) -> "TaskSplit":
@@ -77,7 +87,7 @@ class Task(Section):
 
     kind: Literal["text-classification"] = "text-classification"
     source: Name
-    file: RelativePath | dict[Split, RelativePath]
+    file: InnerPath | dict[Split, InnerPath]
     columns: list[str] | None = None
     text: str = "text"
     text_pair: str | None = None
@@ -112,9 +122,9 @@ class FinetuneSettings(Section):
 
     epochs: int = Field(default=2, ge=1)
     examples: int | None = Field(default=None, ge=1)  # at most so many training examples, drawn at random
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=32, ge=1)
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
     seed: int = Field(default=0, ge=0, lt=2**32)
 
