@@ -75,10 +75,22 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not found") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of bytes, JSON, numbers of thousands of digits, and depth
         raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())}); make it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a card, whose content may go into others: it must be what `write_json` can write."""
+    content = read_json(path)
+    try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # NaN, half a surrogate pair
+        raise InputError(f"{path}: no card can say this ({error}); make it again") from None
     return content
 
 

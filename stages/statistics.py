@@ -4,7 +4,9 @@ A diagonal Fisher has a tensor per parameter, under the parameter's name in the 
 Gram matrices belong to Linear weights: `input.NAME` is A and `output.NAME` is G; `stages.curvature` says what they are.
 """
 
+import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 STEMS: dict[Statistic, str] = {"diagonal": "fisher", "kfac": "kfac", "gram": "gram"}
 STATISTIC_NAMES: dict[Statistic, str] = {"diagonal": "Fisher", "kfac": "K-FAC factors", "gram": "Gram matrices"}
+SEAL = "seal"  # in a card: `card_seal` of the rest
 TRANSPOSED = "transposed"  # in a card: the weights that are stored as [in, out]
 
 
@@ -29,6 +32,14 @@ def input_factor(name: str) -> str:
 def output_factor(name: str) -> str:
     """What the file calls G of the weight `name`."""
     return f"output.{name}"
+
+
+def card_seal(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a card says beside the seal itself.
+
+    Merges take norms from the card, to save a pass over the tensors. It guards against mistakes, not forgery.
+    """
+    return sha256(json.dumps({**card, SEAL: None}, sort_keys=True).encode()).hexdigest()
 
 
 def write_statistic(
@@ -70,7 +81,7 @@ def write_statistic(
         "fingerprint": found,
         "tensors": {name: _summary(values) for name, values in sorted(tensors.items())},
     }
-    write_json(directory / f"{stem}.json", facts)
+    write_json(directory / f"{stem}.json", {**facts, SEAL: card_seal(facts)})
 
 
 def _summary(values: "torch.Tensor") -> dict[str, float]:

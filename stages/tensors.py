@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -76,6 +76,7 @@ class TensorFiles:
         self.directory = directory
         self.stem = stem
         self._shards: dict[str, Any] = {}
+        self._listed: Set[str] = frozenset()  # the tensors that there should be, if an index says
         specs: dict[str, TensorSpec] = {}
         for file in self._files():
             try:
@@ -91,6 +92,10 @@ class TensorFiles:
                     raise InputError(f"{file}: tensor {name} is in another shard too")
                 specs[name] = TensorSpec(_TORCH_DTYPES[view.get_dtype()], tuple(view.get_shape()))
                 self._shards[name] = shard
+        for name in sorted(self._listed - specs.keys()):
+            raise InputError(f"{self.file}.index.json: lists the tensor {name}, which none of its files has")
+        if not specs:
+            raise InputError(f"{self.file}: has no tensors")
         self.specs: dict[str, TensorSpec] = dict(sorted(specs.items()))
         self.digests: dict[str, str] = {}
 
@@ -106,9 +111,10 @@ class TensorFiles:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise InputError(f"{index}: has no weight_map of file names")
-        for shard in set(shards.values()):
-            if Path(shard).name != shard or not (self.directory / shard).is_file():
-                raise InputError(f"{index}: lists the file {shard!r}, which is not beside it")
+        beside = {path.name for path in self.directory.iterdir() if path.is_file()}
+        for shard in sorted(set(shards.values()) - beside):
+            raise InputError(f"{index}: lists the file {shard!r}, which is not beside it")
+        self._listed = shards.keys()
         return [self.directory / shard for shard in sorted(set(shards.values()))]
 
     def copy_to(self, directory: Path) -> None:

@@ -40,7 +40,7 @@ def _model(merging: Merging, name: str) -> dict[str, Any]:
         for files in merging.ingredients.statistics.values()
     }
     return {
-        "checkpoint": checkpoint.card.get("fingerprint") or fingerprint(checkpoint.tensors),
+        "checkpoint": fingerprint(checkpoint.tensors),
         "task": checkpoint.card.get("task"),
         **statistics,
     }

@@ -11,6 +11,7 @@ from stages.merging.inputs import StatisticFiles, bad_value
 from stages.merging.models import Models, Rule
 from stages.merging.streaming import chunks, on_all_cores
 from stages.params import FisherWeighted
+from stages.statistics import SEAL
 
 
 def fisher_average(
@@ -69,12 +70,12 @@ def rule(options: FisherWeighted, models: Models) -> Rule:
 
 
 def fisher_norm(fisher: StatisticFiles, names: Sequence[str]) -> float:
-    """‖F‖₂ over the named tensors: from the card where it has the norms, else summed in float64.
+    """‖F‖₂ over the named tensors: from the card where it has the norms under a seal, else summed in float64.
 
     Raises:
         InputError: all entries are zero; or, where they must be read, one is negative or not finite.
     """
-    summaries = fisher.card.get("tensors", {})
+    summaries = fisher.card.get("tensors", {}) if SEAL in fisher.card else {}
     norms = (
         [summaries[name]["norm"] for name in names]
         if all("norm" in summaries.get(name, {}) for name in names)

@@ -55,6 +55,11 @@ class Ingredients:
         self.kept_heads: set[str] = set()
         if heads != "merge" or not heads_agree(self.checkpoints):
             self.kept_heads = set().union(*(checkpoint.head() for checkpoint in self.checkpoints.values()))
+            if self.kept_heads >= self.target.tensors.specs.keys():
+                raise InputError(
+                    f"{self.target.tensors.file}: has no tensor {self.target.base_model_prefix}.…, so heads cannot be "
+                    "told from the rest; merge models of the same labels with `heads: merge`"
+                )
         check_same_body(self.checkpoints, self.kept_heads)
         specs = self.target.tensors.specs
         self._integers = {name for name in specs.keys() - self.kept_heads if not specs[name].is_floating}
@@ -98,11 +103,17 @@ class Ingredients:
             _check_factors(list(self.statistics.get(kind, {}).values()), merged)
 
     def verify(self) -> None:
-        """Check by fingerprints that statistics belong to their checkpoints; quick after all has been read in a merge.
+        """Check by fingerprints that all is as its card says, and statistics belong to their checkpoints.
+
+        Quick after a merge, which has read nearly all of it.
 
         Raises:
-            InputError: one does not, or is not as its card says.
+            InputError: something is not, or does not.
         """
+        for checkpoint in self.checkpoints.values():
+            checkpoint.verify()
+        if self.base is not None:
+            self.base.verify()
         for statistics in self.statistics.values():
             for name, statistic in statistics.items():
                 statistic.verify(self.checkpoints[name])

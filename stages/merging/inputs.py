@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, read_json
+from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
 from stages.errors import InputError
 from stages.params import Statistic
-from stages.statistics import STEMS
+from stages.statistics import SEAL, STEMS, card_seal
 from stages.tensors import TensorFiles, TensorSpec, fingerprint
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class Checkpoint:
         self.directory = directory
         self.config = read_json(directory / "config.json")
         self.tensors = TensorFiles(directory)
-        card = directory / CHECKPOINT_CARD
-        self.card = read_json(card) if card.is_file() else {}
+        self.card = _checkpoint_card(directory)
 
     @property
     def labels(self) -> list[str] | None:
@@ -40,7 +39,12 @@ class Checkpoint:
         names = self.config.get("id2label")
         if not isinstance(names, dict):
             return None
-        return [str(names[key]) for key in sorted(names, key=int)]
+        try:
+            labels = [str(names[key]) for key in sorted(names, key=int)]
+            "".join(labels).encode()
+        except ValueError:
+            raise InputError(f"{self.directory / 'config.json'}: id2label is no mapping of numbers to texts") from None
+        return labels
 
     @property
     def base_model_prefix(self) -> str:
@@ -49,7 +53,8 @@ class Checkpoint:
             return prefix
         import transformers  # seconds, so only for a foreign checkpoint
 
-        architecture = (self.config.get("architectures") or ["(none)"])[0]
+        architectures = self.config.get("architectures")
+        architecture = architectures[0] if isinstance(architectures, list) and architectures else "(none)"
         model_class = getattr(transformers, str(architecture), None)
         if model_class is None or not hasattr(model_class, "base_model_prefix"):
             raise InputError(f"{self.directory / 'config.json'}: unknown architecture {architecture!r}")
@@ -66,7 +71,14 @@ class Checkpoint:
         if not file.is_file():
             return None
         tokenizer = read_json(file)
-        return tokenizer.get("model", {}).get("vocab"), tokenizer.get("added_tokens")
+        model = tokenizer.get("model")
+        if not isinstance(model, dict):
+            raise InputError(f"{file}: has no model of tokens")
+        return model.get("vocab"), tokenizer.get("added_tokens")
+
+    def verify(self) -> None:
+        """Refuse weights that are not those of the card, if it knows; quick for what has been read whole already."""
+        _check_contents(self.tensors, self.card, CHECKPOINT_CARD, "make")
 
 
 class BaseWeights:
@@ -78,6 +90,7 @@ class BaseWeights:
 
     def __init__(self, directory: Path, prefix: str) -> None:
         self.tensors = TensorFiles(directory)
+        self._card = _checkpoint_card(directory)
         self._prefix = f"{prefix}."
         self._other_heads: set[str] = set()
 
@@ -105,6 +118,10 @@ class BaseWeights:
                     f"{list(specs[name].shape)}; it is not the base of these models"
                 )
 
+    def verify(self) -> None:
+        """Refuse weights that are not those of the base's card, if it has one."""
+        _check_contents(self.tensors, self._card, CHECKPOINT_CARD, "make")
+
 
 @dataclass(frozen=True)
 class StatisticFiles:
@@ -116,8 +133,8 @@ class StatisticFiles:
 
     def check_cards(self, checkpoint: Checkpoint) -> None:
         """Refuse a statistic of another checkpoint, as far as the cards say; it costs nothing."""
-        if isinstance(claimed := checkpoint.card.get("fingerprint"), str):
-            self._check_checkpoint(claimed, checkpoint)
+        if "fingerprint" in checkpoint.card:
+            self._check_checkpoint(str(checkpoint.card["fingerprint"]), checkpoint)
 
     def verify(self, checkpoint: Checkpoint | None) -> None:
         """Check contents by fingerprints; quick for what has been read whole already.
@@ -127,10 +144,7 @@ class StatisticFiles:
         """
         if checkpoint is not None:
             self._check_checkpoint(fingerprint(checkpoint.tensors), checkpoint)
-        if self.card.get("fingerprint") != fingerprint(self.tensors):
-            raise InputError(
-                f"{self.tensors.file}: its contents are not what {self.card_file.name} says; estimate or fetch it again"
-            )
+        _check_contents(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name, "estimate")
 
     def _check_checkpoint(self, found: str, checkpoint: Checkpoint) -> None:
         if self.card.get("checkpoint") != found:
@@ -140,21 +154,38 @@ class StatisticFiles:
             )
 
 
+def _checkpoint_card(directory: Path) -> dict[str, Any]:
+    """The card in a checkpoint's directory; empty where there is none."""
+    file = directory / CHECKPOINT_CARD
+    card = read_card(file) if file.is_file() else {}
+    if not isinstance(card.get("origin", {}), dict):
+        raise InputError(f"{file}: its origin is no object; make the checkpoint again")
+    return card
+
+
+def _check_contents(tensors: TensorFiles, card: Mapping[str, Any], card_name: str, remedy: str) -> None:
+    """Refuse tensors whose fingerprint is another than the card's, if that has one."""
+    if "fingerprint" in card and card["fingerprint"] != fingerprint(tensors):
+        raise InputError(f"{tensors.file}: its contents are not what {card_name} says; {remedy} or fetch it again")
+
+
 def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> StatisticFiles:
     """A statistic, in whichever of a model's directories it lies.
 
     Raises:
-        InputError: it is in none of them, of another format, or cut short.
+        InputError: it is in none of them, of another format, cut short, or its card has been changed.
     """
     stem = STEMS[statistic]
     places = [directories] if isinstance(directories, Path) else list(directories)
     directory = next((place for place in places if (place / f"{stem}.json").is_file()), places[0])
     card_file = directory / f"{stem}.json"
-    card = read_json(card_file)
+    card = read_card(card_file)
     if card.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{card_file}: has format_version {card.get('format_version')}, not {FORMAT_VERSION}; estimate it again"
         )
+    if SEAL in card and card[SEAL] != card_seal(card):
+        raise InputError(f"{card_file}: is not as it was written; estimate or fetch it again")
     return StatisticFiles(TensorFiles(directory, stem), card, card_file)
 
 

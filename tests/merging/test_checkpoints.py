@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from stages.artifacts import write_json
 from stages.errors import InputError
 from stages.merging import Fisher, merge_checkpoints
+from stages.statistics import write_statistic
 from stages.tensors import TensorFiles, fingerprint
 from tests.merging.zoo import Zoo, poisoned, without
 from tests.tiny import tiny_tokenizer
@@ -236,6 +238,99 @@ def test_a_changed_fisher_file_is_noticed(zoo: Zoo) -> None:
     content[-5] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"contents are not what fisher\.json says"):
+        zoo.merge(λ3)
+
+
+def flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_changed_checkpoint_is_noticed_by_its_own_card(zoo: Zoo) -> None:
+    write_json(
+        zoo.checkpoints["bob"] / "checkpoint.json",
+        {"base_model_prefix": "bert", "fingerprint": fingerprint(TensorFiles(zoo.checkpoints["bob"]))},
+    )
+    zoo.merge(λ3, method="isotropic")
+    flip_last_bit(zoo.checkpoints["bob"] / "model.safetensors")
+    with pytest.raises(InputError, match=r"bob.*contents are not what checkpoint\.json says"):
+        zoo.merge(λ3, method="isotropic")
+    with pytest.raises(InputError, match=r"bob.*contents are not what checkpoint\.json says"):
+        zoo.merge({**λ3, "bob": 0.0}, method="isotropic")
+
+
+def test_a_changed_base_is_noticed_by_its_own_card(zoo: Zoo) -> None:
+    card = {"fingerprint": fingerprint(TensorFiles(zoo.base()))}
+    write_json(zoo.base() / "checkpoint.json", card)
+    zoo.merge_by("task_arithmetic", λ3)
+    flip_last_bit(zoo.base() / "model.safetensors")
+    with pytest.raises(InputError, match=r"base.*contents are not what checkpoint\.json says"):
+        zoo.merge_by("task_arithmetic", λ3)
+
+
+def test_norms_are_taken_from_a_card_only_as_it_was_written(zoo: Zoo) -> None:
+    found = zoo.merge(λ3)
+    for name, directory in zoo.fishers.items():
+        mapped = load_file(directory / "fisher.safetensors")
+        fisher = {tensor: values.clone() for tensor, values in mapped.items()}
+        write_statistic(directory, "diagonal", fisher, TensorFiles(zoo.checkpoints[name]), {})
+    assert all(torch.equal(value, found[name]) for name, value in zoo.merge(λ3).items())
+    file = zoo.fishers["bob"] / "fisher.json"
+    card = json.loads(file.read_text())
+    card["tensors"][W]["norm"] *= 100
+    write_json(file, card)
+    with pytest.raises(InputError, match=r"bob-fisher.fisher\.json: is not as it was written"):
+        zoo.merge(λ3)
+    del card["seal"]  # a card of before there were seals
+    write_json(file, card)
+    assert all(torch.equal(value, found[name]) for name, value in zoo.merge(λ3).items())
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"id2label": {"x": "bad"}}, "id2label is no mapping of numbers to texts"),
+        ("config.json", {"id2label": {"0": "\ud83d"}}, "id2label is no mapping of numbers to texts"),
+        ("config.json", {"architectures": {"x": 1}, "id2label": None}, r"unknown architecture '\(none\)'"),
+        ("tokenizer.json", {"model": "x"}, "has no model of tokens"),
+        ("checkpoint.json", {"origin": "x"}, "its origin is no object"),
+        ("checkpoint.json", {"task": float("nan")}, "no card can say this"),
+    ],
+)
+def test_bad_configurations_and_cards(zoo: Zoo, file: str, changes: dict[str, Any], message: str) -> None:
+    path = zoo.checkpoints["bob"] / file
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(InputError, match=message):
+        zoo.merge(λ3)
+
+
+def test_heads_that_cannot_be_told_from_the_rest(zoo: Zoo) -> None:
+    (zoo.checkpoints["ann"] / "checkpoint.json").write_text('{"base_model_prefix": "roberta"}')
+    with pytest.raises(InputError, match=r"ann.*has no tensor roberta\.…, so heads cannot be told from the rest"):
+        zoo.merge(λ3, heads="target")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda weights: weights.update(x="../ann/model.safetensors"), r"lists the file '\.\./ann/model\.safetensors'"),
+        (lambda weights: weights.update(x="x" * 5000), "lists the file 'xxx"),
+        (lambda weights: weights.update(x=weights[W]), "lists the tensor x, which none of its files has"),
+        (lambda weights: weights.clear(), "has no tensors"),
+    ],
+)
+def test_bad_indices(zoo: Zoo, edit: Callable[[dict[str, str]], object], message: str) -> None:
+    (zoo.checkpoints["bob"] / "model.safetensors").unlink()
+    AutoModelForSequenceClassification.from_pretrained(zoo.checkpoints["ann"]).save_pretrained(
+        zoo.checkpoints["bob"], max_shard_size="5KB"
+    )
+    index = zoo.checkpoints["bob"] / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    edit(content["weight_map"])
+    index.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
         zoo.merge(λ3)
 
 
