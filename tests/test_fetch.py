@@ -1,6 +1,8 @@
 """Sources: real pip against a local folder of packages, and local paths."""
 
 import io
+import itertools
+import stat
 import tarfile
 import zipfile
 from hashlib import sha256
@@ -10,7 +12,7 @@ import pytest
 
 from stages.artifacts import tree_sha256
 from stages.errors import InputError
-from stages.fetch import fetch_source
+from stages.fetch import fetch_source, unpack
 from stages.params import Source
 
 
@@ -89,7 +91,7 @@ def test_a_corrupt_archive_is_refused_and_the_earlier_one_stays(index: Index, tm
     ("members", "inside", "message"),
     [
         ({"tinydata/a.txt": b"a"}, ["tinydata/b"], "has no 'tinydata/b' inside"),
-        ({"tinydata/a.tar.gz": b"no archive"}, ["tinydata/a.tar.gz", "x"], "cannot be read"),
+        ({"tinydata/a.tar.gz": b"no archive"}, ["tinydata/a.tar.gz", "x"], "cannot be unpacked"),
         ({"tinydata/a.txt": b"a"}, ["tinydata/a.txt", "x"], "not an archive that can be read"),
         ({"tinydata/a.tar.gz": tar({"../../evil.txt": b"x"})}, ["tinydata/a.tar.gz", ""], "outside its directory"),
         ({"tinydata/a.tar.gz": tar({"d/a": b"x"}, link="d/link")}, ["tinydata/a.tar.gz", "d"], "is a link"),
@@ -129,5 +131,108 @@ def test_local_paths_are_compared_with_their_pin(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"sha256 is {tree_sha256(folder)}, but params\.yaml pins"):
         fetch_source(source, tmp_path / "out")
     assert (tmp_path / "out/a.csv").read_text() == "a"
-    with pytest.raises(InputError, match="no such file or directory"):
-        fetch_source(Source(path=str(tmp_path / "nowhere"), sha256=64 * "0"), tmp_path / "out")
+    for nowhere in (str(tmp_path / "nowhere"), "~nobody-of-this-name/x", str(tmp_path / ("x" * 300))):
+        with pytest.raises(InputError, match=r"no such file or directory|too long"):
+            fetch_source(Source(path=nowhere, sha256=64 * "0"), tmp_path / "out")
+
+
+def test_links_of_a_local_path_stay_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.csv").write_text("a")
+    (folder / "b.csv").symlink_to("a.csv")
+    fetch_source(Source(path=str(folder), sha256=tree_sha256(folder)), tmp_path / "out")
+    assert (tmp_path / "out/b.csv").read_text() == "a"
+    assert not (tmp_path / "out/b.csv").is_symlink()
+    (tmp_path / "secret").write_text("secret")
+    (folder / "c.csv").symlink_to("../secret")
+    with pytest.raises(InputError, match=r"c\.csv: a link out of the source"):
+        fetch_source(Source(path=str(folder), sha256=tree_sha256(folder)), tmp_path / "out")
+
+
+def test_an_unreadable_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("a")
+
+    def denied(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr("shutil.copyfile", denied)
+    source = Source(path=str(tmp_path / "a.csv"), sha256=tree_sha256(tmp_path / "a.csv"))
+    with pytest.raises(InputError, match=r"out: cannot be fetched: .*a\.csv: Permission denied"):
+        fetch_source(source, tmp_path / "out")
+
+
+def special(kind: bytes) -> bytes:
+    """A tar archive with one member of that kind."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        info = tarfile.TarInfo("d/x")
+        info.type, info.linkname = kind, "d/y"
+        archive.addfile(info)
+    return stream.getvalue()
+
+
+def zipped(member: str | zipfile.ZipInfo, content: bytes = b"x", *more: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, content)
+        for name in more:
+            archive.writestr(name, b"y")
+    return stream.getvalue()
+
+
+def zip_link() -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("x")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def long_header() -> bytes:
+    """A tar archive whose first header says that a gigabyte of a name follows."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *(
+            ("a.tar.gz", special(kind), "d/x is a link or device")
+            for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+        ),
+        ("a.zip", zipped(zip_link()), "x is a link or device"),
+        ("a.zip", zipped("/etc/x"), "outside its directory"),
+        ("a.zip", zipped("d/../../x"), "outside its directory"),
+        ("a.zip", zipped("..\\x"), "outside its directory"),
+        ("a.zip", zipped("a\nb"), r"'a\\nb' has a name that cannot be printed"),
+        ("a.zip", zipped("x" * 300), "File name too long"),
+        ("a.zip", zipped("A.txt", b"x", "a.txt"), "a.txt and another would be written to one place"),
+        ("a.zip", zipped("a", b"x", "a/b"), "a/b and another would be written to one place"),
+        ("a.zip", zipped("a", 2 * 10**6 * b"0"), "unpacks to more than 1,000,000 bytes"),
+        ("a.zip", zipped("a", 6 * 10**5 * b"0", "b").replace(b"PK\1\2", b"PK\1\3"), "cannot be unpacked"),
+        ("a.tar", long_header(), r"cannot be unpacked: a header of 1,073,741,824 bytes"),
+        ("a.tar.gz", tar({"a": 15 * 10**5 * b"0"}), "unpacks to more than 1,000,000 bytes"),
+        ("a.tar.gz", tar({"a": 15 * 10**5 * b"0", "b": b""}), "unpacks to more than 1,000,000 bytes"),
+        ("a.tar.gz", tar({"a": 3 * 10**6 * b"0", "b": b""}), "cannot be unpacked: a member at byte 3,"),
+        ("a.tar", tar({"a": b"x"}), "cannot be unpacked"),
+        ("a.zip", b"PK", "cannot be unpacked: File is not a zip file"),
+    ],
+    ids=itertools.count(),  # the content, which has the time in it, would be part of the name
+)
+def test_archives_that_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr("stages.fetch.MAX_BYTES", 10**6)
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=message):
+        unpack(tmp_path / name, [], ["*"], tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_what_is_not_wanted_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(tar({"./d//x.txt": b"x", "../y": b"y"}, link="d/link"))
+    (tmp_path / "out").mkdir()
+    unpack(tmp_path / "a.tar.gz", ["d"], ["*.txt"], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["x.txt"]
