@@ -1,10 +1,15 @@
 """The files of checkpoints and results: cards, and outputs that appear whole or not at all."""
 
+import errno
+import fcntl
+import glob
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from stages.errors import InputError
 
 FORMAT_VERSION = 1  # of the cards beside the tensors
 PARTIAL_PREFIX = ".partial-"  # of what is still being written; .dvcignore and .gitignore know it
+OLD_SUFFIX = ".old"  # of what is being replaced
 
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
 ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a checkpoint's weights
@@ -35,17 +41,26 @@ CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights a
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A new directory beside `path`, to fill; it becomes `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp and safetensors make things that only their owner may read
-        for entry in partial.rglob("*"):
-            entry.chmod(0o755 if entry.is_dir() else 0o644)
-        _replace_directory(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """A new directory beside `path`, to fill; it becomes `path` when the block ends well, and vanishes otherwise.
+
+    What killed processes have left of theirs is removed.
+
+    Raises:
+        OSError: a file cannot be written, whichever library has found that out; with the name of `path` if of no file.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent))
+        try:
+            with _held(partial):
+                yield partial
+                partial.chmod(0o755)  # mkdtemp and safetensors make things that only their owner may read
+                for entry in partial.rglob("*"):
+                    entry.chmod(0o755 if entry.is_dir() else 0o644)
+                _replace_directory(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace_directory(new: Path, path: Path) -> None:
@@ -53,15 +68,65 @@ def _replace_directory(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent))
-    old = path.rename(aside / "old")
+    with _held(path):
+        old = path.rename(new.with_name(f"{new.name}{OLD_SUFFIX}"))
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Hold a lock on the directory, which ends with this process if not before: nobody takes it for abandoned."""
+    handle = os.open(directory, os.O_RDONLY)
     try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
+        with suppress(OSError):  # a file system without locks, where nothing is taken for abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(handle)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the partial directories for `path` that no living process holds."""
+    for entry in path.parent.glob(f"{PARTIAL_PREFIX}{glob.escape(path.name)}-*"):
+        # By the whole name, since another output's may begin like this one's.
+        if not re.fullmatch(
+            rf"[a-z0-9_]{{8}}({re.escape(OLD_SUFFIX)})?", entry.name[len(PARTIAL_PREFIX + path.name) + 1 :]
+        ):
+            continue
+        with suppress(OSError):
+            handle = os.open(entry, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make an `OSError` of what libraries raise when the system refuses to write, and name `path` where no file is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if not isinstance(error, InputError) and (number := _error_number(str(error))) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _error_number(message: str) -> int | None:
+    """The system's error number, in the words of Rust's libraries; torch's writer does not know it."""
+    if found := re.search(r"\(os error (\d+)\)", message):
+        return int(found[1])
+    return errno.EIO if "PytorchStreamWriter" in message or "inline_container" in message else None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What a long stage has reached, on disk, so that a killed one goes on where it was."""
 
-import contextlib
+import glob
 import json
 import os
 import time
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.artifacts import PARTIAL_PREFIX
+from stages.artifacts import PARTIAL_PREFIX, writing
 from stages.tensors import tensor_digest
 
 if TYPE_CHECKING:
@@ -65,19 +65,20 @@ class Progress:
 
         stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         about = {"identity": self._identity, "digest": _digest(stored), "position": json.dumps(position)}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         written = self.file.with_suffix(f".{os.getpid()}")
-        try:
-            save_file(stored, written, metadata=about)
-            written.replace(self.file)
-        finally:
-            written.unlink(missing_ok=True)
+        with writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file(stored, written, metadata=about)
+                written.replace(self.file)
+            finally:
+                written.unlink(missing_ok=True)
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """The output is complete."""
-        with contextlib.suppress(FileNotFoundError):
-            self.file.unlink()
+        """The output is complete: remove the file, and what processes have left that were killed while saving."""
+        for file in self.file.parent.glob(f"{glob.escape(self.file.stem)}.*"):
+            file.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, "torch.Tensor"]) -> str:

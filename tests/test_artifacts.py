@@ -1,5 +1,8 @@
 """Files: written whole or not at all, readable by safetensors, identified by their contents."""
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from stages.artifacts import atomic_directory, read_json, tree_sha256, write_json
 from stages.errors import InputError
 from stages.tensors import TensorFiles, TensorSpec, TensorWriter, fingerprint, write_tensors
+from tests.project import ROOT
 
 TENSORS = {
     "a.weight": torch.randn(7, 5),
@@ -111,6 +115,49 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["other"]
     assert list((tmp_path / "deep").iterdir()) == [out]
     assert out.stat().st_mode & 0o055 == 0o055
+
+
+def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
+    """But not what a living one is writing, nor what belongs to another output."""
+    out = tmp_path / "out"
+    program = f"""
+import os, pathlib
+from stages.artifacts import atomic_directory
+with atomic_directory(pathlib.Path({str(out)!r})) as partial:
+    (partial / "file").write_text("half")
+    os._exit(1)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    old = left.with_name(f"{left.name}.old")
+    old.mkdir()
+    others = [tmp_path / f".partial-out{name}" for name in ("-1-abcdefgh", ".training", ".process-0.safetensors")]
+    for other in others:
+        other.mkdir()
+    with atomic_directory(out) as first:
+        assert not left.exists()
+        assert not old.exists()
+        with atomic_directory(out) as second:
+            (second / "file").write_text("second")
+        (first / "file").write_text("first")
+    assert (out / "file").read_text() == "first"
+    assert sorted(tmp_path.iterdir()) == sorted([out, *others])
+
+
+@pytest.mark.parametrize(
+    ("refusal", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
+        (Exception("I/O error: No space left on device (os error 28)"), errno.ENOSPC),  # tokenizers, safetensors
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), errno.EIO),
+    ],
+)
+def test_a_refusal_to_write_names_the_output(tmp_path: Path, refusal: Exception, number: int) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="out") as caught, atomic_directory(out):
+        raise refusal
+    assert (caught.value.errno, caught.value.filename) == (number, str(out))
+    assert not list(tmp_path.iterdir())
 
 
 def test_broken_cards(tmp_path: Path) -> None:
