@@ -25,7 +25,7 @@ from stages.progress import Progress
 from stages.statistics import STATISTIC_NAMES
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
-from stages.tensors import TensorFiles, fingerprint
+from stages.tensors import verified_fingerprint
 
 NO_MEMORY = "one example does not fit into memory; lower the task's max_length, or use another device"
 
@@ -95,7 +95,7 @@ def estimated_statistics(
     here = Path(__file__)
     identity = {
         **card,
-        "checkpoint": fingerprint(TensorFiles(checkpoint)),
+        "checkpoint": verified_fingerprint(checkpoint),
         "encoded": sha256(json.dumps(encoded).encode()).hexdigest(),
         **settings.model_dump(),
         "statistics": sorted(statistics),

@@ -27,7 +27,7 @@ from stages.paths import EVAL, FINETUNED, MERGED, TASKS
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import classification_metrics
-from stages.tensors import TensorFiles
+from stages.tensors import TensorFiles, verified_fingerprint
 
 
 def evaluate(name: str) -> None:
@@ -61,6 +61,7 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
 
     parts = []
     device = compute_device()
+    verified_fingerprint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
         frame = task.read("test")

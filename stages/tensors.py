@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from stages.artifacts import copy_files, read_json, write_json
+from stages.artifacts import CHECKPOINT_CARD, copy_files, read_json, write_json
 from stages.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,6 +140,23 @@ def fingerprint(tensors: TensorFiles) -> str:
     for name in tensors.specs.keys() - tensors.digests.keys():
         tensors.digests[name] = tensor_digest(tensors.read(name))
     return combined_fingerprint(tensors.specs, tensors.digests)
+
+
+def verified_fingerprint(checkpoint: Path) -> str:
+    """The fingerprint of the weights in a directory, after comparing it with the card's where there is one.
+
+    Raises:
+        InputError: the weights are not those of the card.
+    """
+    tensors = TensorFiles(checkpoint)
+    card = checkpoint / CHECKPOINT_CARD
+    found = fingerprint(tensors)
+    if card.is_file() and read_json(card).get("fingerprint", found) != found:
+        raise InputError(
+            f"{tensors.file}: its contents are not what {card.name} says; remove {checkpoint} and run `dvc repro`, "
+            "after `make check-cache` if that does not mend it"
+        )
+    return found
 
 
 def tensor_digest(tensor: "torch.Tensor") -> str:

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from stages.artifacts import write_json
+from stages.artifacts import read_json, write_json
 from stages.errors import InputError
 from stages.evaluate import ensemble, metrics, predict
 from stages.merging import merge_checkpoints
 from stages.tasks.metrics import classification_metrics
+from stages.tensors import TensorFiles, fingerprint
 from tests.test_finetune import make_task
 from tests.tiny import tiny_bert, tiny_tokenizer
 
@@ -41,6 +42,20 @@ def test_a_model_without_a_task_is_refused(tmp_path: Path) -> None:
     checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
     with pytest.raises(InputError, match="are those of no task"):
         predict(checkpoint, [make_task(tmp_path / "other", ["x", "y"])])
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "reviews", ["bad", "good"])
+    checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
+    card = read_json(checkpoint / "checkpoint.json")
+    write_json(checkpoint / "checkpoint.json", card | {"fingerprint": fingerprint(TensorFiles(checkpoint))})
+    predict(checkpoint, [task])
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"not what checkpoint\.json says; remove .*model and run `dvc repro`"):
+        predict(checkpoint, [task])
 
 
 def test_every_task_gets_its_own_head(tmp_path: Path) -> None:

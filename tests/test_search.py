@@ -22,7 +22,7 @@ from stages.params import FisherSettings, Params, Task, parse_params
 from stages.plan import base_directory, search_tasks, statistics_directories
 from stages.search import search_coefficients
 from stages.searching.live_model import LiveModel
-from stages.tasks.data import TaskData, write_task
+from stages.tasks.data import TaskData, examples_fingerprint, write_task
 from stages.tensors import TensorFiles, fingerprint
 from tests.test_fisher import Killed
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
@@ -288,6 +288,9 @@ def change_validation() -> None:
     file = Path("data/tasks/films/validation.parquet")
     frame = pd.read_parquet(file)
     frame[1:].to_parquet(file, index=False)
+    card = read_json(file.with_name("task.json"))
+    found = examples_fingerprint(frame[1:])
+    write_json(file.with_name("task.json"), card | {"fingerprints": card["fingerprints"] | {"validation": found}})
 
 
 def change_max_length() -> None:

@@ -1,7 +1,7 @@
 """A prepared task: `data/tasks/T/` with its splits and `task.json`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -18,12 +18,16 @@ TASK_CARD = "task.json"
 
 @dataclass(frozen=True)
 class TaskData:
-    """A prepared task: where it is, what kind it is, its label names, and the length texts are cut to, in tokens."""
+    """A prepared task: where it is, what kind it is, its label names, and the length texts are cut to, in tokens.
+
+    `fingerprints` are those of the splits, by `examples_fingerprint`.
+    """
 
     directory: Path
     kind: str
     labels: tuple[str, ...]
     max_length: int
+    fingerprints: Mapping[str, str] = field(compare=False)
 
     @property
     def name(self) -> str:
@@ -36,7 +40,7 @@ class TaskData:
         card = read_json(directory / TASK_CARD)
         if card.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{directory / TASK_CARD}: unknown format_version; prepare the task again")
-        return cls(directory, card["kind"], tuple(card["labels"]), card["max_length"])
+        return cls(directory, card["kind"], tuple(card["labels"]), card["max_length"], card["fingerprints"])
 
     def read(self, split: Split) -> "pd.DataFrame":
         """One split: columns `text`, perhaps `text_pair`, and `label` (a position in `labels`)."""
@@ -53,6 +57,11 @@ class TaskData:
             raise InputError(f"{file}: the split is empty")
         if not frame["label"].between(0, len(self.labels) - 1).all():
             raise InputError(f"{file}: has labels outside the task's {len(self.labels)}; prepare the task again")
+        if examples_fingerprint(frame) != self.fingerprints[split]:
+            raise InputError(
+                f"{file}: its contents are not what {TASK_CARD} says; remove {self.directory} and run `dvc repro`, "
+                "after `make check-cache` if that does not mend it"
+            )
         return frame
 
 
