@@ -5,16 +5,18 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan status push test test-fuzz test-sharing lint bench compare lock clean
+.PHONY: help repro plan status push check-cache test test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
 	@echo "make plan    write models/dvc.yaml after adding or removing a merge"
 	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
+	@echo "make check-cache  compare DVC's cache with its checksums, and remove what is damaged"
 	@echo "make test    formatting, types and tests"
 	@echo "make test-fuzz  thousands of bad inputs"
 	@echo "make test-sharing  tests with several clones and remotes of three kinds"
+	@echo "make test-faults  the pipeline under kills, full disks and damaged files: what survived, as a table"
 	@echo "make lint    formatting and types only"
 	@echo "make bench   timings against training steps and other tools"
 	@echo "make compare test the methods that mergekit has too against mergekit's own"
@@ -40,14 +42,20 @@ status: $(INSTALLED)
 push: $(INSTALLED)
 	dvc push --run-cache
 
+check-cache: $(INSTALLED)
+	python -m stages.cache
+
 test: lint
-	python -m pytest -n 2 --dist loadfile --ignore tests/fuzz --ignore tests/sharing
+	python -m pytest -n 2 --dist loadfile --ignore tests/fuzz --ignore tests/sharing --ignore tests/faults
 
 test-fuzz: $(INSTALLED)
 	python -m pytest -n 2 tests/fuzz
 
 test-sharing: $(INSTALLED)
 	python -m pytest tests/sharing
+
+test-faults: $(INSTALLED)
+	python -m pytest tests/faults
 
 lint: $(INSTALLED)
 	ruff check .

@@ -1,6 +1,5 @@
 """A whole project in miniature: real dvc, tiny models and tables, sources on the local disk."""
 
-import copy
 import os
 import re
 import shutil
@@ -35,6 +34,13 @@ class Project:
         self.run("git", "init", "--quiet")
         self.commit("A project")
 
+    @classmethod
+    def at(cls, root: Path) -> "Project":
+        """The project that is in `root` already."""
+        project = cls.__new__(cls)
+        project.root = root
+        return project
+
     def commit(self, message: str) -> None:
         """Commit everything that git does not ignore."""
         self.run("git", "add", "--all")
@@ -42,10 +48,8 @@ class Project:
 
     def clone(self, name: str) -> "Project":
         """A clone with git, beside this one; without anything that DVC keeps."""
-        other = copy.copy(self)
-        other.root = self.root.parent / name
-        self.run("git", "clone", "--quiet", ".", str(other.root))
-        return other
+        self.run("git", "clone", "--quiet", ".", str(self.root.parent / name))
+        return Project.at(self.root.parent / name)
 
     def copy(self, root: Path) -> "Project":
         """The same in another directory: with its files, outputs and cache, as if it had been run there."""
