@@ -53,10 +53,8 @@ class Project:
 
     def copy(self, root: Path) -> "Project":
         """The same in another directory: with its files, outputs and cache, as if it had been run there."""
-        other = copy.copy(self)
-        other.root = root
         shutil.copytree(self.root, root, symlinks=True)
-        return other
+        return Project.at(root)
 
     @property
     def params(self) -> dict[str, Any]:

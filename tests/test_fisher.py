@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import read_json, tree_sha256, write_json
+from stages.artifacts import read_json, tree_sha256
 from stages.curvature import Estimation, diagonal_fisher
 from stages.curvature.capture import Capture
 from stages.curvature.vectors import Estimator
@@ -22,6 +22,7 @@ from stages.params.schema import FISHER_FILES
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_tokenizer
 from stages.tensors import TensorFiles, fingerprint
+from tests.cards import reseal, rewrite_card
 from tests.project import Project, tiny_params
 from tests.test_finetune import make_task
 from tests.tiny import tiny_bert
@@ -297,21 +298,16 @@ def rewritten(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     tensors = load_file(directory / "fisher.safetensors")
     edit(tensors)
     save_file(tensors, directory / "fisher.safetensors")
-    card = read_json(directory / "fisher.json")
-    write_json(directory / "fisher.json", card | {"fingerprint": fingerprint(TensorFiles(directory, "fisher"))})
+    reseal(directory)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another checkpoint's": (
-        lambda directory: write_json(
-            directory / "fisher.json", read_json(directory / "fisher.json") | {"checkpoint": "0" * 64}
-        ),
+        lambda directory: rewrite_card(directory, {"checkpoint": "0" * 64}),
         r"fisher\.json: belongs to the checkpoint 000000000000…",
     ),
     "another format": (
-        lambda directory: write_json(
-            directory / "fisher.json", read_json(directory / "fisher.json") | {"format_version": 99}
-        ),
+        lambda directory: rewrite_card(directory, {"format_version": 99}),
         r"has format_version 99, not 1",
     ),
     "negative": (

@@ -29,7 +29,8 @@ from stages.params.loading import parse_params
 from stages.paths import EVAL, FINETUNED, FISHERS, TASKS
 from stages.prepare import prepare
 from stages.publish import ESTIMATORS, main, publish
-from stages.tensors import TensorFiles, TensorWriter, fingerprint
+from stages.tensors import TensorFiles, TensorWriter
+from tests.cards import reseal
 from tests.project import tiny_params
 from tests.tiny import tiny_bert
 
@@ -79,10 +80,7 @@ def change_fisher(edit: Callable[[Tensors], object]) -> None:
     tensors = load_file(file)
     edit(tensors)
     save_file(tensors, file)
-    card = read_json(FISHERS / "books/fisher.json")
-    write_json(
-        FISHERS / "books/fisher.json", card | {"fingerprint": fingerprint(TensorFiles(FISHERS / "books", "fisher"))}
-    )
+    reseal(FISHERS / "books")
 
 
 def shard_fisher() -> None:
