@@ -11,5 +11,5 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        shown = message if len(message) <= MAX_CHARACTERS else f"{message[: MAX_CHARACTERS - 1]}…"
-        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in shown))
+        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message[: MAX_CHARACTERS + 1])
+        super().__init__(line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 1]}…")

@@ -8,6 +8,7 @@ def test_what_is_not_printable_is_escaped() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    message = str(InputError("name " + "x" * 10**6))
-    assert len(message) == MAX_CHARACTERS
-    assert message.endswith("x…")
+    for sign in "x\n":
+        message = str(InputError("name " + sign * 10**6))
+        assert len(message) == MAX_CHARACTERS
+        assert message.endswith("…")

@@ -187,6 +187,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
         (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
+        (lambda c: c["tasks"]["reviews"].update(text_pair="text"), "reviews: .* must be different columns"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a"]), "`labels` must name at least two"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a", "a"]), "names a label twice"),
         (lambda c: c["tasks"]["reviews"].update(labels={"a": [0, 2], "b": [1, 3]}), "two intervals both hold 1"),

@@ -98,7 +98,10 @@ class Task(Section):
     split: TaskSplit = TaskSplit()
 
     @model_validator(mode="after")
-    def _usable_labels(self) -> "Task":
+    def _usable_columns_and_labels(self) -> "Task":
+        columns = [column for column in (self.text, self.text_pair, self.label) if column is not None]
+        if len(set(columns)) < len(columns):
+            raise ValueError("`text`, `text_pair` and `label` must be different columns")
         names = list(self.labels)
         if len(names) < 2:
             raise ValueError("`labels` must name at least two labels")

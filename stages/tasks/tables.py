@@ -1,5 +1,7 @@
 """From a table in a source to labelled examples in three splits."""
 
+import json
+from numbers import Number
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +66,8 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
             table, test_size=rows, random_state=task.split.seed, stratify=table["label"], shuffle=True
         )
     except ValueError as error:
-        raise InputError(f"{task.file}: {len(table)} usable rows cannot be split: {error}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{task.file}: {len(table)} usable rows cannot be split: {reason}") from None
     return first.sort_index(), second.sort_index()
 
 
@@ -76,7 +79,7 @@ def _read_examples(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
         if column not in table.columns:
             raise InputError(f"{file}: has no column {column!r}; its columns: {', '.join(map(str, table.columns))}")
     for column in texts:
-        if (bad := ~table[column].map(lambda value: isinstance(value, str))).any():
+        if (bad := ~table[column].map(_is_text).astype(bool)).any():
             raise InputError(f"{file}: row {_first(bad) + 1}: {column} is not a text ({int(bad.sum())} such rows)")
     labels = _interval_labels(task, table[task.label], file) if isinstance(task.labels, dict) else None
     if labels is None:
@@ -94,9 +97,9 @@ def _read_table(task: Task, file: Path) -> pd.DataFrame:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
         if file.suffix in (".jsonl", ".json"):
-            return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+            return _read_json_lines(file)
         # Quotes are ordinary characters in tab-separated files; every cell stays the text that it is.
-        return pd.read_csv(
+        table = pd.read_csv(
             file,
             sep="," if file.suffix == ".csv" else "\t",
             quoting=0 if file.suffix == ".csv" else 3,
@@ -108,14 +111,47 @@ def _read_table(task: Task, file: Path) -> pd.DataFrame:
         )
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    except (ValueError, OSError) as error:  # also pandas' and pyarrow's own parser errors
+    except InputError:
+        raise
+    except Exception as error:  # whatever pandas' and pyarrow's readers make of what is no table
         raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of such rows for names of the rows
+        raise InputError(f"{file}: its rows have more cells than the {len(table.columns)} columns that have a name")
+    return table
+
+
+def _read_json_lines(file: Path) -> pd.DataFrame:
+    """A table with an object a line; lines of nothing but white space do not count."""
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{file}: line {number} is not valid JSON ({' '.join(str(error).split())})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{file}: line {number} is no JSON object")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text that can be written: JSON can have halves of characters."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _interval_labels(task: Task, column: pd.Series, file: Path) -> pd.Series:
     """Positions of the intervals that the values lie in, missing where none holds a value."""
     assert isinstance(task.labels, dict)
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers = pd.to_numeric(
+        column.map(lambda value: value if isinstance(value, (str, Number)) else None), errors="coerce"
+    )
     if (bad := numbers.isna()).any():
         row = _first(bad)
         raise InputError(f"{file}: row {row + 1}: {task.label} = {str(column.iloc[row])[:80]!r} is not a number")

@@ -110,6 +110,42 @@ def test_bad_tables(tmp_path: Path, content: str | bytes, settings: dict[str, An
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a", "label": "bad"}\n\nnull\n', "line 3 is no JSON object"),
+        ('{"text": "a", "label": "bad"}\n{"text"\n', "line 2 is not valid JSON"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1 is not valid JSON"),
+        ('{"text": "a", "label": "bad"}\n{"text": ["b"], "label": "bad"}\n', "row 2: text is not a text"),
+        ('{"text": "\\ud83d", "label": "bad"}\n', "row 1: text is not a text"),
+        ('{"text": "a", "label": []}\n', r"row 1: the label '\[\]' is not one"),
+        ("", "has no column 'text'"),
+    ],
+)
+def test_bad_json_lines(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        split_examples(task(file="t.jsonl"), tmp_path)
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": [1]}\n')
+    with pytest.raises(InputError, match=r"row 2: label = '\[1\]' is not a number"):
+        split_examples(task(file="t.jsonl", labels={"a": [0, 1], "b": [2, 3]}), tmp_path)
+
+
+def test_rows_with_more_cells_than_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\n1,a,bad\n2,b,good\n")
+    with pytest.raises(InputError, match="rows have more cells than the 2 columns that have a name"):
+        split_examples(task(), tmp_path)
+
+
+def test_parquet_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1\0\0\0\0PAR1")
+    with pytest.raises(InputError, match=r"t\.parquet: cannot be read as a table"):
+        split_examples(task(file="t.parquet"), tmp_path)
+
+
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     sentiment_table(30, 0).to_csv(tmp_path / "train.csv", index=False)
     (tmp_path / "test.csv").write_text("text,label\n")
