@@ -21,7 +21,8 @@ def merge(name: str) -> None:
     if isinstance(section.options, Ensemble):
         raise InputError(f"params.yaml: merges.{name}: an ensemble is evaluated, not merged")
     found = SEARCH / name / "coefficients.json"
-    with tqdm(desc=f"merge {name}", unit="value", unit_scale=True) as bar:
+    # No bar for a merge that ends sooner: what is refused at once is one line.
+    with tqdm(desc=f"merge {name}", unit="value", unit_scale=True, delay=2) as bar:
         merge_checkpoints(
             {model: FINETUNED / model for model in section.models},
             MERGED / name,

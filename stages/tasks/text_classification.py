@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from stages.artifacts import read_json
 from stages.errors import InputError
 from stages.tasks.data import TaskData
 
@@ -37,6 +38,7 @@ def load_model(
     """
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint}: no checkpoint here (no config.json)")
+    _check_self_contained(checkpoint)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     names = dict(enumerate(labels))
@@ -53,7 +55,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever transformers makes of a broken checkpoint
         reason = " ".join(str(error).split())[:400]
         raise InputError(f"{checkpoint}: cannot be loaded as a classifier: {reason}") from None
     body = f"{model.base_model_prefix}."
@@ -74,11 +76,28 @@ def load_model(
     return model
 
 
+def _check_self_contained(checkpoint: Path) -> None:
+    """Refuse a directory with which transformers would load weights or code from elsewhere."""
+    if (checkpoint / "adapter_config.json").exists():
+        raise InputError(f"{checkpoint}: has an adapter_config.json; merge the adapter into its base model first")
+    for key, value in _implementations(read_json(checkpoint / "config.json")):
+        if "/" in str(value):  # a repository of kernels, compiled code
+            raise InputError(f"{checkpoint / 'config.json'}: {key} = {value!r} is code from elsewhere; remove it")
+
+
+def _implementations(config: object) -> Iterator[tuple[str, object]]:
+    """What a configuration, or one in it, says of how to compute."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key.endswith("_implementation"):
+            yield key, value
+        yield from _implementations(value)
+
+
 def load_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer in a checkpoint directory."""
     try:
         return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever transformers makes of broken files
         raise InputError(
             f"{checkpoint}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:400]}"
         ) from None

@@ -36,6 +36,35 @@ VALUES: list[Any] = [
 TYPES = ["F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F4", "C64", "U64", "X", "f32", ""]
 
 
+def write_model(directory: Path, fisher: Path, number: int, max_shard_bytes: int = 5_000_000_000) -> None:
+    """A checkpoint of random values and its Fisher, each in a directory, as the pipeline leaves them."""
+    directory.mkdir(parents=True)
+    fisher.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(number)
+    values = {key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()}
+    specs = {key: TensorSpec("float32", shape) for key, shape in SHAPES.items()}
+    with TensorWriter(directory, "model", specs, max_shard_bytes) as writer:
+        for key, value in values.items():
+            writer.write(key, value)
+        found = writer.fingerprint()
+    write_json(directory / "config.json", {"model_type": "bert", "id2label": {"0": "bad", "1": "good"}})
+    write_json(directory / "tokenizer.json", {"model": {"vocab": {"a": 0}}, "added_tokens": []})
+    write_json(
+        directory / "checkpoint.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": found,
+            "base_model_prefix": "bert",
+            "labels": ["bad", "good"],
+            "task": "reviews",
+            "origin": {"method": "finetuned", "examples": 10, "validation_accuracy": 0.5},
+        },
+    )
+    facts = {"estimator": "exact", "likelihood": "categorical", "examples": 10, "seed": 0}
+    squares = {key: value.square() for key, value in values.items()}
+    write_statistic(fisher, "diagonal", squares, TensorFiles(directory), facts)
+
+
 class Menagerie:
     """Two models with Fishers, as the pipeline leaves them, that can be spoilt and made whole again."""
 
@@ -43,42 +72,14 @@ class Menagerie:
         self.root = root
         self.out = root / "out"
         for number, name in enumerate(MODELS):
-            self._add(name, number)
+            # bob's tensors lie in several files
+            write_model(root / name, root / f"{name}-fisher", number, 5_000_000_000 if name == "ann" else 100)
         self.content = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
         # A card or configuration may say that heads cannot be merged, which is as it should be.
         self.right = {
             method: [self.merge(method, heads="merge"), self.merge(method, heads="target")]
             for method in ("fisher", "isotropic")
         }
-
-    def _add(self, name: str, number: int) -> None:
-        directory, fisher = self.root / name, self.root / f"{name}-fisher"
-        directory.mkdir()
-        fisher.mkdir()
-        generator = torch.Generator().manual_seed(number)
-        values = {key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()}
-        specs = {key: TensorSpec("float32", shape) for key, shape in SHAPES.items()}
-        # bob's tensors lie in several files
-        with TensorWriter(directory, "model", specs, 5_000_000_000 if name == "ann" else 100) as writer:
-            for key, value in values.items():
-                writer.write(key, value)
-            found = writer.fingerprint()
-        write_json(directory / "config.json", {"model_type": "bert", "id2label": {"0": "bad", "1": "good"}})
-        write_json(directory / "tokenizer.json", {"model": {"vocab": {"a": 0}}, "added_tokens": []})
-        write_json(
-            directory / "checkpoint.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "fingerprint": found,
-                "base_model_prefix": "bert",
-                "labels": ["bad", "good"],
-                "task": "reviews",
-                "origin": {"method": "finetuned", "examples": 10, "validation_accuracy": 0.5},
-            },
-        )
-        facts = {"estimator": "exact", "likelihood": "categorical", "examples": 10, "seed": 0}
-        squares = {key: value.square() for key, value in values.items()}
-        write_statistic(fisher, "diagonal", squares, TensorFiles(directory), facts)
 
     def merge(self, method: str, heads: Any = "merge") -> bytes:
         """The merged weights."""

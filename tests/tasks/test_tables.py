@@ -117,7 +117,7 @@ def test_bad_tables(tmp_path: Path, content: str | bytes, settings: dict[str, An
         ('{"text": "a", "label": "bad"}\n{"text"\n', "line 2 is not valid JSON"),
         ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1 is not valid JSON"),
         ('{"text": "a", "label": "bad"}\n{"text": ["b"], "label": "bad"}\n', "row 2: text is not a text"),
-        ('{"text": "\\ud83d", "label": "bad"}\n', "row 1: text is not a text"),
+        ('{"text": "\\ud83d", "label": "bad"}\n', "cannot be read as a table: 'utf-8' codec can't encode"),
         ('{"text": "a", "label": []}\n', r"row 1: the label '\[\]' is not one"),
         ("", "has no column 'text'"),
     ],
