@@ -24,6 +24,7 @@ from stages.search import search_coefficients
 from stages.searching.live_model import LiveModel
 from stages.tasks.data import TaskData, examples_fingerprint, write_task
 from stages.tensors import TensorFiles, fingerprint
+from tests.cards import rewrite_card
 from tests.test_fisher import Killed
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
@@ -275,8 +276,7 @@ def change_checkpoint() -> None:
     found = fingerprint(TensorFiles(file.parent))
     own = file.parent / CHECKPOINT_CARD
     write_json(own, read_json(own) | {"fingerprint": found})
-    card = Path("models/fishers/bob/fisher.json")  # as if its Fisher came out the same
-    write_json(card, read_json(card) | {"checkpoint": found})
+    rewrite_card(Path("models/fishers/bob"), {"checkpoint": found})  # as if its Fisher came out the same
 
 
 def change_fisher(name: str) -> None:
@@ -393,6 +393,8 @@ def test_parameters_that_the_file_calls_otherwise_are_refused(inside: Path) -> N
         file = Path("models/finetuned") / name / "model.safetensors"
         tensors = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
+        card = file.with_name(CHECKPOINT_CARD)
+        write_json(card, read_json(card) | {"fingerprint": fingerprint(TensorFiles(file.parent))})
     with pytest.raises(InputError, match=r"ann.model\.safetensors: has the parameter bert\..*LayerNorm\.weight under"):
         searched(params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic"))
 

@@ -322,7 +322,7 @@ def aliases_added(text: bytes, random: Random) -> bytes:
 
 
 def huge_or_deep(text: bytes, random: Random) -> bytes:
-    size = int(random.integers(100, 200_000))
+    size = int(random.integers(100, 50_000))
     deep = [b"[" * size, b"{a: " * size, b"- " * size, b"? " * size, b"&a " * size, b"a: {" * size]
     huge = [b'"' + b"x" * size + b'"', b"x " * size, b"|\n" + b" x\n" * size, b"#" * 10 * size, b"!" + b"x" * size]
     place = choice(random, [match.end() for match in re.finditer(b": ", text)])
