@@ -55,7 +55,7 @@ test-sharing: $(INSTALLED)
 	python -m pytest tests/sharing
 
 test-faults: $(INSTALLED)
-	python -m pytest tests/faults
+	python -m pytest -n 2 tests/faults
 
 lint: $(INSTALLED)
 	ruff check .

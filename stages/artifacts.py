@@ -14,10 +14,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError
+from stages.errors import InputError, anew
 
 FORMAT_VERSION = 1  # of the cards beside the tensors
 PARTIAL_PREFIX = ".partial-"  # of what is still being written; .dvcignore and .gitignore know it
+WRITE_FAILURES = {  # in the words of libraries that keep the system's to themselves: SQLite's (in DVC), torch's
+    "disk is full": errno.ENOSPC,
+    "readonly database": errno.EROFS,
+    "disk I/O error": errno.EIO,
+    "PytorchStreamWriter": errno.EIO,
+    "inline_container": errno.EIO,
+}
 OLD_SUFFIX = ".old"  # of what is being replaced
 
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
@@ -123,10 +130,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _error_number(message: str) -> int | None:
-    """The system's error number, in the words of Rust's libraries; torch's writer does not know it."""
+    """The system's error number: Rust's libraries give it, of others' words it is guessed."""
     if found := re.search(r"\(os error (\d+)\)", message):
         return int(found[1])
-    return errno.EIO if "PytorchStreamWriter" in message or "inline_container" in message else None
+    return next((number for words, number in WRITE_FAILURES.items() if words in message), None)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -143,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of bytes, JSON, numbers of thousands of digits, and depth
-        raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())}); make it again") from None
+        raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())}); {anew(path.parent)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an object")
     return content

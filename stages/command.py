@@ -21,7 +21,7 @@ REMEDIES = {
     errno.EROFS: "make the file system writable",
     errno.EACCES: "make it accessible",
     errno.EPERM: "make it writable",
-    errno.EIO: "check the disk",
+    errno.EIO: "free some space or check the disk",
 }
 LAUNCHER = "FISHER_LAUNCHER"  # environment variable: "torchrun --nproc-per-node 4", "accelerate launch", …
 

@@ -1,4 +1,6 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and how to mend what is damaged."""
+
+from pathlib import Path
 
 MAX_CHARACTERS = 2000  # of a message: names and values of broken files can be of any length
 
@@ -13,3 +15,8 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message[: MAX_CHARACTERS + 1])
         super().__init__(line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 1]}…")
+
+
+def anew(directory: Path) -> str:
+    """What to do about a damaged file in the directory of a stage's output."""
+    return f"remove {directory} and run `dvc repro`, after `make check-cache` if that does not mend it"

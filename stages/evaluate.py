@@ -21,7 +21,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import run_stage
-from stages.errors import InputError
+from stages.errors import InputError, anew
 from stages.params import Ensemble, load_params
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
 from stages.tasks import task_kind
@@ -101,7 +101,7 @@ def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float])
     Raises:
         InputError: the models have no task in common, or their predictions are not of the same examples.
     """
-    tables = {model: pd.read_parquet(directory / PREDICTIONS) for model, directory in evaluations.items()}
+    tables = {model: _read_predictions(directory) for model, directory in evaluations.items()}
     first_name, first = next(iter(tables.items()))
     common = [
         task for task in first["task"].unique() if all((table["task"] == task).any() for table in tables.values())
@@ -120,6 +120,14 @@ def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float])
         mean = sum(coefficients[model] * _probabilities(table) for model, table in rows.items())
         parts.append(pd.DataFrame({"task": task, "label": labels, "logits": list(np.log(mean).astype(np.float32))}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _read_predictions(directory: Path) -> pd.DataFrame:
+    file = directory / PREDICTIONS
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())}); {anew(directory)}") from None
 
 
 def _probabilities(table: pd.DataFrame) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from stages.artifacts import CHECKPOINT_CARD, copy_files, read_json, write_json
-from stages.errors import InputError
+from stages.errors import InputError, anew
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class TensorFiles:
                 shard = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
                 reason = " ".join(str(error).split())
-                raise InputError(f"{file}: not a whole safetensors file ({reason}); make or fetch it again") from None
+                raise InputError(f"{file}: not a whole safetensors file ({reason}); {anew(directory)}") from None
             for name in shard.keys():  # noqa: SIM118 (it is no mapping)
                 view = shard.get_slice(name)
                 if view.get_dtype() not in _TORCH_DTYPES:
@@ -152,10 +152,7 @@ def verified_fingerprint(checkpoint: Path) -> str:
     card = checkpoint / CHECKPOINT_CARD
     found = fingerprint(tensors)
     if card.is_file() and read_json(card).get("fingerprint", found) != found:
-        raise InputError(
-            f"{tensors.file}: its contents are not what {card.name} says; remove {checkpoint} and run `dvc repro`, "
-            "after `make check-cache` if that does not mend it"
-        )
+        raise InputError(f"{tensors.file}: its contents are not what {card.name} says; {anew(checkpoint)}")
     return found
 
 

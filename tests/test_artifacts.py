@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from sqlite3 import OperationalError
 
 import pytest
 import torch
@@ -150,6 +151,7 @@ with atomic_directory(pathlib.Path({str(out)!r})) as partial:
         (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
         (Exception("I/O error: No space left on device (os error 28)"), errno.ENOSPC),  # tokenizers, safetensors
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), errno.EIO),
+        (OperationalError("database or disk is full"), errno.ENOSPC),
     ],
 )
 def test_a_refusal_to_write_names_the_output(tmp_path: Path, refusal: Exception, number: int) -> None:

@@ -58,6 +58,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         predict(checkpoint, [task])
 
 
+def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it/predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"predictions\.parquet: cannot be read .*; remove .*it and run `dvc repro`"):
+        ensemble({"it": tmp_path / "it"}, {"it": 1.0})
+
+
 def test_every_task_gets_its_own_head(tmp_path: Path) -> None:
     tasks = [make_task(tmp_path / "two", ["bad", "good"]), make_task(tmp_path / "three", ["bad", "good", "odd"])]
     for seed, task in enumerate(tasks):

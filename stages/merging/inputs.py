@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
-from stages.errors import InputError
+from stages.errors import InputError, anew
 from stages.params import Statistic
 from stages.statistics import SEAL, STEMS, card_seal
 from stages.tensors import TensorFiles, TensorSpec, fingerprint
@@ -78,7 +78,7 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Refuse weights that are not those of the card, if it knows; quick for what has been read whole already."""
-        _check_contents(self.tensors, self.card, CHECKPOINT_CARD, "make")
+        _check_contents(self.tensors, self.card, CHECKPOINT_CARD)
 
 
 class BaseWeights:
@@ -120,7 +120,7 @@ class BaseWeights:
 
     def verify(self) -> None:
         """Refuse weights that are not those of the base's card, if it has one."""
-        _check_contents(self.tensors, self._card, CHECKPOINT_CARD, "make")
+        _check_contents(self.tensors, self._card, CHECKPOINT_CARD)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class StatisticFiles:
         """
         if checkpoint is not None:
             self._check_checkpoint(fingerprint(checkpoint.tensors), checkpoint)
-        _check_contents(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name, "estimate")
+        _check_contents(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name)
 
     def _check_checkpoint(self, found: str, checkpoint: Checkpoint) -> None:
         if self.card.get("checkpoint") != found:
@@ -163,10 +163,10 @@ def _checkpoint_card(directory: Path) -> dict[str, Any]:
     return card
 
 
-def _check_contents(tensors: TensorFiles, card: Mapping[str, Any], card_name: str, remedy: str) -> None:
+def _check_contents(tensors: TensorFiles, card: Mapping[str, Any], card_name: str) -> None:
     """Refuse tensors whose fingerprint is another than the card's, if that has one."""
     if "fingerprint" in card and card["fingerprint"] != fingerprint(tensors):
-        raise InputError(f"{tensors.file}: its contents are not what {card_name} says; {remedy} or fetch it again")
+        raise InputError(f"{tensors.file}: its contents are not what {card_name} says; {anew(tensors.directory)}")
 
 
 def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> StatisticFiles:
@@ -185,7 +185,7 @@ def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> 
             f"{card_file}: has format_version {card.get('format_version')}, not {FORMAT_VERSION}; estimate it again"
         )
     if SEAL in card and card[SEAL] != card_seal(card):
-        raise InputError(f"{card_file}: is not as it was written; estimate or fetch it again")
+        raise InputError(f"{card_file}: is not as it was written; {anew(directory)}")
     return StatisticFiles(TensorFiles(directory, stem), card, card_file)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from stages.artifacts import FORMAT_VERSION, read_json, write_json
-from stages.errors import InputError
+from stages.errors import InputError, anew
 from stages.params import Split, Task
 
 if TYPE_CHECKING:
@@ -51,17 +51,14 @@ class TaskData:
             frame = pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
             raise InputError(
-                f"{file}: cannot be read ({' '.join(str(error).split())}); prepare the task again"
+                f"{file}: cannot be read ({' '.join(str(error).split())}); {anew(self.directory)}"
             ) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
         if not frame["label"].between(0, len(self.labels) - 1).all():
-            raise InputError(f"{file}: has labels outside the task's {len(self.labels)}; prepare the task again")
+            raise InputError(f"{file}: has labels outside the task's {len(self.labels)}; {anew(self.directory)}")
         if examples_fingerprint(frame) != self.fingerprints[split]:
-            raise InputError(
-                f"{file}: its contents are not what {TASK_CARD} says; remove {self.directory} and run `dvc repro`, "
-                "after `make check-cache` if that does not mend it"
-            )
+            raise InputError(f"{file}: its contents are not what {TASK_CARD} says; {anew(self.directory)}")
         return frame
 
 

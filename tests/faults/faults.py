@@ -116,8 +116,10 @@ def error_lines(output: str) -> list[str]:
 
 def assert_refused(output: str) -> None:
     """A stage has said in one line what was wrong, and nothing worse."""
-    (line,) = error_lines(output)
-    assert "run `dvc repro`" in line or "run it again" in line, line
+    lines = error_lines(output)
+    assert len(lines) == 1, output
+    line = lines[0]
+    assert "run `dvc repro`" in line, line
     assert "Traceback" not in output, output
 
 

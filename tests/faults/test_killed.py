@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -11,35 +12,37 @@ from tests.faults.table import Trials
 from tests.faults.undisturbed import SAVING, STAGES, Undisturbed
 from tests.project import Project
 
-ROUNDS = int(os.environ.get("ROUNDS", "1"))  # five bring every fault together with every moment
+ROUNDS = int(os.environ.get("ROUNDS", "1"))  # of all kills, each round at other moments
+MOMENTS = ("begun", "writing", "whole", "renamed")  # of writing an output, see `tests.faults.process`
 LIMIT = 600  # bytes: less than the smallest stage's largest file
 
 
-def moments(stage: str) -> list[tuple[str, int]]:
-    """Where a stage is disturbed: a moment, and the how manieth of its kind."""
-    ends = [("begun", 1), ("writing", 1), ("whole", 1), ("renamed", 1)]
-    return [("saving", 3), *ends] if stage in SAVING else ends
+def kills(stage: str, turn: int) -> list[tuple[str, str, int]]:
+    """What happens to a stage: a fault, at a moment, the how manieth of its kind; other pairs in every round."""
+    random = Random(f"{stage} {turn}")
+    faults, moments = random.sample(list(KILLS), len(KILLS)), random.sample(MOMENTS, len(MOMENTS))
+    places = [(moment, 1) for moment in moments]
+    if stage in SAVING:  # first, while there is something to save
+        places = [("saving", 3), ("saving", 3), *places[2:]]
+    return [(fault, *place) for fault, place in zip(faults, places, strict=True)]
 
 
+@pytest.mark.parametrize("turn", range(ROUNDS))
 @pytest.mark.parametrize("stage", STAGES)
 def test_whatever_happens_to_a_stage_the_next_run_ends_with_the_same_bits(
-    undisturbed: Undisturbed, trials: Trials, tmp_path: Path, stage: str
+    undisturbed: Undisturbed, trials: Trials, tmp_path: Path, stage: str, turn: int
 ) -> None:
     """At every moment that passes, the disk is looked at: what is there then is what a kill would leave."""
     project = undisturbed.stale(tmp_path, stage)
     keeps = Keeps(project, undisturbed.outputs[stage], undisturbed.project)
-    places, position = moments(stage), list(STAGES).index(stage)
     work = 0
     with trials.of(stage) as faults:
-        for turn in range(ROUNDS):
-            for number, (fault, kill) in enumerate(KILLS.items()):
-                # Each round another moment for a fault, and for the same fault at another stage.
-                name, count = places[(number + position + turn) % len(places)]
-                faults.append(fault)
-                process = Process(project, "dvc", "repro", program="stages.")
-                kill(process, process.stop_at(name, count, keeps.check))
-                keeps.check()
-                work += process.work
+        for fault, name, count in kills(stage, turn):
+            faults.append(fault)
+            process = Process(project, "dvc", "repro", program="stages.")
+            KILLS[fault](process, process.stop_at(name, count, keeps.check))
+            keeps.check()
+            work += process.work
         faults.append("no space")
         work += refused(project, LIMIT)
         keeps.check()

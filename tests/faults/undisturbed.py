@@ -19,7 +19,8 @@ STAGES = {
     "kfac-books": "stages.factors kfac books",
     "search-blocks": "stages.search blocks",
     "merge-blocks": "stages.merge blocks",
-    "evaluate@books": "stages.evaluate books",
+    "evaluate-books": "stages.evaluate books",
+    "scores": "stages.scores",
     "report": "stages.report",
 }
 SAVING = ("finetune@books", "fisher@books", "kfac-books", "search-blocks")  # those that save how far they have come
