@@ -57,6 +57,7 @@ class Process:
         self.project = project
         self._read = 0  # lines of the log
         self._stopped: psutil.Process | None = None
+        self._watched: set[psutil.Process] = set()
         self._log = Path(mkdtemp(dir=project.root.parent)) / "log"
         settings = {
             "FAULTS_PROGRAM": program,
@@ -114,6 +115,7 @@ class Process:
                 if name == "work":
                     continue
                 stopped = psutil.Process(int(pid))
+                self._watched.add(stopped)
                 while stopped.status() != psutil.STATUS_STOPPED:
                     time.sleep(0.001)
                 self._stopped = stopped
@@ -145,9 +147,12 @@ class Process:
 
     def end(self) -> None:
         """Leave nothing of it running."""
-        with suppress(ProcessLookupError):
+        if self._process.poll() is None:  # or the group's number may be somebody else's by now
             self.signal_all(signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
+        for stage in self._watched:  # whose dvc has been killed
+            with suppress(psutil.NoSuchProcess):
+                stage.kill()
 
     def wait(self) -> int:
         """Its exit status, once it has ended, however it has."""

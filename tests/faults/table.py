@@ -47,11 +47,11 @@ def render(properties: Sequence[tuple[str, Any]]) -> str:
         return ""
     columns = sorted({column for counts in tried.values() for column in counts}, key=_order)
     rows = [["survived / tried", *columns]]
-    for fault, counts in tried.items():
+    for fault, counts in sorted(tried.items()):
         rows.append([fault, *(f"{survived[fault][name]} / {counts[name]}" if counts[name] else "" for name in columns)])
     total = [sum(sum(counts.values()) for counts in of.values()) for of in (survived, tried)]
     repeats = [
-        f"{stage}: {whole} steps in one go; {done} in all runs, of which {ends} were ended early"
+        f"{stage}: {done - whole} steps more than the {whole} in one go, after {ends} ends before the last"
         for kind, (stage, whole, done, ends) in ((kind, value) for kind, value in properties if kind == REPEATED)
     ]
     return "\n".join([*_aligned(rows), "", f"In all {total[0]} of {total[1]}.", *repeats])
