@@ -116,7 +116,7 @@ def _sweep(
         points.append(sampler.ask())
         scores.append(saved[number] if number < len(saved) else score(points[-1]))
         sampler.tell(mean(scores[-1]))
-        if progress.due:
+        if number >= len(saved) and progress.due:  # before, it would replace what was saved by less
             progress.save({"scores": torch.tensor(scores, dtype=torch.float64)}, {"done": len(scores)})
     return points, scores
 

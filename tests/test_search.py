@@ -1,7 +1,7 @@
 """The search for λ: real tiny models, merged and scored again by independent means."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
 from stages.params import FisherSettings, Params, Task, parse_params
 from stages.plan import base_directory, search_tasks, statistics_directories
+from stages.progress import Progress
 from stages.search import search_coefficients
 from stages.searching.live_model import LiveModel
 from stages.tasks.data import TaskData, examples_fingerprint, write_task
@@ -259,10 +260,18 @@ def test_a_killed_search_goes_on_where_it_was_and_gives_the_same_bytes(
             searched(params)
     assert not OUT.exists()
     assert len(list(OUT.parent.glob(".partial-*"))) == 1
+    save, saved = Progress.save, []
+
+    def noted(self: Progress, tensors: Mapping[str, torch.Tensor], position: Mapping[str, int]) -> None:
+        saved.append(position["done"])
+        save(self, tensors, position)
+
     with monkeypatch.context() as patch:
+        patch.setattr(Progress, "save", noted)
         calls = stopping(patch, after=9)
         searched(params)
     assert len(calls) == 9  # of 14
+    assert saved == list(range(6, 15))  # what was saved is never replaced by less
     for file in ("coefficients.json", "sweep.csv"):
         assert (OUT / file).read_bytes() == (Path("results/whole") / file).read_bytes()
     assert not list(OUT.parent.glob(".partial-*"))
