@@ -164,7 +164,7 @@ def _opened(archive: Path) -> Iterator[list[_Member]]:
         raise InputError(f"{archive.name}: cannot be unpacked: {' '.join(str(error).split())}") from None
 
 
-# RuntimeError: encrypted; NotImplementedError, of that kind: a compression that Python lacks.
+# RuntimeError is what zipfile raises for encrypted members, and (a kind of it) for compressions that Python lacks.
 _BAD_ARCHIVE = (
     OSError,
     ValueError,
