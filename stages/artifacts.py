@@ -28,8 +28,10 @@ WRITE_FAILURES = {  # in the words of libraries that keep the system's to themse
 OLD_SUFFIX = ".old"  # of what is being replaced
 
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
+WEIGHTS = "model*.safetensors"  # their fingerprint is in the card
 ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a checkpoint's weights
 PREDICTIONS, METRICS, ORIGIN = "predictions.parquet", "metrics.json", "origin.json"  # of an evaluation
+COEFFICIENTS = "coefficients.json"  # of a search
 CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights and card
     "config.json",
     "generation_config.json",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stages.errors import InputError
+from stages.interruption import EXIT_STATUS, INTERRUPTED
 
 LOCKS = Path(".dvc/tmp/stages")  # a file per stage, held by the process that runs it
 REMEDIES = {
@@ -44,8 +45,8 @@ def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("error: interrupted; `dvc repro` goes on from what was saved", file=sys.stderr)
-        sys.exit(128 + 2)  # as a shell says it of SIGINT
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

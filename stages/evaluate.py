@@ -21,6 +21,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import run_stage
+from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
 from stages.params import Ensemble, load_params
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
@@ -49,6 +50,7 @@ def evaluate(name: str) -> None:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
         write_json(partial / METRICS, metrics(predictions))
         write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})
+        write_contents(partial)
 
 
 def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
@@ -124,6 +126,7 @@ def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float])
 
 def _read_predictions(directory: Path) -> pd.DataFrame:
     file = directory / PREDICTIONS
+    verify_contents(directory, [PREDICTIONS])
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds

@@ -22,6 +22,7 @@ from typing import IO, cast
 
 from stages.artifacts import atomic_directory, tree_sha256
 from stages.command import run_stage
+from stages.contents import write_contents
 from stages.errors import InputError
 from stages.params import Source, load_params
 from stages.paths import SOURCES
@@ -55,8 +56,11 @@ def fetch_source(source: Source, out: Path) -> None:
                 _fetch_path(source, fetched)
             if not any(fetched.rglob("*")):
                 raise InputError(f"{out}: the source has no files that match {', '.join(source.files)}")
+            write_contents(fetched)
     except OSError as error:  # a name that is too long, no right to read, no space left
-        raise InputError(f"{out}: cannot be fetched: {error.filename or 'a file'}: {error.strerror}") from None
+        raise InputError(
+            f"{out}: cannot be fetched: {error.filename or 'a file'}: {error.strerror}; mend that, then run `dvc repro`"
+        ) from None
 
 
 def _fetch_package(source: Source, out: Path) -> None:
@@ -311,21 +315,12 @@ def _fetch_path(source: Source, out: Path) -> None:
     path = Path(os.path.expanduser(str(source.path)))  # noqa: PTH111 (which raises for an unknown user)
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
-    _check_links(path)
     if (found := tree_sha256(path)) != source.sha256:
         raise InputError(f"{path}: its contents' sha256 is {found}, but params.yaml pins {source.sha256}")
     if path.is_file():
         shutil.copyfile(path, out / path.name)
     else:
         _copy_wanted(path, out, source.files)
-
-
-def _check_links(folder: Path) -> None:
-    """Refuse a link out of the folder: a source is what lies in it, and all of it goes into DVC's cache and remotes."""
-    inside = folder.resolve()
-    for entry in sorted(folder.rglob("*")):
-        if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(inside):
-            raise InputError(f"{entry}: a link out of the source; put a copy of the file in its place (cp -L)")
 
 
 def _copy_wanted(folder: Path, out: Path, patterns: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from stages.artifacts import (
     CONFIGURATION_FILES,
     FORMAT_VERSION,
     PARTIAL_PREFIX,
+    WEIGHTS,
     atomic_directory,
     copy_files,
     library_versions,
@@ -28,6 +29,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import run_stage
+from stages.contents import verify_contents, write_contents
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
@@ -49,6 +51,7 @@ def finetune(name: str) -> None:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
     base, task = SOURCES / model.base, TaskData.open(TASKS / model.task)
+    verify_contents(base)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:
@@ -56,6 +59,7 @@ def finetune(name: str) -> None:
         else:
             keep_moments = params.fisher_settings(name).estimator == "adam"
             train(base, task, params.finetune_settings(name), checkpoint, curves, progress, keep_moments)
+        write_contents(checkpoint, besides=WEIGHTS)
     shutil.rmtree(progress, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from stages.artifacts import ADAM, atomic_directory, copy_files
 from stages.command import launch, run_stage
+from stages.contents import CONTENTS
 from stages.curvature.estimation import DIAGONAL
 from stages.errors import InputError
 from stages.estimates import estimate_card, estimated_statistics
@@ -67,7 +68,7 @@ def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
             (brought / file.name).rename(brought / "fisher.safetensors")
             copy_files(["fisher.json"], file.parent, brought)
         verified_fisher(name, checkpoint, brought)
-        copy_files([entry.name for entry in brought.iterdir()], brought, partial)
+        copy_files([entry.name for entry in brought.iterdir() if entry.name != CONTENTS], brought, partial)
 
 
 def second_moments(checkpoint: Path) -> dict[str, torch.Tensor]:

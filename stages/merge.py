@@ -2,8 +2,9 @@
 
 from tqdm import tqdm
 
-from stages.artifacts import read_json
+from stages.artifacts import COEFFICIENTS, read_json
 from stages.command import leave, run_stage
+from stages.contents import verify_contents
 from stages.errors import InputError
 from stages.merging import merge_checkpoints
 from stages.params import Ensemble, load_params
@@ -20,7 +21,8 @@ def merge(name: str) -> None:
     section = params.merges[name]
     if isinstance(section.options, Ensemble):
         raise InputError(f"params.yaml: merges.{name}: an ensemble is evaluated, not merged")
-    found = SEARCH / name / "coefficients.json"
+    found = SEARCH / name / COEFFICIENTS
+    verify_contents(found.parent, [COEFFICIENTS])
     # No bar for a merge that ends sooner: what is refused at once is one line.
     with tqdm(desc=f"merge {name}", unit="value", unit_scale=True, delay=2) as bar:
         merge_checkpoints(

@@ -11,6 +11,7 @@ from typing import Any
 
 from stages.artifacts import METRICS, ORIGIN, PREDICTIONS
 from stages.command import run_stage
+from stages.contents import CONTENTS
 from stages.errors import InputError
 from stages.params import PARAMS_FILE, Ensemble, Merge, Params, Statistic, Uncertainty, load_params
 from stages.paths import EVAL, FINETUNED, FISHERS, GRAM, KFAC, MERGED, SCORES, SEARCH, SOURCES, TASKS
@@ -19,6 +20,7 @@ PLAN_FILE = Path("models/dvc.yaml")
 TASK_CODE = ("stages/tasks/data.py", "stages/tasks/text_classification.py")
 ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature", *TASK_CODE)
 EVALUATION_CODE = ("stages/evaluate.py", "stages/tasks/metrics.py", *TASK_CODE)
+RESULT_FILES = (CONTENTS, METRICS, ORIGIN)  # of an evaluation, that the scores are collected from
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
 """
@@ -39,7 +41,7 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         if merge.search is not None:
             stages[f"search-{name}"] = _search_stage(name, merge, params)
         if isinstance(merge.options, Ensemble):
-            predictions = [str(EVAL / model / PREDICTIONS) for model in merge.models]
+            predictions = [str(EVAL / model / file) for model in merge.models for file in (CONTENTS, PREDICTIONS)]
             stages[f"evaluate-{name}"] = _evaluate_stage(name, predictions) | {"params": [f"merges.{name}"]}
         else:
             stages[f"merge-{name}"] = _merge_stage(name, merge, params)
@@ -156,7 +158,7 @@ def _scores_stage(params: Params) -> dict[str, Any]:
         "params": ["models", "merges"],
         # File by file: dvc pulls no part of a directory.
         "deps": [
-            *(str(EVAL / name / file) for name in (*params.models, *params.merges) for file in (METRICS, ORIGIN)),
+            *(str(EVAL / name / file) for name in (*params.models, *params.merges) for file in RESULT_FILES),
             "stages/scores.py",
         ],
         "outs": [str(SCORES)],

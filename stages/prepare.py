@@ -2,6 +2,7 @@
 
 from stages.artifacts import atomic_directory
 from stages.command import run_stage
+from stages.contents import verify_contents, write_contents
 from stages.errors import InputError
 from stages.params import load_params
 from stages.paths import SOURCES, TASKS
@@ -15,9 +16,11 @@ def prepare(name: str) -> None:
     if name not in tasks:
         raise InputError(f"params.yaml: tasks: there is no task {name!r}")
     task = tasks[name]
+    verify_contents(SOURCES / task.source, [task.file] if isinstance(task.file, str) else task.file.values())
     splits, dropped = split_examples(task, SOURCES / task.source)
     with atomic_directory(TASKS / name) as partial:
         write_task(partial, task, splits, dropped)
+        write_contents(partial, besides="*.parquet")
 
 
 if __name__ == "__main__":

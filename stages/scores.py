@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.artifacts import FORMAT_VERSION, METRICS, ORIGIN, atomic_directory, read_json, write_json
 from stages.command import run_stage
+from stages.contents import verify_contents, write_contents
 from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, SCORES
 from stages.plan import check_plan
@@ -32,6 +33,8 @@ def scores() -> None:
     params = load_params()
     check_plan(params)
     searched = {name for name, merge in params.merges.items() if merge.search is not None}
+    for name in _roles(params):
+        verify_contents(EVAL / name, [METRICS, ORIGIN])
     results = [
         Result(name, role, read_json(EVAL / name / METRICS), read_json(EVAL / name / ORIGIN), name in searched)
         for name, role in _roles(params).items()
@@ -40,10 +43,12 @@ def scores() -> None:
         write_json(
             partial / FILE, {"format_version": FORMAT_VERSION, "results": [asdict(result) for result in results]}
         )
+        write_contents(partial)
 
 
 def read_scores() -> list[Result]:
     """What `scores` has written."""
+    verify_contents(SCORES)
     return [Result(**result) for result in read_json(SCORES / FILE)["results"]]
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages.artifacts import FORMAT_VERSION, atomic_directory, library_versions, tree_sha256, write_json
+from stages.artifacts import COEFFICIENTS, FORMAT_VERSION, atomic_directory, library_versions, tree_sha256, write_json
 from stages.command import run_stage
+from stages.contents import write_contents
 from stages.errors import InputError
 from stages.merging.ingredients import Ingredients
 from stages.params import Ensemble, Merge, Params, load_params
@@ -76,7 +77,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
     winner = best(points, means, start)
     with atomic_directory(out) as partial:
         write_json(
-            partial / "coefficients.json",
+            partial / COEFFICIENTS,
             {
                 "format_version": FORMAT_VERSION,
                 "coefficients": points[winner],
@@ -92,6 +93,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
         table = sweep_table(points, scores, means, columns)
         table.to_csv(partial / "sweep.csv", index=False)
         sweep_chart(table, list(start), columns, settings.metric, winner).save(partial / "sweep.svg")
+        write_contents(partial)
     progress.remove()
     tqdm.write(f"merging took {live.merging_share:.1%} of a point's time", file=sys.stderr)
 

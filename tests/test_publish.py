@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.artifacts import read_json, write_json
+from stages.artifacts import WEIGHTS, read_json, write_json
+from stages.contents import write_contents
 from stages.errors import InputError
 from stages.evaluate import evaluate
 from stages.fetch import fetch
@@ -156,6 +157,7 @@ def test_shards_are_published_and_replace_what_was_published_before(tmp_path: Pa
 def test_the_card_of_a_model_that_was_brought_in_and_not_evaluated(tmp_path: Path) -> None:
     card = read_json(FINETUNED / "books/checkpoint.json")
     write_json(FINETUNED / "books/checkpoint.json", card | {"origin": {"method": "brought in", "base": "base"}})
+    write_contents(FINETUNED / "books", besides=WEIGHTS)
     shutil.rmtree(EVAL / "books")
     publish("books", str(tmp_path / "out"))
     text = (tmp_path / "out/README.md").read_text()
@@ -223,6 +225,7 @@ def test_the_fisher_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_not_what_its_card_says_is_refused(tmp_path: Path) -> None:
     tiny_bert(seed=5).save_pretrained(FINETUNED / "books")
+    write_contents(FINETUNED / "books", besides=WEIGHTS)
     refused(tmp_path / "out", r"model\.safetensors: its contents are not what checkpoint\.json says")
 
 
@@ -265,7 +268,7 @@ def test_an_occupied_directory_is_refused_and_stays(tmp_path: Path) -> None:
     (out / "notes.txt").unlink()
     (out / "README.md").write_text("my own card")
     refused(out, "which was not published")
-    refused(FINETUNED.resolve() / "films", r"holds checkpoint\.json, which was not published")
+    refused(FINETUNED.resolve() / "films", r"holds contents\.json, which was not published")
     (tmp_path / "file").write_text("mine")
     refused(tmp_path / "file", "is a file; name a directory")
     refused(tmp_path / "file" / "below", "cannot be written")

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stages.artifacts import CHECKPOINT_CARD, CONFIGURATION_FILES, atomic_directory, copy_files, write_json
+from stages.artifacts import CHECKPOINT_CARD, CONFIGURATION_FILES, WEIGHTS, atomic_directory, copy_files, write_json
+from stages.contents import write_contents
 from stages.merging.card import checkpoint_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
 from stages.merging.methods import method_options
@@ -62,6 +63,7 @@ def merge_checkpoints(
         write_json(partial / CHECKPOINT_CARD, card)
         trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
         (partial / "README.md").write_text(model_card(card, trained), encoding="utf-8")
+        write_contents(partial, besides=WEIGHTS)
 
 
 def _write_weights(

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.artifacts import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
+from stages.contents import verify_contents
 from stages.errors import InputError, anew
 from stages.params import Statistic
 from stages.statistics import SEAL, STEMS, card_seal
-from stages.tensors import TensorFiles, TensorSpec, fingerprint
+from stages.tensors import TensorFiles, TensorSpec, check_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ class Checkpoint:
         if not directory.is_dir():
             raise InputError(f"{directory}: no such checkpoint directory")
         self.directory = directory
+        verify_contents(directory)
         self.config = read_json(directory / "config.json")
         self.tensors = TensorFiles(directory)
         self.card = _checkpoint_card(directory)
@@ -78,7 +80,7 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Refuse weights that are not those of the card, if it knows; quick for what has been read whole already."""
-        _check_contents(self.tensors, self.card, CHECKPOINT_CARD)
+        check_fingerprint(self.tensors, self.card, CHECKPOINT_CARD)
 
 
 class BaseWeights:
@@ -119,8 +121,9 @@ class BaseWeights:
                 )
 
     def verify(self) -> None:
-        """Refuse weights that are not those of the base's card, if it has one."""
-        _check_contents(self.tensors, self._card, CHECKPOINT_CARD)
+        """Refuse weights that are not as they were written, by the base's cards, if it has any."""
+        check_fingerprint(self.tensors, self._card, CHECKPOINT_CARD)
+        verify_contents(self.tensors.directory)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class StatisticFiles:
         """
         if checkpoint is not None:
             self._check_checkpoint(fingerprint(checkpoint.tensors), checkpoint)
-        _check_contents(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name)
+        check_fingerprint(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name)
 
     def _check_checkpoint(self, found: str, checkpoint: Checkpoint) -> None:
         if self.card.get("checkpoint") != found:
@@ -161,12 +164,6 @@ def _checkpoint_card(directory: Path) -> dict[str, Any]:
     if not isinstance(card.get("origin", {}), dict):
         raise InputError(f"{file}: its origin is no object; make the checkpoint again")
     return card
-
-
-def _check_contents(tensors: TensorFiles, card: Mapping[str, Any], card_name: str) -> None:
-    """Refuse tensors whose fingerprint is another than the card's, if that has one."""
-    if "fingerprint" in card and card["fingerprint"] != fingerprint(tensors):
-        raise InputError(f"{tensors.file}: its contents are not what {card_name} says; {anew(tensors.directory)}")
 
 
 def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> StatisticFiles:

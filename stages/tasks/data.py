@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from stages.artifacts import FORMAT_VERSION, read_json, write_json
+from stages.contents import verify_contents
 from stages.errors import InputError, anew
 from stages.params import Split, Task
 
@@ -36,7 +37,8 @@ class TaskData:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Read the task's card. Raises `InputError` if there is none or it is of another format."""
+        """Read the task's card. Raises `InputError` if there is none, it is of another format or damaged."""
+        verify_contents(directory, [TASK_CARD])
         card = read_json(directory / TASK_CARD)
         if card.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{directory / TASK_CARD}: unknown format_version; prepare the task again")

@@ -15,14 +15,21 @@ from tests.faults.table import Trials
 from tests.faults.undisturbed import SAVING, STAGES, Undisturbed, remove
 from tests.project import Project
 
-# What is damaged: of which stage, a stage that reads it, and how (no checksum shows a flipped bit in JSON).
+# What is damaged: of which stage, a stage that reads it, and how.
 READ = {
-    "data/tasks/books/train.parquet": ("prepare@books", "finetune@books", ["bit-flipped"]),
+    "data/sources/base/model.safetensors": ("fetch@base", "finetune-books", list(DAMAGES)),
+    "data/sources/base/tokenizer.json": ("fetch@base", "finetune-books", ["bit-flipped"]),
+    "data/tasks/books/train.parquet": ("prepare@books", "finetune-books", list(DAMAGES)),
+    "data/tasks/books/task.json": ("prepare@books", "finetune-books", list(DAMAGES)),
+    "models/finetuned/books/config.json": ("finetune-books", "evaluate-books", ["bit-flipped"]),
+    "models/finetuned/books/checkpoint.json": ("finetune-books", "merge-blocks", ["bit-flipped"]),
     "models/finetuned/books/model.safetensors": ("finetune@books", "evaluate-books", ["bit-flipped"]),
     "models/fishers/books/fisher.safetensors": ("fisher@books", "merge-blocks", list(DAMAGES)),
     "models/kfac/books/kfac.safetensors": ("kfac-books", "merge-blocks", list(DAMAGES)),
-    "results/search/blocks/coefficients.json": ("search-blocks", "merge-blocks", ["truncated", "zeroed"]),
-    "results/eval/books/metrics.json": ("evaluate-books", "scores", ["truncated", "zeroed"]),
+    "results/search/blocks/coefficients.json": ("search-blocks", "merge-blocks", list(DAMAGES)),
+    "results/eval/books/metrics.json": ("evaluate-books", "scores", list(DAMAGES)),
+    "results/eval/books/contents.json": ("evaluate-books", "scores", ["bit-flipped"]),
+    "results/scores/scores.json": ("scores", "report", ["bit-flipped"]),
 }
 
 
