@@ -30,7 +30,8 @@ OLD_SUFFIX = ".old"  # of what is being replaced
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
 WEIGHTS = "model*.safetensors"  # their fingerprint is in the card
 ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a checkpoint's weights
-PREDICTIONS, METRICS, ORIGIN = "predictions.parquet", "metrics.json", "origin.json"  # of an evaluation
+# Of an evaluation: logits; what they are worth; which of them are right, for comparisons; how the model was made.
+PREDICTIONS, METRICS, CORRECT, ORIGIN = "predictions.parquet", "metrics.json", "correct.json", "origin.json"
 COEFFICIENTS = "coefficients.json"  # of a search
 CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights and card
     "config.json",

@@ -18,9 +18,7 @@ def write_contents(directory: Path, besides: str = "") -> None:
     Tensors whose fingerprint is in a card need no digest: whoever reads them compares that.
     """
     names = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
-    digests = {
-        name: _digest(directory / name) for name in names if name != CONTENTS and not fnmatchcase(name, besides)
-    }
+    digests = {name: _digest(directory / name) for name in names if name != CONTENTS and not fnmatchcase(name, besides)}
     write_json(directory / CONTENTS, {"format_version": FORMAT_VERSION, "files": digests})
 
 

@@ -1,6 +1,7 @@
 """evaluate-NAME: a model's or merge's checkpoint on the test splits → results/eval/NAME/.
 
-Logits are kept (`predictions.parquet`), so that an output ensemble needs no forward pass.
+Logits are kept (`predictions.parquet`), so that an output ensemble needs no forward pass; which examples are right
+(`correct.json`), so that two results on the same examples can be compared example by example.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import pandas as pd
 
 from stages.artifacts import (
     CHECKPOINT_CARD,
+    CORRECT,
     FORMAT_VERSION,
     METRICS,
     ORIGIN,
@@ -25,6 +27,7 @@ from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
 from stages.params import Ensemble, load_params
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
+from stages.plan import evaluated_tasks
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import classification_metrics
@@ -37,18 +40,21 @@ def evaluate(name: str) -> None:
     merge = params.merges.get(name)
     if name not in params.models and merge is None:
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
-    tasks = [TaskData.open(TASKS / task) for task in params.tasks]
     if merge is not None and isinstance(merge.options, Ensemble):
         λ = {model: merge.coefficients[model] / sum(merge.coefficients.values()) for model in merge.models}
-        predictions = ensemble({model: EVAL / model for model in merge.models}, λ)
+        evaluations = {model: EVAL / model for model in merge.models}
+        predictions, fingerprints = ensemble(evaluations, λ), shared_examples(evaluations)
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
     else:
         checkpoint = (FINETUNED if merge is None else MERGED) / name
+        tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
         predictions = predict(checkpoint, tasks)
+        fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
         origin = read_json(checkpoint / CHECKPOINT_CARD)["origin"]
     with atomic_directory(EVAL / name) as partial:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
         write_json(partial / METRICS, metrics(predictions))
+        write_json(partial / CORRECT, {"format_version": FORMAT_VERSION, "tasks": correct(predictions, fingerprints)})
         write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})
         write_contents(partial)
 
@@ -124,6 +130,27 @@ def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float])
     return pd.concat(parts, ignore_index=True)
 
 
+def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
+    """Task → fingerprint of its test examples, of the tasks that all of these evaluations have.
+
+    Args:
+        evaluations: model → its evaluation's directory.
+
+    Raises:
+        InputError: two of them were made on other examples of a task.
+    """
+    found = {model: read_json(directory / CORRECT)["tasks"] for model, directory in evaluations.items()}
+    first_name, first = next(iter(found.items()))
+    common = [task for task in first if all(task in tasks for tasks in found.values())]
+    for model, tasks in found.items():
+        for task in common:
+            if tasks[task]["examples"] != first[task]["examples"]:
+                raise InputError(
+                    f"{evaluations[model]}: was made on other examples of {task} than {first_name}'s; evaluate again"
+                )
+    return {task: first[task]["examples"] for task in common}
+
+
 def _read_predictions(directory: Path) -> pd.DataFrame:
     file = directory / PREDICTIONS
     verify_contents(directory, [PREDICTIONS])
@@ -149,6 +176,28 @@ def metrics(predictions: pd.DataFrame) -> dict[str, dict[str, float | int]]:
     }
     mean = float(np.mean([entry["accuracy"] for entry in by_task.values()]))
     return {**by_task, "mean": {"accuracy": mean}}
+
+
+def correct(predictions: pd.DataFrame, fingerprints: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Per task, which predictions are right.
+
+    Args:
+        predictions: columns task, label, logits.
+        fingerprints: task → fingerprint of its test examples.
+
+    Returns:
+        Task → `examples`, the fingerprint, and `correct`, a 1 for every example whose largest logit is its label's and
+        a 0 for every other, in the examples' order.
+    """
+    return {
+        str(task): {
+            "examples": fingerprints[str(task)],
+            "correct": "".join(
+                str(int(logits.argmax() == label)) for logits, label in zip(rows["logits"], rows["label"], strict=True)
+            ),
+        }
+        for task, rows in predictions.groupby("task", sort=False)
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""finetune@MODEL: base weights and one task → models/finetuned/MODEL/, and its training curves."""
+"""finetune-MODEL: base weights and one task → models/finetuned/MODEL/, and its training curves."""
 
 import json
 import shutil
@@ -34,10 +34,11 @@ from stages.device import compute_device
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
 from stages.params import FinetuneSettings, load_params
-from stages.paths import FINETUNED, SOURCES, TASKS, TRAINING
+from stages.paths import FINETUNED, TASKS, TRAINING
+from stages.plan import base_place
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData, draw_examples
-from stages.tensors import TensorFiles, fingerprint, write_tensors
+from stages.tensors import TensorFiles, fingerprint, verified_fingerprint, write_tensors
 from stages.training_progress import TrainingProgress
 
 
@@ -50,8 +51,11 @@ def finetune(name: str) -> None:
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
-    base, task = SOURCES / model.base, TaskData.open(TASKS / model.task)
-    verify_contents(base)
+    base, task = base_place(model.base, params), TaskData.open(TASKS / model.task)
+    if model.base in params.models:
+        verified_fingerprint(base)
+    else:
+        verify_contents(base)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:

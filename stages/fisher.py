@@ -1,4 +1,4 @@
-"""fisher@MODEL: checkpoint and its task's train split → models/fishers/MODEL/{fisher.safetensors,fisher.json}.
+"""fisher-MODEL: checkpoint and its task's train split → models/fishers/MODEL/{fisher.safetensors,fisher.json}.
 
 Or, for a model whose Fisher is brought in: the Fisher, verified.
 """

@@ -1,26 +1,40 @@
-"""params.yaml → models/dvc.yaml: merges, evaluations and their scores, each with exactly what it needs as dependencies.
+"""params.yaml → models/dvc.yaml: from fine-tuning to the scores, each stage with exactly what it needs.
 
-DVC's templates cannot make a list of dependencies, so this writes it out. `make plan` writes the file; `--check` says
+DVC's templates can neither make a list of dependencies nor choose one (a model's base is a source or another model),
+so this writes them out. `make plan` writes the file; `--check` says
 whether it is what params.yaml asks for.
 """
 
 import sys
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import METRICS, ORIGIN, PREDICTIONS
+from stages.artifacts import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS
 from stages.command import run_stage
 from stages.contents import CONTENTS
 from stages.errors import InputError
 from stages.params import PARAMS_FILE, Ensemble, Merge, Params, Statistic, Uncertainty, load_params
-from stages.paths import EVAL, FINETUNED, FISHERS, GRAM, KFAC, MERGED, SCORES, SEARCH, SOURCES, TASKS
+from stages.paths import (
+    EVAL,
+    FINETUNED,
+    FISHERS,
+    GRAM,
+    KFAC,
+    MERGED,
+    SCORES,
+    SEARCH,
+    SIMILARITY,
+    SOURCES,
+    TASKS,
+    TRAINING,
+)
 
 PLAN_FILE = Path("models/dvc.yaml")
-TASK_CODE = ("stages/tasks/data.py", "stages/tasks/text_classification.py")
-ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature", *TASK_CODE)
-EVALUATION_CODE = ("stages/evaluate.py", "stages/tasks/metrics.py", *TASK_CODE)
-RESULT_FILES = (CONTENTS, METRICS, ORIGIN)  # of an evaluation, that the scores are collected from
+ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature")
+METRICS_CODE = "stages/tasks/metrics.py"
+RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
 """
@@ -31,31 +45,37 @@ FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge ne
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
     """All evaluations, merges and what these need, and the scores, by name, as they stand in models/dvc.yaml."""
     stages: dict[str, dict[str, Any]] = {}
+    for model, section in params.models.items():
+        stages[f"finetune-{model}"] = _finetune_stage(model, params)
+        if section.fisher is not False:
+            stages[f"fisher-{model}"] = _fisher_stage(model, params)
     for kind in FACTORS:
         merges = [merge for merge in params.merges.values() if kind in merge.options.statistics]
         for model in sorted({model for merge in merges for model in merge.models}):
             stages[f"{kind}-{model}"] = _factors_stage(kind, model, params)
     for model in params.models:
-        stages[f"evaluate-{model}"] = _evaluate_stage(model, _evaluated_on(FINETUNED / model, params))
+        stages[f"evaluate-{model}"] = _evaluate_stage(model, FINETUNED / model, params)
     for name, merge in params.merges.items():
         if merge.search is not None:
             stages[f"search-{name}"] = _search_stage(name, merge, params)
         if isinstance(merge.options, Ensemble):
-            predictions = [str(EVAL / model / file) for model in merge.models for file in (CONTENTS, PREDICTIONS)]
-            stages[f"evaluate-{name}"] = _evaluate_stage(name, predictions) | {"params": [f"merges.{name}"]}
+            stages[f"evaluate-{name}"] = _ensemble_stage(name, merge)
         else:
             stages[f"merge-{name}"] = _merge_stage(name, merge, params)
-            stages[f"evaluate-{name}"] = _evaluate_stage(name, _evaluated_on(MERGED / name, params))
+            stages[f"evaluate-{name}"] = _evaluate_stage(name, MERGED / name, params)
+    if models_to_compare(params):
+        stages["similarity"] = _similarity_stage(params)
     stages["scores"] = _scores_stage(params)
     return stages
 
 
 def planned_artifacts(params: Params) -> dict[str, dict[str, Any]]:
-    """Every model's checkpoint and Fisher by name, for `dvc artifacts get`; paths are relative to models/dvc.yaml."""
+    """Every model's checkpoint and Fisher, if it has one, for `dvc artifacts get`, with paths from models/dvc.yaml."""
     return {
         f"{kind}-{model}": {"path": (directory / model).relative_to(PLAN_FILE.parent).as_posix(), "type": "model"}
         for model in params.models
         for kind, directory in (("checkpoint", FINETUNED), ("fisher", FISHERS))
+        if kind == "checkpoint" or params.models[model].fisher is not False
     }
 
 
@@ -69,7 +89,30 @@ def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
 
 def base_directory(merge: Merge, params: Params) -> Path | None:
     """The weights that the merge's models were fine-tuned from, if its method needs them."""
-    return SOURCES / params.base_of(merge) if merge.options.needs_base else None
+    name = params.base_of(merge) if merge.options.needs_base else None
+    return None if name is None else base_place(name, params)
+
+
+def base_place(name: str, params: Params) -> Path:
+    """Where a model's base lies, a source or another model."""
+    return FINETUNED / name if name in params.models else SOURCES / name
+
+
+def evaluated_tasks(name: str, params: Params) -> list[str]:
+    """The tasks that a model or merge is evaluated on: those whose kind and labels are its own task's, in its order.
+
+    A merge that keeps each model's head is evaluated on its models' own tasks.
+    """
+    merge = params.merges.get(name)
+    if merge is not None and merge.heads == "each":
+        own = {params.models[model].task for model in merge.models}
+        return [task for task in params.tasks if task in own]
+    task = params.tasks[params.models[name if merge is None else merge.target_model].task]
+    return [
+        other
+        for other, found in params.tasks.items()
+        if found.kind == task.kind and list(found.labels) == list(task.labels)
+    ]
 
 
 def search_tasks(merge: Merge, params: Params) -> list[str]:
@@ -77,6 +120,11 @@ def search_tasks(merge: Merge, params: Params) -> list[str]:
     assert merge.search is not None
     own = {params.models[model].task for model in merge.models}
     return merge.search.tasks or [task for task in params.tasks if task in own]
+
+
+def models_to_compare(params: Params) -> list[str]:
+    """The models whose Fishers are looked into: all that have one."""
+    return [model for model, section in params.models.items() if section.fisher is not False]
 
 
 def _merge_inputs(merge: Merge, params: Params) -> list[str]:
@@ -88,18 +136,46 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
     ]
 
 
-def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
+def _task_code(tasks: Iterable[str], params: Params) -> list[str]:
+    kinds = sorted({params.tasks[task].kind.replace("-", "_") for task in tasks})
+    return ["stages/tasks/data.py", *(f"stages/tasks/{kind}.py" for kind in kinds)]
+
+
+def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
+    section = params.models[model]
     return {
         "wdir": "..",
-        "cmd": f"python -m stages.factors {kind} {model}",
-        "params": ["fisher", f"models.{model}"],
+        "cmd": f"python -m stages.finetune {model}",
+        "params": ["finetune", f"models.{model}"],
         "deps": [
-            str(FINETUNED / model),
-            str(TASKS / params.models[model].task),
-            "stages/factors.py",
-            *ESTIMATION_CODE,
+            str(base_place(section.base, params)),
+            str(TASKS / section.task),
+            "stages/finetune.py",
+            "stages/training_progress.py",
+            *_task_code([section.task], params),
         ],
-        "outs": [str(STATISTICS[kind] / model)],
+        "outs": [str(FINETUNED / model)],
+        "plots": [{str(TRAINING / model): {"x": "step"}}],
+    }
+
+
+def _fisher_stage(model: str, params: Params) -> dict[str, Any]:
+    return _estimation_stage(f"python -m stages.fisher {model}", "stages/fisher.py", FISHERS / model, model, params)
+
+
+def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
+    command = f"python -m stages.factors {kind} {model}"
+    return _estimation_stage(command, "stages/factors.py", STATISTICS[kind] / model, model, params)
+
+
+def _estimation_stage(command: str, code: str, out: Path, model: str, params: Params) -> dict[str, Any]:
+    task = params.models[model].task
+    return {
+        "wdir": "..",
+        "cmd": command,
+        "params": ["fisher", f"models.{model}"],
+        "deps": [str(FINETUNED / model), str(TASKS / task), code, *ESTIMATION_CODE, *_task_code([task], params)],
+        "outs": [str(out)],
     }
 
 
@@ -115,9 +191,10 @@ def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
             "stages/search.py",
             "stages/searching",
             "stages/merging",
-            *EVALUATION_CODE[1:],
+            METRICS_CODE,
+            *_task_code(search_tasks(merge, params), params),
         ],
-        "outs": [str(SEARCH / name / file) for file in ("coefficients.json", "sweep.svg")],
+        "outs": [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")],
         "plots": [{str(SEARCH / name / "sweep.csv"): plot}],
     }
 
@@ -129,7 +206,7 @@ def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
         "params": [f"merges.{name}"],
         "deps": [
             *_merge_inputs(merge, params),
-            *([str(SEARCH / name / "coefficients.json")] if merge.search is not None else []),
+            *(str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS) if merge.search is not None),
             "stages/merge.py",
             "stages/merging",
         ],
@@ -137,17 +214,33 @@ def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     }
 
 
-def _evaluated_on(checkpoint: Path, params: Params) -> list[str]:
-    return [str(checkpoint), *(str(TASKS / task) for task in params.tasks)]
+def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, Any]:
+    tasks = evaluated_tasks(name, params)
+    inputs = [str(checkpoint), *(str(TASKS / task) for task in tasks)]
+    return _result_stage(name, inputs, _task_code(tasks, params))
 
 
-def _evaluate_stage(name: str, inputs: list[str]) -> dict[str, Any]:
+def _ensemble_stage(name: str, merge: Merge) -> dict[str, Any]:
+    predictions = [str(EVAL / model / file) for model in merge.models for file in (CONTENTS, PREDICTIONS, CORRECT)]
+    return _result_stage(name, predictions, []) | {"params": [f"merges.{name}"]}
+
+
+def _result_stage(name: str, inputs: list[str], code: list[str]) -> dict[str, Any]:
     return {
         "wdir": "..",
         "cmd": f"python -m stages.evaluate {name}",
-        "deps": [*inputs, *EVALUATION_CODE],
-        "outs": [str(EVAL / name / file) for file in (PREDICTIONS, ORIGIN)],
+        "deps": [*inputs, "stages/evaluate.py", METRICS_CODE, *code],
+        "outs": [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, CORRECT, ORIGIN)],
         "metrics": [str(EVAL / name / METRICS)],
+    }
+
+
+def _similarity_stage(params: Params) -> dict[str, Any]:
+    return {
+        "wdir": "..",
+        "cmd": "python -m stages.similarity",
+        "deps": [*(str(FISHERS / model) for model in models_to_compare(params)), "stages/similarity.py"],
+        "outs": [str(SIMILARITY)],
     }
 
 
@@ -159,6 +252,13 @@ def _scores_stage(params: Params) -> dict[str, Any]:
         # File by file: dvc pulls no part of a directory.
         "deps": [
             *(str(EVAL / name / file) for name in (*params.models, *params.merges) for file in RESULT_FILES),
+            *(
+                str(SEARCH / name / file)
+                for name, merge in params.merges.items()
+                if merge.search is not None
+                for file in (CONTENTS, "sweep.csv")
+            ),
+            *([str(SIMILARITY)] if models_to_compare(params) else []),
             "stages/scores.py",
         ],
         "outs": [str(SCORES)],

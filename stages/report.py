@@ -26,7 +26,7 @@ UNBROKEN = "\u00a0"  # a space at which a browser does not break the line
 def report() -> None:
     """Write the report on every model and merge of params.yaml."""
     params = load_params()
-    results = read_scores()
+    results = read_scores().results
     tasks = [task for task in params.tasks if any(task in result.metrics for result in results)]
     with atomic_directory(REPORT) as partial:
         write_report(results, tasks, partial)

@@ -84,11 +84,9 @@ def _stages(params: Params) -> Iterator[tuple[str, str, str]]:
     """Model or merge, stage, and the output to look at, in the order in which they run."""
     planned = planned_stages(params)
     for model in params.models:
-        yield model, f"finetune@{model}", str(FINETUNED / model)
-        yield "", f"fisher@{model}", str(FISHERS / model)
-        yield from (
-            ("", f"{kind}-{model}", str(STATISTICS[kind] / model)) for kind in FACTORS if f"{kind}-{model}" in planned
-        )
+        yield model, f"finetune-{model}", str(FINETUNED / model)
+        statistics = {f"fisher-{model}": FISHERS, **{f"{kind}-{model}": STATISTICS[kind] for kind in FACTORS}}
+        yield from (("", stage, str(place / model)) for stage, place in statistics.items() if stage in planned)
         yield "", f"evaluate-{model}", str(EVAL / model / "metrics.json")
     for merge in params.merges:
         outputs = {

@@ -9,7 +9,7 @@ import torch
 
 from stages.artifacts import read_json, write_json
 from stages.errors import InputError
-from stages.evaluate import ensemble, metrics, predict
+from stages.evaluate import correct, ensemble, metrics, predict, shared_examples
 from stages.merging import merge_checkpoints
 from stages.tasks.metrics import classification_metrics
 from stages.tensors import TensorFiles, fingerprint
@@ -125,3 +125,26 @@ def test_the_ensemble_is_the_weighted_mean_of_probabilities(tmp_path: Path) -> N
     frame.assign(task="v").to_parquet(tmp_path / "b/predictions.parquet")
     with pytest.raises(InputError, match="no task in common"):
         ensemble(places, {"a": 0.5, "b": 0.5})
+
+
+def test_which_examples_are_right() -> None:
+    logits = [[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.0, 9.0]]
+    predictions = pd.DataFrame(
+        {"task": ["t"] * 3 + ["u"], "label": [0, 0, 0, 2], "logits": list(map(np.array, logits))}
+    )
+    assert correct(predictions, {"t": "one", "u": "two", "v": "three"}) == {
+        "t": {"examples": "one", "correct": "101"},
+        "u": {"examples": "two", "correct": "1"},
+    }
+
+
+def test_an_ensemble_is_of_results_on_the_same_examples(tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("a", "b")}
+    for name, place in places.items():
+        place.mkdir()
+        tasks = {task: {"examples": task, "correct": "01"} for task in ("t", name)}
+        write_json(place / "correct.json", {"tasks": tasks})
+    assert shared_examples(places) == {"t": "t"}
+    write_json(places["b"] / "correct.json", {"tasks": {"t": {"examples": "others", "correct": "01"}}})
+    with pytest.raises(InputError, match="b: was made on other examples of t than a's; evaluate again"):
+        shared_examples(places)

@@ -235,7 +235,8 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     params = tiny_params(tmp_path / "inputs")
     params["fisher"] = {"examples": 22, "batch_size": 4, "estimator": "sampled", "samples": 2}
     project = Project(tmp_path / "project", params)
-    project.repro("fisher@books")
+    project.run("python", "-m", "stages.plan")
+    project.repro("models/dvc.yaml:fisher-books")
     one = load_file(project.root / "models/fishers/books/fisher.safetensors")
     launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
     result = project.run("env", f"FISHER_LAUNCHER={launcher}", "python", "-m", "stages.fisher", "books")
@@ -251,7 +252,8 @@ def test_adams_moments_as_a_fisher(tmp_path: Path) -> None:
     params = tiny_params(tmp_path / "inputs")
     params["models"]["books"]["fisher"] = {"estimator": "adam"}
     project = Project(tmp_path / "project", params)
-    assert project.repro("fisher@books")[-2:] == ["finetune@books", "fisher@books"]
+    project.run("python", "-m", "stages.plan")
+    assert project.repro("models/dvc.yaml:fisher-books")[-2:] == ["finetune-books", "fisher-books"]
     checkpoint, fisher = project.root / "models/finetuned/books", project.root / "models/fishers/books"
     kept, found = load_file(checkpoint / "adam.safetensors"), load_file(fisher / "fisher.safetensors")
     assert found.keys() == TensorFiles(checkpoint).specs.keys()

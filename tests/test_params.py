@@ -115,7 +115,10 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ),
         (lambda c: c["models"]["one"].update(fisher={"estimator": "rough"}), "fisher.estimator = 'rough': .*'exact'"),
         (lambda c: c["models"]["one"].update(task="review"), "models.one.task: unknown task 'review'.*mean reviews"),
-        (lambda c: c["models"]["one"].update(base="bass"), "models.one.base: unknown source 'bass'.*mean base"),
+        (
+            lambda c: c["models"]["one"].update(base="bass"),
+            "one.base: unknown source or model 'bass'.*mean base",
+        ),
         (lambda c: c["tasks"]["reviews"].update(source="x"), "tasks.reviews.source: unknown source 'x'; known: base"),
         (lambda c: c["merges"]["both"]["coefficients"].update(tow=1), "coefficients.tow: unknown model 'tow'"),
         (lambda c: c["merges"]["both"]["coefficients"].update(two=-1), "both.coefficients.two = -1: .*greater"),
@@ -183,6 +186,19 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (
             rebased(merging(method="task_arithmetic")),
             r"merges.both: task_arithmetic needs models of one base \(one from base, two from other\)",
+        ),
+        (
+            lambda c: (c["models"]["one"].update(base="two"), c["models"]["two"].update(base="one")),
+            r"models.one.base: goes round in a circle: one, two, one",
+        ),
+        (lambda c: c["models"]["one"].update(base="one"), "models.one.base: goes round in a circle: one, one"),
+        (
+            lambda c: (c["sources"].update(two=c["sources"]["base"]), c["models"]["one"].update(base="two")),
+            "models.one.base: 'two' is a source and a model; rename one of them",
+        ),
+        (
+            lambda c: c["models"]["two"].update(fisher=False),
+            "merges.both: fisher needs the Fisher of two, which has `fisher: false`",
         ),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),

@@ -27,7 +27,7 @@ def test_everything_runs_once_and_then_nothing(project: Project) -> None:
             *(f"{stage}@{name}" for stage in ("prepare", "finetune", "fisher") for name in ("books", "films")),
             *("merge-average", "merge-fisher"),
             *(f"evaluate-{name}" for name in ("books", "films", "average", "fisher", "ensemble")),
-            *("scores", "report"),
+            *("similarity", "scores", "report"),
         ]
     )
     assert project.repro() == []
@@ -71,7 +71,7 @@ def test_a_second_run_from_scratch_gives_the_same_bits(project: Project) -> None
     locks = [project.root / "dvc.lock", project.root / "models/dvc.lock"]
     before = [lock.read_text() for lock in locks]
     ran = project.repro("--force", "--no-run-cache", "models/dvc.yaml:evaluate-fisher")
-    assert {"finetune@books", "fisher@films", "merge-fisher", "evaluate-fisher"} <= set(ran)
+    assert {"finetune-books", "fisher-films", "merge-fisher", "evaluate-fisher"} <= set(ran)
     assert [lock.read_text() for lock in locks] == before  # the locks hold every output's hash
 
 
@@ -95,7 +95,8 @@ def test_a_model_reruns_no_other_model(project: Project) -> None:
         lambda params: params["models"].update(third={"base": "base", "task": "films", "finetune": {"seed": 1}})
     )
     project.run("python", "-m", "stages.plan")
-    assert sorted(project.repro()) == ["evaluate-third", "finetune@third", "fisher@third", "report", "scores"]
+    ran = ["evaluate-third", "finetune-third", "fisher-third", "report", "scores", "similarity"]
+    assert sorted(project.repro()) == ran
 
 
 def test_a_forgotten_plan_is_an_error(project: Project) -> None:
@@ -140,8 +141,8 @@ def test_a_finished_checkpoint_is_brought_in(project: Project) -> None:
     project.edit_params(add)
     project.run("python", "-m", "stages.plan")
     ran = project.repro()
-    own = ["evaluate-brought", "fetch@finished", "finetune@brought", "fisher@brought"]
-    assert sorted(ran) == [*own, "report", "scores"]
+    own = ["evaluate-brought", "fetch@finished", "finetune-brought", "fisher-brought"]
+    assert sorted(ran) == [*own, "report", "scores", "similarity"]
     same = [(project.root / "results/eval" / name / "metrics.json").read_text() for name in ("films", "brought")]
     assert same[0] == same[1]
     fisher = [

@@ -14,7 +14,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("pipeline")
     project = Project(root / "project", tiny_params(root / "inputs") | {"merges": {}})
     project.run("python", "-m", "stages.plan")
-    assert {"fisher@books", "fisher@films"} < set(project.repro())
+    assert {"fisher-books", "fisher-films"} < set(project.repro())
     return project
 
 

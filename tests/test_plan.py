@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from stages.errors import InputError
 from stages.params import load_params
-from stages.plan import PLAN_FILE, check_plan, plan, planned_stages
+from stages.plan import PLAN_FILE, check_plan, plan, planned_artifacts, planned_stages
 from tests.project import ROOT, Project, tiny_params
 
 
@@ -32,9 +32,14 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
         "evaluate-ensemble",
         "evaluate-films",
         "evaluate-fisher",
+        "finetune-books",
+        "finetune-films",
+        "fisher-books",
+        "fisher-films",
         "merge-average",
         "merge-fisher",
         "scores",
+        "similarity",
     ]
 
     def artefacts(stage: str) -> list[str]:
@@ -45,13 +50,17 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     assert artefacts("merge-fisher") == [*models, "models/fishers/books", "models/fishers/films"]
     assert artefacts("evaluate-fisher") == ["data/tasks/books", "data/tasks/films", "models/merged/fisher"]
     assert artefacts("evaluate-books") == ["data/tasks/books", "data/tasks/films", "models/finetuned/books"]
-    assert artefacts("scores") == sorted(
-        f"results/eval/{name}/{file}"
+    results = [
+        f"results/eval/{name}/{file}.json"
         for name in ("books", "films", "average", "fisher", "ensemble")
-        for file in ("metrics.json", "origin.json")
-    )
+        for file in ("contents", "metrics", "correct", "origin")
+    ]
+    assert artefacts("scores") == sorted([*results, "results/similarity"])
+    assert artefacts("similarity") == ["models/fishers/books", "models/fishers/films"]
     assert artefacts("evaluate-ensemble") == [
-        f"results/eval/{model}/predictions.parquet" for model in ("books", "films")
+        f"results/eval/{model}/{file}"
+        for model in ("books", "films")
+        for file in ("contents.json", "correct.json", "predictions.parquet")
     ]
     assert stages["merge-fisher"]["params"] == ["merges.fisher"]
 
@@ -98,6 +107,9 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
     def of_both(kind: str) -> list[str]:
         return [f"models/{kind}/books", f"models/{kind}/films"]
 
+    def found(name: str) -> list[str]:
+        return [f"results/search/{name}/{file}.json" for file in ("coefficients", "contents")]
+
     models, code = of_both("finetuned"), ["stages/merge.py", "stages/merging"]
     wanted = {
         "gram-mean": [*models, *of_both("gram")],
@@ -105,8 +117,8 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         "vectors": ["data/sources/base", *models],
         "careful": ["data/sources/base", *models, *of_both("fishers"), "models/fishers/third"],
         "own-prior": ["data/sources/base", *models, *of_both("fishers")],
-        "sought": [*models, *of_both("fishers"), *of_both("kfac"), "results/search/sought/coefficients.json"],
-        "films-only": [*models, "results/search/films-only/coefficients.json"],
+        "sought": [*models, *of_both("fishers"), *of_both("kfac"), *found("sought")],
+        "films-only": [*models, *found("films-only")],
     }
     for name, deps in wanted.items():
         assert sorted(stages[f"merge-{name}"]["deps"]) == sorted([*deps, *code]), name
@@ -123,10 +135,50 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         assert stages[f"search-{name}"]["params"] == [f"merges.{name}"]
         assert stages[f"search-{name}"]["outs"] == [
             f"results/search/{name}/coefficients.json",
+            f"results/search/{name}/contents.json",
             f"results/search/{name}/sweep.svg",
         ]
         (plot,) = stages[f"search-{name}"]["plots"]
         assert plot.keys() == {f"results/search/{name}/sweep.csv"}
+        assert f"results/search/{name}/sweep.csv" in stages["scores"]["deps"]
+
+
+def test_a_model_without_a_fisher(in_project: Project) -> None:
+    def keep_one(params: dict[str, Any]) -> None:
+        del params["models"]["films"]
+        params["merges"] = {}
+
+    in_project.edit_params(keep_one)
+    own = {"finetune-books", "evaluate-books", "scores"}
+    assert planned_stages(load_params()).keys() == {*own, "fisher-books", "similarity"}
+    assert planned_artifacts(load_params()).keys() == {"checkpoint-books", "fisher-books"}
+    in_project.edit_params(lambda params: params["models"]["books"].update(fisher=False))
+    assert planned_stages(load_params()).keys() == own
+    assert planned_artifacts(load_params()).keys() == {"checkpoint-books"}
+
+
+def test_a_model_of_a_model(in_project: Project) -> None:
+    """It depends on that model's checkpoint; what both come from is the base of a merge."""
+
+    def add(params: dict[str, Any]) -> None:
+        params["models"]["later"] = {"base": "books", "task": "films"}
+        params["models"]["last"] = {"base": "later", "task": "films"}
+        halves = {"later": 0.5, "last": 0.5}
+        params["merges"] = {
+            "line": {"method": "task_arithmetic", "coefficients": halves},
+            "sides": {"method": "task_arithmetic", "coefficients": {"films": 0.5, "last": 0.5}},
+        }
+
+    in_project.edit_params(add)
+    stages = planned_stages(load_params())
+
+    def artefacts(stage: str) -> list[str]:
+        return sorted(path for path in stages[stage]["deps"] if not path.startswith("stages"))
+
+    assert artefacts("finetune-books") == ["data/sources/base", "data/tasks/books"]
+    assert artefacts("finetune-later") == ["data/tasks/films", "models/finetuned/books"]
+    assert "models/finetuned/books" in artefacts("merge-line")
+    assert "data/sources/base" in artefacts("merge-sides")
 
 
 def test_check_names_what_differs(in_project: Project) -> None:

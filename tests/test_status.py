@@ -4,12 +4,12 @@ from typing import Any
 
 from stages.status import aligned, would_run
 
-EDGES = [("fisher@a", "merge-x"), ("merge-x", "evaluate-x"), ("evaluate-x", "scores"), ("merge-y", "evaluate-y")]
+EDGES = [("fisher-a", "merge-x"), ("merge-x", "evaluate-x"), ("evaluate-x", "scores"), ("merge-y", "evaluate-y")]
 
 
 def test_what_is_only_not_here_is_no_reason() -> None:
     changes = {
-        "fisher@a": [
+        "fisher-a": [
             {"changed deps": {"models/finetuned/a": "deleted"}},
             {"changed outs": {"models/fishers/a": "not in cache"}},
         ]

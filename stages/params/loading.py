@@ -118,13 +118,18 @@ def _check_references(params: Params, path: Path) -> None:
     for task_name, task in params.tasks.items():
         known(task.source, params.sources, f"tasks.{task_name}.source", "source")
     for model_name, model in params.models.items():
-        known(model.base, params.sources, f"models.{model_name}.base", "source")
+        known(model.base, {**params.sources, **params.models}, f"models.{model_name}.base", "source or model")
+        if model.base in params.sources and model.base in params.models:
+            raise InputError(
+                f"{path}: models.{model_name}.base: {model.base!r} is a source and a model; rename one of them"
+            )
         known(model.task, params.tasks, f"models.{model_name}.task", "task")
         if model.finetune is False and params.fisher_settings(model_name).estimator == "adam":
             raise InputError(
                 f"{path}: models.{model_name}.fisher.estimator = 'adam': this model is brought in, not fine-tuned, so "
                 "there are no moments of its optimizer; choose another estimator"
             )
+    _check_no_cycles(params, path)
     for merge_name, merge in params.merges.items():
         place = f"merges.{merge_name}"
         if merge_name in params.models:
@@ -144,12 +149,25 @@ def _check_references(params: Params, path: Path) -> None:
         _check_inputs(params, merge, f"{path}: {place}")
 
 
+def _check_no_cycles(params: Params, path: Path) -> None:
+    """Refuse a model that is, by way of others perhaps, its own base."""
+    for name in params.models:
+        line = [name]
+        while (base := params.models[line[-1]].base) in params.models:
+            if base in line:
+                raise InputError(f"{path}: models.{name}.base: goes round in a circle: {', '.join([*line, base])}")
+            line.append(base)
+
+
 def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     """Refuse a merge whose method needs what its models do not have."""
-    bases = {model: params.models[model].base for model in merge.models}
-    if merge.options.needs_base and len(set(bases.values())) > 1:
-        listed = ", ".join(f"{model} from {base}" for model, base in bases.items())
+    if merge.options.needs_base and params.base_of(merge) is None:
+        listed = ", ".join(f"{model} from {params.models[model].base}" for model in merge.models)
         raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
+    prior = [merge.options.prior] if isinstance(merge.options, Uncertainty) and merge.options.prior is not None else []
+    for model in [*merge.models, *prior]:
+        if "diagonal" in merge.options.statistics and params.models[model].fisher is False:
+            raise InputError(f"{place}: {merge.options.method} needs the Fisher of {model}, which has `fisher: false`")
     for model in merge.models:
         if "kfac" in merge.options.statistics and params.fisher_settings(model).estimator == "adam":
             raise InputError(

@@ -149,16 +149,16 @@ class FisherSettings(Section):
 
 
 class Model(Section):
-    """A model: a base (a source), the task it is for, and settings that differ from the global ones.
+    """A model: a base (a source, or another model), the task it is for, and settings that differ from the global ones.
 
     `finetune: false` takes the base as it is: an existing fine-tuned checkpoint. A `fisher` that is pinned as a source
-    is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated.
+    is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated; with `fisher: false` there is none.
     """
 
     base: Name
     task: Name
     finetune: dict[str, Any] | Literal[False] = Field(default_factory=dict)
-    fisher: dict[str, Any] = Field(default_factory=dict)
+    fisher: dict[str, Any] | Literal[False] = Field(default_factory=dict)
 
 
 SettingsT = TypeVar("SettingsT", bound=Section)
@@ -202,15 +202,23 @@ class Params(Section):
     def fisher_settings(self, model: str) -> FisherSettings:
         """The global `fisher` section with the model's own settings over it, if its Fisher is not brought in."""
         own = {} if self.fisher_source(model) else self.models[model].fisher
-        return _overridden(self.fisher, own, ("models", model, "fisher"))
+        return _overridden(self.fisher, own or {}, ("models", model, "fisher"))
 
     def fisher_source(self, model: str) -> Source | None:
         """Where the model's Fisher is brought from, or None if it is estimated."""
         own = self.models[model].fisher
-        if not any(key in own for key in ORIGINS):
+        if own is False or not any(key in own for key in ORIGINS):
             return None
         return _validated(Source, {"files": FISHER_FILES, **own}, ("models", model, "fisher"))
 
-    def base_of(self, merge: Merge) -> str:
-        """The source that the merge's models were fine-tuned from."""
-        return self.models[merge.target_model].base
+    def ancestors(self, model: str) -> list[str]:
+        """What the model was fine-tuned from, and what that was, and so on, to a source. No cycles are expected."""
+        found = [self.models[model].base]
+        while found[-1] in self.models:
+            found.append(self.models[found[-1]].base)
+        return found
+
+    def base_of(self, merge: Merge) -> str | None:
+        """The nearest source or model that all the merge's models were fine-tuned from, if there is one."""
+        lines = [self.ancestors(model) for model in merge.models]
+        return next((name for name in lines[0] if all(name in line for line in lines)), None)

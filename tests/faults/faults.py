@@ -177,3 +177,30 @@ def assert_whole(files: list[Path]) -> None:
     for file in files:
         found = md5(file.read_bytes()).hexdigest()
         assert found == file.parent.name + file.name.removesuffix(".dir"), file
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    """A file system in memory of that size, below `place`. Skips the test where none can be mounted."""
+    disk = place / "disk"
+    disk.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system, and not everywhere")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@contextmanager
+def filled(disk: Path, free: int) -> Iterator[None]:
+    """The file system has about `free` bytes left."""
+    ballast = disk / "ballast"
+    left = shutil.disk_usage(disk).free - free
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, left)
+    try:
+        yield
+    finally:
+        ballast.unlink()

@@ -23,8 +23,8 @@ READ = {
     "data/tasks/books/task.json": ("prepare@books", "finetune-books", list(DAMAGES)),
     "models/finetuned/books/config.json": ("finetune-books", "evaluate-books", ["bit-flipped"]),
     "models/finetuned/books/checkpoint.json": ("finetune-books", "merge-blocks", ["bit-flipped"]),
-    "models/finetuned/books/model.safetensors": ("finetune@books", "evaluate-books", ["bit-flipped"]),
-    "models/fishers/books/fisher.safetensors": ("fisher@books", "merge-blocks", list(DAMAGES)),
+    "models/finetuned/books/model.safetensors": ("finetune-books", "evaluate-books", ["bit-flipped"]),
+    "models/fishers/books/fisher.safetensors": ("fisher-books", "merge-blocks", list(DAMAGES)),
     "models/kfac/books/kfac.safetensors": ("kfac-books", "merge-blocks", list(DAMAGES)),
     "results/search/blocks/coefficients.json": ("search-blocks", "merge-blocks", list(DAMAGES)),
     "results/eval/books/metrics.json": ("evaluate-books", "scores", list(DAMAGES)),
@@ -138,7 +138,7 @@ def test_damaged_progress_is_not_used(
         undisturbed.assert_same(project)
 
 
-@pytest.mark.parametrize(("folder", "stage"), [("models/fishers", "fisher@books"), ("models/kfac", "kfac-books")])
+@pytest.mark.parametrize(("folder", "stage"), [("models/fishers", "fisher-books"), ("models/kfac", "kfac-books")])
 def test_another_models_statistic_is_refused(
     undisturbed: Undisturbed, trials: Trials, tmp_path: Path, folder: str, stage: str
 ) -> None:

@@ -14,16 +14,17 @@ from tests.project import Project, tiny_params
 STAGES = {
     "fetch@base": "stages.fetch base",
     "prepare@books": "stages.prepare books",
-    "finetune@books": "stages.finetune books",
-    "fisher@books": "stages.fisher books",
+    "finetune-books": "stages.finetune books",
+    "fisher-books": "stages.fisher books",
     "kfac-books": "stages.factors kfac books",
     "search-blocks": "stages.search blocks",
     "merge-blocks": "stages.merge blocks",
     "evaluate-books": "stages.evaluate books",
+    "similarity": "stages.similarity",
     "scores": "stages.scores",
     "report": "stages.report",
 }
-SAVING = ("finetune@books", "fisher@books", "kfac-books", "search-blocks")  # those that save how far they have come
+SAVING = ("finetune-books", "fisher-books", "kfac-books", "search-blocks")  # those that save how far they have come
 LOCKS = ("dvc.lock", "models/dvc.lock")
 
 

@@ -28,6 +28,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     del params["merges"]["average"]  # nobody here needs it
     project = Project(root / "project", params)
     project.run("python", "-m", "stages.plan")
-    assert {"finetune@books", "fisher@books", "merge-fisher", "report"} < set(project.repro())
+    assert {"finetune-books", "fisher-books", "merge-fisher", "report"} < set(project.repro())
     project.commit("A run")
     return project

@@ -32,13 +32,13 @@ def test_status(ours: Project) -> None:
     table = [line.split() for line in other.stage("stages.status").stdout.splitlines()]
     assert table[0] == ["stage", "here", "remote", "would", "run"]
     assert [line[-3:] for line in table[1:]] == [["no", "yes", "no"]] * 9
-    assert [line[0] for line in table[1:]][:4] == ["books", "fisher@books", "evaluate-books", "films"]
+    assert [line[0] for line in table[1:]][:4] == ["books", "fisher-books", "evaluate-books", "films"]
     other.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.4))
     other.repro("--pull", "--allow-missing", "models/dvc.yaml:merge-fisher")
     other.edit_params(lambda params: params["models"]["films"].update(fisher={"examples": 7}))
     text = other.stage("stages.status").stdout
-    assert re.search(r"fisher@films +yes +yes +yes: models\.films$", text, re.M)
-    assert re.search(r"finetune@films +yes +yes +yes: models\.films$", text, re.M)
+    assert re.search(r"fisher-films +yes +yes +yes: models\.films$", text, re.M)
+    assert re.search(r"finetune-films +yes +yes +yes: models\.films$", text, re.M)
     assert re.search(r"merge-fisher +yes +no +after f", text)
     assert re.search(r"evaluate-ensemble +no +yes +after", text)
     assert re.search(r"evaluate-books +no +yes +no$", text, re.M)
@@ -50,7 +50,7 @@ def test_an_imported_fisher_is_verified_not_estimated(ours: Project) -> None:
     pin = tree_sha256(theirs.root / "brought")
     theirs.edit_params(lambda params: params["models"]["books"].update(fisher={"path": "brought", "sha256": pin}))
     theirs.run("python", "-m", "stages.plan")
-    assert "fisher@books" in theirs.repro()
+    assert "fisher-books" in theirs.repro()
     for file in ("fisher.safetensors", "fisher.json"):
         assert (theirs.root / "models/fishers/books" / file).read_bytes() == (
             theirs.root / "brought" / file

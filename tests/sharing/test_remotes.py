@@ -61,9 +61,12 @@ def test_a_changed_coefficient_downloads_what_its_merge_needs(first: Project, re
     third.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.4))
     assert third.repro("--pull", "--allow-missing") == ["merge-fisher", "evaluate-fisher", "scores", "report"]
     results = [
-        f"results/eval/{name}/{file}.json" for name in ("books", "films", "ensemble") for file in ("metrics", "origin")
+        f"results/eval/{name}/{file}.json"
+        for name in ("books", "films", "ensemble")
+        for file in ("metrics", "correct", "origin")
     ]
-    needed = made_of(third, "data/tasks", "models/finetuned", "models/fishers", *results)
+    similarity = "results/similarity/similarity.json"
+    needed = made_of(third, "data/tasks", "models/finetuned", "models/fishers", similarity, *results)
     made_here = made_of(third, "models/merged/fisher", "results/eval/fisher", "results/scores", "results/report")
     assert cached(third) == needed | made_here
     push(third)
@@ -86,7 +89,7 @@ def test_credentials_are_asked_for_and_stay_out_of_git(first: Project, remote: R
         assert private not in history
     for option, value in remote.wrong.items():
         remote.modify(clone, option, value)
-        refused = clone.run("dvc", "fetch", "finetune@books", check=False)
+        refused = clone.run("dvc", "fetch", "models/dvc.yaml:finetune-books", check=False)
         assert refused.returncode != 0
         assert re.search("Forbidden|Permission denied", refused.stderr)
     assert cached(clone) == set()
