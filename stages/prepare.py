@@ -1,4 +1,4 @@
-"""prepare@TASK: one source's table → data/tasks/TASK/{train,validation,test}.parquet and task.json."""
+"""prepare@TASK: one source's tables → data/tasks/TASK/{train,validation,test}.parquet and task.json."""
 
 from stages.artifacts import atomic_directory
 from stages.command import run_stage
@@ -11,7 +11,7 @@ from stages.tasks.tables import split_examples
 
 
 def prepare(name: str) -> None:
-    """Turn the task's table into labelled examples in three splits."""
+    """Turn the task's tables into examples in three splits."""
     tasks = load_params().tasks
     if name not in tasks:
         raise InputError(f"params.yaml: tasks: there is no task {name!r}")

@@ -71,6 +71,17 @@ def rebased(edit: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any
     return both
 
 
+def unlabelled(edit: Callable[[dict[str, Any]], object], **fisher: str) -> Callable[[dict[str, Any]], object]:
+    """The edit, and the model `two` is a masked-LM model with these Fisher settings, on a task `texts`."""
+
+    def both(content: dict[str, Any]) -> None:
+        edit(content)
+        content["tasks"]["texts"] = {"kind": "masked-lm", "source": "base", "file": "texts.csv"}
+        content["models"]["two"] |= {"task": "texts", "fisher": fisher}
+
+    return both
+
+
 def test_the_default_file_is_valid() -> None:
     params = load_params(Path(__file__).parent.parent / "params.yaml")
     assert list(params.models) == ["amazon", "movie", "nyt", "tweets"]
@@ -200,11 +211,27 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
             lambda c: c["models"]["two"].update(fisher=False),
             "merges.both: fisher needs the Fisher of two, which has `fisher: false`",
         ),
+        (
+            unlabelled(merging()),
+            r"models\.two\.fisher\.estimator = 'exact': a masked-lm model .* \{estimator: sketch\}",
+        ),
+        (
+            unlabelled(merging(search={"sampler": "grid", "tasks": ["texts"]}), estimator="sketch"),
+            r"merges\.both\.search\.tasks: texts has no labels to score λ by",
+        ),
+        (
+            unlabelled(merging(method="ensemble"), estimator="sketch"),
+            r"merges\.both: two predicts no labels, so it has no part in an ensemble",
+        ),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
         (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
         (lambda c: c["tasks"]["reviews"].update(text_pair="text"), "reviews: .* must be different columns"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a"]), "`labels` must name at least two"),
+        (lambda c: c["tasks"]["reviews"].pop("labels"), r"tasks\.reviews: `labels` is missing, which a text-classif"),
+        (lambda c: c["tasks"]["reviews"].update(kind="masked-lm"), "a masked-lm task has no labels: .*remove `labels`"),
+        (lambda c: c["tasks"]["reviews"].update(file=[]), r"tasks\.reviews\.file"),
+        (lambda c: c["tasks"]["reviews"].update(file=["a.csv", "../b.csv"]), "must stay inside the source"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a", "a"]), "names a label twice"),
         (lambda c: c["tasks"]["reviews"].update(labels={"a": [0, 2], "b": [1, 3]}), "two intervals both hold 1"),
         (lambda c: c["tasks"]["reviews"].update(split={"validation": 0.5, "test": 0.5}), "must leave some rows"),
@@ -241,6 +268,8 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
         merging(search={"sampler": "grid", "tasks": ["reviews"], "normalize": True}),
         merging(method="uncertainty", prior="three"),
         merging(max_shard_size="500MB"),
+        unlabelled(merging(), estimator="empirical"),
+        unlabelled(merging(), path="/a", sha256=64 * "0"),
         adam(merging(method="regmean")),
         rebased(merging(method="isotropic")),
     ],

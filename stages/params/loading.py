@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from stages.errors import InputError
 from stages.params.merges import Merge, Search
-from stages.params.methods import METHODS, Uncertainty
+from stages.params.methods import METHODS, Ensemble, Uncertainty
 from stages.params.schema import FinetuneSettings, FisherSettings, Model, OverrideError, Params, Source, Task, TaskSplit
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def _check_references(params: Params, path: Path) -> None:
                 f"{path}: models.{model_name}.fisher.estimator = 'adam': this model is brought in, not fine-tuned, so "
                 "there are no moments of its optimizer; choose another estimator"
             )
+        _check_estimator(params, model_name, f"{path}: models.{model_name}")
     _check_no_cycles(params, path)
     for merge_name, merge in params.merges.items():
         place = f"merges.{merge_name}"
@@ -141,6 +142,8 @@ def _check_references(params: Params, path: Path) -> None:
         if merge.search is not None:
             for task_name in merge.search.tasks or []:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
+                if not params.tasks[task_name].labels:
+                    raise InputError(f"{path}: {place}.search.tasks: {task_name} has no labels to score λ by")
                 if merge.search.normalize and task_name not in {params.models[name].task for name in merge.models}:
                     raise InputError(
                         f"{path}: {place}.search.normalize: {task_name} is the task of none of the merged models, so "
@@ -159,6 +162,17 @@ def _check_no_cycles(params: Params, path: Path) -> None:
             line.append(base)
 
 
+def _check_estimator(params: Params, model: str, place: str) -> None:
+    """Refuse an exact Fisher with a class per token of a vocabulary."""
+    estimated = params.models[model].fisher is not False and params.fisher_source(model) is None
+    exact = estimated and params.fisher_settings(model).estimator == "exact"
+    if exact and params.tasks[params.models[model].task].kind == "masked-lm":
+        raise InputError(
+            f"{place}.fisher.estimator = 'exact': a masked-lm model has a class per token of its vocabulary, and the "
+            "exact Fisher takes a pass for each; put `fisher: {estimator: sketch}` under the model"
+        )
+
+
 def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     """Refuse a merge whose method needs what its models do not have."""
     if merge.options.needs_base and params.base_of(merge) is None:
@@ -169,6 +183,8 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
         if "diagonal" in merge.options.statistics and params.models[model].fisher is False:
             raise InputError(f"{place}: {merge.options.method} needs the Fisher of {model}, which has `fisher: false`")
     for model in merge.models:
+        if isinstance(merge.options, Ensemble) and not params.tasks[params.models[model].task].labels:
+            raise InputError(f"{place}: {model} predicts no labels, so it has no part in an ensemble; remove it")
         if "kfac" in merge.options.statistics and params.fisher_settings(model).estimator == "adam":
             raise InputError(
                 f"{place}: {merge.options.method} needs the K-FAC factors of {model}, which its fisher.estimator, "

@@ -20,6 +20,7 @@ def _inner(path: str) -> str:
 
 AnyPath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 InnerPath = Annotated[AnyPath, AfterValidator(_inner)]  # of a file in a source
+Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 ORIGINS = ("package", "hub", "path")  # the keys of a source that say where it comes from
@@ -73,10 +74,15 @@ class TaskSplit(Section):
 
 
 class Task(Section):
-    """A labelled data set, as a table in one of the sources.
+    """A data set, as a table in one of the sources.
 
-    file: a .csv, .tsv, .txt (tab-separated), .jsonl or .parquet file in the source, split by `split`;
-        or one file per split (`{train: …, validation: …, test: …}`; a missing validation is taken from train).
+    kind: `text-classification`, whose examples have labels; or `masked-lm`, whose examples are texts alone: rows
+        without one are dropped, and neither `label` nor `labels` is given.
+    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl or .parquet file in the source, split by `split`,
+        or a list of files with the same columns, which are read one after the other;
+        or such a file or list per split (`{train: …, validation: …, test: …}`; a missing validation is taken from
+        train). A text of the test file is in no other split; in one table, a `masked-lm` task is split otherwise than
+        a task with labels, so it does see that task's test texts.
     columns: the columns' names, for a table without a header row.
     text, text_pair, label: the names of the columns used.
     labels: label names, in the order of the model's outputs (a label column holds these names, or their positions);
@@ -85,24 +91,43 @@ class Task(Section):
     examples: use at most so many rows, drawn at random with `split.seed`.
     """
 
-    kind: Literal["text-classification"] = "text-classification"
+    kind: Literal["text-classification", "masked-lm"] = "text-classification"
     source: Name
-    file: InnerPath | dict[Split, InnerPath]
+    file: Files | dict[Split, Files]
     columns: list[str] | None = None
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
-    labels: list[str] | dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+    labels: list[str] | dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list
+    )
     max_length: int = Field(default=128, ge=2, le=1_000_000)
     examples: int | None = Field(default=None, ge=1)
     split: TaskSplit = TaskSplit()
 
     @model_validator(mode="after")
     def _usable_columns_and_labels(self) -> "Task":
+        if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
+            raise ValueError("`file` must name at least a train and a test file")
+        if self.kind == "masked-lm":
+            self._refuse_labels()
+        else:
+            self._check_labels()
+        return self
+
+    def _refuse_labels(self) -> None:
+        if given := [key for key in ("label", "labels") if key in self.model_fields_set]:
+            raise ValueError(f"a {self.kind} task has no labels: the texts are all that it takes; remove `{given[0]}`")
+        if self.text_pair == self.text:
+            raise ValueError("`text` and `text_pair` must be different columns")
+
+    def _check_labels(self) -> None:
         columns = [column for column in (self.text, self.text_pair, self.label) if column is not None]
         if len(set(columns)) < len(columns):
             raise ValueError("`text`, `text_pair` and `label` must be different columns")
         names = list(self.labels)
+        if "labels" not in self.model_fields_set:
+            raise ValueError(f"`labels` is missing, which a {self.kind} task needs")
         if len(names) < 2:
             raise ValueError("`labels` must name at least two labels")
         if len(set(names)) < len(names):
@@ -115,9 +140,6 @@ class Task(Section):
             for (_, high), (low, _) in pairwise(intervals):
                 if low <= high:
                     raise ValueError(f"`labels`: two intervals both hold {low}")
-        if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
-            raise ValueError("`file` must name at least a train and a test file")
-        return self
 
 
 class FinetuneSettings(Section):

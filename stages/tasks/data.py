@@ -21,6 +21,8 @@ TASK_CARD = "task.json"
 class TaskData:
     """A prepared task: where it is, what kind it is, its label names, and the length texts are cut to, in tokens.
 
+    A task that has no labels has no label names either.
+
     `fingerprints` are those of the splits, by `examples_fingerprint`.
     """
 
@@ -45,7 +47,7 @@ class TaskData:
         return cls(directory, card["kind"], tuple(card["labels"]), card["max_length"], card["fingerprints"])
 
     def read(self, split: Split) -> "pd.DataFrame":
-        """One split: columns `text`, perhaps `text_pair`, and `label` (a position in `labels`)."""
+        """One split: columns `text`, perhaps `text_pair`, and with labels `label` (a position in `labels`)."""
         import pandas as pd
 
         file = self.directory / f"{split}.parquet"
@@ -57,7 +59,7 @@ class TaskData:
             ) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
-        if not frame["label"].between(0, len(self.labels) - 1).all():
+        if self.labels and not frame["label"].between(0, len(self.labels) - 1).all():
             raise InputError(f"{file}: has labels outside the task's {len(self.labels)}; {anew(self.directory)}")
         if examples_fingerprint(frame) != self.fingerprints[split]:
             raise InputError(f"{file}: its contents are not what {TASK_CARD} says; {anew(self.directory)}")
@@ -71,6 +73,8 @@ def write_task(directory: Path, task: Task, splits: Mapping[Split, "pd.DataFrame
         frame.to_parquet(directory / f"{split}.parquet", index=False)
     counts = {
         split: {label: int((frame["label"] == position).sum()) for position, label in enumerate(labels)}
+        if labels
+        else len(frame)
         for split, frame in splits.items()
     }
     write_json(
@@ -95,7 +99,7 @@ def draw_examples(frame: "pd.DataFrame", examples: int | None, seed: int) -> "pd
 
 
 def examples_fingerprint(frame: "pd.DataFrame") -> str:
-    """SHA-256 of the examples' columns, texts and labels, in their order."""
+    """SHA-256 of the examples' columns, texts and any labels, in their order."""
     import json
 
     rows: Sequence[Sequence[object]] = frame.to_numpy(dtype=object).tolist()

@@ -1,4 +1,4 @@
-"""From a table in a source to labelled examples in three splits."""
+"""From tables in a source to examples in three splits."""
 
 import json
 from numbers import Number
@@ -9,12 +9,15 @@ import pandas as pd
 from stages.errors import InputError
 from stages.params import SPLITS, Split, Task
 
+ORANGE_TYPES = {"c", "continuous", "d", "discrete", "s", "string", "t", "time"}
+
 
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
-    """The task's examples, with columns `text` (and `text_pair`), `label` (a position in the task's labels).
+    """The task's examples, with columns `text` (and `text_pair`), and `label` (a position) if the task has labels.
 
-    Rows whose numeric label lies in no interval are dropped, and so are repeated texts (their first row is kept), so
-    that no text is in two splits. Splits are stratified by label and depend on nothing but the table and `split.seed`.
+    Rows whose numeric label lies in no interval are dropped, without labels those that have no text, and repeated texts
+    (their first row is kept), so that no text is in two splits. Splits are stratified by label, if there are labels,
+    and depend on nothing but the table and `split.seed`.
 
     Returns:
         The splits, and how many rows were dropped for what reason.
@@ -22,15 +25,15 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
     Raises:
         InputError: a file or column is missing, a label is not one of the task's, or a split is empty.
     """
-    if isinstance(task.file, str):
-        table, dropped = _read_examples(task, source / task.file)
+    if not isinstance(task.file, dict):
+        table, dropped = _read_examples(task, source, task.file)
         table, repeated = _without_repeats(table)
         if task.examples is not None and task.examples < len(table):
             table = table.sample(task.examples, random_state=task.split.seed).sort_index()
         rest, test = _split(table, round(task.split.test * len(table)), task)
         train, validation = _split(rest, round(task.split.validation * len(table)), task)
     else:
-        tables = {split: _read_examples(task, source / file) for split, file in task.file.items()}
+        tables = {split: _read_examples(task, source, files) for split, files in task.file.items()}
         dropped = sum(count for _, count in tables.values())
         # Test first: where a text is in two splits, the training example goes.
         order = [split for split in ("test", "validation", "train") if split in tables]
@@ -48,7 +51,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         if splits[split].empty:
             raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
     splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
-    return splits, {"label_in_no_interval": dropped, "repeated_text": repeated}
+    return splits, {"label_in_no_interval" if task.labels else "no_text": dropped, "repeated_text": repeated}
 
 
 def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -58,12 +61,12 @@ def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two parts, the second of `rows` rows, stratified by label, in the table's order."""
+    """Two parts, the second of `rows` rows, stratified by label if there are labels, in the table's order."""
     from sklearn.model_selection import train_test_split
 
     try:
         first, second = train_test_split(
-            table, test_size=rows, random_state=task.split.seed, stratify=table["label"], shuffle=True
+            table, test_size=rows, random_state=task.split.seed, stratify=table.get("label"), shuffle=True
         )
     except ValueError as error:
         reason = " ".join(str(error).split())
@@ -71,13 +74,26 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
     return first.sort_index(), second.sort_index()
 
 
-def _read_examples(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
-    """The examples of one file, and how many rows lie in no label's interval."""
+def _read_examples(task: Task, source: Path, files: str | list[str]) -> tuple[pd.DataFrame, int]:
+    """The examples of one file, or of several one after the other, and how many of their rows are none."""
+    names = [files] if isinstance(files, str) else files
+    parts = [_read_file(task, source / name) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    return pd.concat([examples for examples, _ in parts], ignore_index=True), sum(dropped for _, dropped in parts)
+
+
+def _read_file(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
+    """The examples of one file, and how many rows have no text, or a label in no interval."""
     table = _read_table(task, file)
     texts = {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair else {})
-    for column in (*texts, task.label):
+    for column in (*texts, *([task.label] if task.labels else [])):
         if column not in table.columns:
             raise InputError(f"{file}: has no column {column!r}; its columns: {', '.join(map(str, table.columns))}")
+    if not task.labels:
+        usable = table[list(texts)].map(lambda value: isinstance(value, str) and bool(value.strip())).all(axis=1)
+        kept = table.loc[usable, list(texts)].astype(str).rename(columns=texts)
+        return kept, len(table) - len(kept)
     for column in texts:
         if (bad := ~table[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
             raise InputError(f"{file}: row {_first(bad) + 1}: {column} is not a text ({int(bad.sum())} such rows)")
@@ -98,15 +114,16 @@ def _read_table(task: Task, file: Path) -> pd.DataFrame:
             return pd.read_parquet(file)
         if file.suffix in (".jsonl", ".json"):
             return _read_json_lines(file)
-        # Quotes are ordinary characters in tab-separated files; every cell stays the text that it is.
+        # Quotes are ordinary characters in plain tab-separated files; every cell stays the text that it is.
         table = pd.read_csv(
             file,
             sep="," if file.suffix == ".csv" else "\t",
-            quoting=0 if file.suffix == ".csv" else 3,
-            header=None if task.columns else 0,
+            quoting=0 if file.suffix in (".csv", ".tab") else 3,
+            header=None if task.columns and file.suffix != ".tab" else 0,
             names=task.columns,
             dtype=str,
             keep_default_na=False,
+            skip_blank_lines=file.suffix != ".tab",  # one may be Orange's row of flags
             encoding="utf-8",
         )
     except UnicodeDecodeError as error:
@@ -117,7 +134,15 @@ def _read_table(task: Task, file: Path) -> pd.DataFrame:
         raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of such rows for names of the rows
         raise InputError(f"{file}: its rows have more cells than the {len(table.columns)} columns that have a name")
-    return table
+    return _orange_rows(table.fillna(""), file) if file.suffix == ".tab" else table
+
+
+def _orange_rows(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The rows after those of types and flags that Orange's tables begin with, but for rows of empty cells."""
+    if len(table) < 2 or not ORANGE_TYPES & set(table.iloc[0]):
+        raise InputError(f"{file}: its second row does not name Orange's types ({', '.join(sorted(ORANGE_TYPES))})")
+    rows = table[2:]
+    return rows[(rows != "").any(axis=1)].reset_index(drop=True)
 
 
 def _read_json_lines(file: Path) -> pd.DataFrame:

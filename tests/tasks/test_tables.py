@@ -110,6 +110,72 @@ def test_bad_tables(tmp_path: Path, content: str | bytes, settings: dict[str, An
     assert "\n" not in str(caught.value)
 
 
+def test_several_files_are_read_one_after_the_other(tmp_path: Path) -> None:
+    tables = [sentiment_table(40, seed) for seed in (0, 1)]
+    tables[0].to_csv(tmp_path / "a.csv", index=False)
+    tables[1].to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    together = pd.concat(tables)
+    together.to_csv(tmp_path / "both.csv", index=False)
+    splits, dropped = split_examples(task(file=["a.csv", "b.jsonl"]), tmp_path)
+    wanted, _ = split_examples(task(file="both.csv"), tmp_path)
+    assert all(frame.equals(wanted[split]) for split, frame in splits.items())
+    assert dropped["repeated_text"] == 80 - together["text"].nunique()
+    official = {"train": ["a.csv"], "validation": "b.jsonl", "test": ["a.csv", "b.jsonl"]}
+    with pytest.raises(InputError, match="the train split is empty"):
+        split_examples(task(file=official), tmp_path)
+    splits, _ = split_examples(task(file={"train": ["a.csv", "b.jsonl"], "test": "a.csv"}), tmp_path)
+    assert splits["test"]["text"].tolist() == tables[0]["text"].tolist()
+    assert set(splits["train"]["text"]) | set(splits["validation"]["text"]) == (
+        set(tables[1]["text"]) - set(tables[0]["text"])
+    )
+    (tmp_path / "c.csv").write_text("words,label\na,bad\n")
+    with pytest.raises(InputError, match=r"c\.csv: has no column 'text'"):
+        split_examples(task(file=["a.csv", "c.csv"]), tmp_path)
+
+
+def unlabelled(**settings: Any) -> Task:
+    return Task.model_validate({"kind": "masked-lm", "source": "s", "file": "t.jsonl"} | settings)
+
+
+def test_texts_without_labels(tmp_path: Path) -> None:
+    texts = sentiment_table(40, 0)["text"].tolist()
+    rows = [*texts, None, "", " \t ", 7, texts[3], texts[5]]
+    pd.DataFrame({"text": rows, "other": 1}).to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    splits, dropped = split_examples(unlabelled(), tmp_path)
+    assert dropped == {"no_text": 4, "repeated_text": 2}
+    assert {split: len(frame) for split, frame in splits.items()} == {"train": 28, "validation": 6, "test": 6}
+    assert all(list(frame.columns) == ["text"] for frame in splits.values())
+    assert set().union(*(frame["text"] for frame in splits.values())) == set(texts)
+    again, _ = split_examples(unlabelled(), tmp_path)
+    assert all(frame.equals(again[split]) for split, frame in splits.items())
+    (tmp_path / "it").mkdir()
+    write_task(tmp_path / "it", unlabelled(), splits, dropped)
+    data = TaskData.open(tmp_path / "it")
+    assert (data.kind, data.labels) == ("masked-lm", ())
+    assert data.read("train").equals(splits["train"])
+
+
+ORANGE = "Topic\tText\nd\tstring\nclass\t\n\n"
+
+
+def test_tables_of_orange(tmp_path: Path) -> None:
+    """As its writer leaves them: empty rows of either form, and quotes around cells that have quotes."""
+    table = sentiment_table(40, 0)
+    rows = [f"{label}\t{text}\n" for text, label in zip(table["text"], table["label"], strict=True)]
+    rows[4] = f'{table["label"][4]}\t"a ""quoted"" word"\n'
+    (tmp_path / "t.tab").write_text(ORANGE + "".join(rows[:20]) + "\t\n" + "".join(rows[20:]))
+    table.loc[4, "text"] = 'a "quoted" word'
+    splits, dropped = split_examples(task(file="t.tab", text="Text", label="Topic"), tmp_path)
+    assert dropped == {"label_in_no_interval": 0, "repeated_text": 0}
+    assert set(pd.concat(splits.values())["text"]) == set(table["text"])
+    (tmp_path / "one.tab").write_text("words\nstring\n\n" + "\n".join(table["text"]) + "\n")
+    splits, _ = split_examples(unlabelled(file="one.tab", text="words"), tmp_path)
+    assert sum(map(len, splits.values())) == 40
+    (tmp_path / "plain.tab").write_text("text\tlabel\na\tbad\nb\tgood\n")
+    with pytest.raises(InputError, match=r"plain\.tab: its second row does not name Orange's types"):
+        split_examples(task(file="plain.tab"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
