@@ -89,7 +89,7 @@ def estimated_statistics(
     }
     model = kind.load_model(checkpoint, task.labels)
     tokenizer = kind.load_tokenizer(checkpoint)
-    encoded = kind.encode(tokenizer, frame, task, kind.position_limit(model))
+    encoded = kind.encode(tokenizer, frame, task, kind.position_limit(model), settings.seed)
     order = kind.by_length(encoded)
     processes = PartialState(cpu=compute_device().type == "cpu")
     here = Path(__file__)

@@ -40,6 +40,8 @@ def evaluate(name: str) -> None:
     merge = params.merges.get(name)
     if name not in params.models and merge is None:
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
+    if merge is None and not params.tasks[params.models[name].task].labels:
+        raise InputError(f"params.yaml: models.{name}: its task has no labels to evaluate it by; evaluate its merges")
     if merge is not None and isinstance(merge.options, Ensemble):
         λ = {model: merge.coefficients[model] / sum(merge.coefficients.values()) for model in merge.models}
         evaluations = {model: EVAL / model for model in merge.models}
@@ -82,17 +84,17 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
-    """Each task that the checkpoint can do, with the model for it: one for all, or one per task if it keeps heads."""
+    """Each task with labels that the checkpoint can do, with its model: one for all, or one per task of kept heads."""
     card = read_json(checkpoint / CHECKPOINT_CARD)
     if card["origin"].get("heads") == "each":
         head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
         for task in tasks:
-            if task.name in head_of:
+            if task.labels and task.name in head_of:
                 head = TensorFiles(checkpoint / "heads", head_of[task.name])
                 tensors = {name: head.read(name) for name in head.specs}
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
         return
-    known = [task for task in tasks if list(task.labels) == card["labels"]]
+    known = [task for task in tasks if task.labels and list(task.labels) == card["labels"]]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)

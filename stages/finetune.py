@@ -78,7 +78,8 @@ def train(
 ) -> None:
     """Fine-tune `base` on the task's training examples; write the checkpoint into `out` and the curves into `curves`.
 
-    AdamW with linear warm-up and decay; every random choice (the new head, the order, dropout) comes from the seed.
+    AdamW with linear warm-up and decay; every random choice (the new head, the order, dropout, masks) comes from the
+    seed; validation examples' masks are the same in every epoch.
     Its state is saved in the directory `progress` every minute, and taken up from there. With `keep_moments`, the
     optimizer's second moments are written beside the checkpoint's weights.
 
@@ -92,9 +93,13 @@ def train(
     frame = draw_examples(task.read("train"), settings.examples, settings.seed)
     limit = kind.position_limit(model)
     examples = {
-        "train": kind.encode(tokenizer, frame, task, limit),
-        "validation": kind.encode(tokenizer, task.read("validation"), task, limit),
+        split: kind.encode(tokenizer, table, task, limit, settings.seed)
+        for split, table in (("train", frame), ("validation", task.read("validation")))
     }
+
+    def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
+        return {"accuracy": kind.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
+
     trainer = transformers.Trainer(
         model,
         transformers.TrainingArguments(
@@ -111,15 +116,14 @@ def train(
             save_strategy="no",
             logging_steps=5,
             report_to=[],
+            remove_unused_columns=False,  # all are used
             use_cpu=compute_device().type == "cpu",
             dataloader_pin_memory=False,
         ),
-        train_dataset=Dataset.from_dict(examples["train"]),
+        train_dataset=kind.training_set(tokenizer, examples["train"], settings.seed),
         eval_dataset=Dataset.from_dict(examples["validation"]),
         data_collator=kind.collator(tokenizer),
-        compute_metrics=lambda prediction: {
-            "accuracy": kind.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
-        },
+        compute_metrics=accuracy if task.labels else None,
     )
     here = Path(__file__)
     identity = {
@@ -143,11 +147,12 @@ def train(
     model.to("cpu").save_pretrained(out)
     tokenizer.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
+    score = "accuracy" if task.labels else "loss"
     origin = {
         "method": "finetuned",
         "base": base.name,
         "examples": len(frame),
-        "validation_accuracy": [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry][-1],
+        f"validation_{score}": [entry[f"eval_{score}"] for entry in history if f"eval_{score}" in entry][-1],
         **settings.model_dump(exclude={"examples"}),
     }
     _write_card(out, task, model.base_model_prefix, origin)
@@ -157,13 +162,13 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     """Copy a finished checkpoint, its outputs named after the task's labels, into `out`.
 
     Raises:
-        InputError: it is no classifier for the task: a tensor is missing or not finite, or its labels are others.
+        InputError: it is no model for the task: a tensor is missing or not finite, or its labels are others.
     """
     kind = task_kind(task.kind)
     checkpoint = Checkpoint(base)
     labels = checkpoint.labels
     nameless = labels is None or labels == [f"LABEL_{i}" for i in range(len(task.labels))]
-    if not nameless and labels != list(task.labels):
+    if task.labels and not nameless and labels != list(task.labels):
         raise InputError(
             f"{base / 'config.json'}: the labels are {labels}, but the task {task.name} has {list(task.labels)}; "
             "name the task's labels like the checkpoint's, in its order"
@@ -195,7 +200,7 @@ def second_moments(
 
 
 def write_curves(history: Sequence[Mapping[str, float]], curves: Path) -> None:
-    """Write loss and accuracy by training step; without run times, which would make no two runs' outputs alike.
+    """Write losses and any accuracy by training step; without run times, which would make no two runs' outputs alike.
 
     Args:
         history: what the Trainer has logged.

@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,6 +47,8 @@ ESTIMATORS = {
     "empirical": "(∇ log p)² of the observed labels, which is not the Fisher but resembles it",
     "adam": "the optimizer's mean of squared gradients while it was fine-tuned, a rough stand-in for the Fisher",
 }
+
+PIPELINES = {"masked-lm": "fill-mask"}  # what transformers calls a kind, where that has another name
 
 PIN_ADVICE = {
     "hub": "`<commit>` is the commit to take, in full: the newest is the first in this repository's history.",
@@ -209,18 +211,19 @@ def taking(publication: Publication, source: Mapping[str, str]) -> str:
     return f"""\
 sources:
   {name}: {{{place}}}
-models: # the task is one of yours, with the labels {_json(card["labels"])} in this order
+models: # the task is one of yours{f", with the labels {_json(card['labels'])} in this order" if card["labels"] else ""}
   {name}: {{base: {name}, task: {card["task"]}, finetune: false, fisher: {{{place}}}}}"""
 
 
 def model_card(publication: Publication, source: Mapping[str, str]) -> str:
     """The model card (README.md, as the Hub has them) of a publication that others take from `source`."""
     name, kind, card = publication.name, publication.kind, publication.checkpoint.card
+    pipeline = PIPELINES.get(kind, kind)
     base_model = f"base_model: {publication.base.hub}\n" if publication.base and publication.base.hub else ""
     return f"""\
 ---
 library_name: transformers
-pipeline_tag: {kind}
+pipeline_tag: {pipeline}
 tags: [fisher-merging, fisher-information]
 {base_model}---
 
@@ -231,7 +234,7 @@ tags: [fisher-merging, fisher-information]
 A {kind} model with its Fisher information: how much its predictions depend on each of its parameters. By that,
 models of one base are merged into one ([Matena & Raffel 2022](https://arxiv.org/abs/2111.09832)).
 
-- **Task:** {card["task"]}. **Labels,** in the order of the outputs: {_json(card["labels"])}.
+- **Task:** {card["task"]}.{_labels(card["labels"])}
 {_making(publication)}
 {_test_results(publication.metrics)}
 ## The Fisher
@@ -249,7 +252,7 @@ With transformers:
 ```python
 from transformers import pipeline
 
-model = pipeline({_json(kind)}, {_json(source.get("hub", source.get("path")))})
+model = pipeline({_json(pipeline)}, {_json(source.get("hub", source.get("path")))})
 ```
 
 In another project of the Fisher merging pipeline, in `params.yaml`:
@@ -265,16 +268,24 @@ Without `fisher`, `dvc repro` estimates one on that project's own examples.
 """
 
 
+def _labels(labels: Sequence[str]) -> str:
+    return f" **Labels,** in the order of the outputs: {_json(labels)}." if labels else ""
+
+
 def _making(publication: Publication) -> str:
-    """Base, fine-tuning and validation accuracy, as items of a list."""
+    """Base, fine-tuning and validation accuracy (or loss), as items of a list."""
     origin = dict(publication.checkpoint.card["origin"])
     method, base = origin.pop("method"), origin.pop("base")
     items = [f"**Base:** {base}{_where(publication.base)}."]
     if method == "finetuned":
-        examples, accuracy = origin.pop("examples"), origin.pop("validation_accuracy")
+        examples, accuracy = origin.pop("examples"), origin.pop("validation_accuracy", None)
+        loss = origin.pop("validation_loss", None)
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
         items.append(f"**Fine-tuning:** of all weights, by AdamW, on {examples:,} training examples; {settings}.")
-        items.append(f"**Validation accuracy:** {_percent(accuracy)} %.")
+        if accuracy is not None:
+            items.append(f"**Validation accuracy:** {_percent(accuracy)} %.")
+        if loss is not None:
+            items.append(f"**Validation loss:** {loss:.4g} per hidden token.")
     else:
         items.append("**Fine-tuning:** none here; the base is a finished model and was taken as it is.")
     return "\n".join(f"- {item}" for item in items)

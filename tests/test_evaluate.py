@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from stages.artifacts import read_json, write_json
 from stages.errors import InputError
-from stages.evaluate import correct, ensemble, metrics, predict, shared_examples
+from stages.evaluate import correct, ensemble, evaluate, metrics, predict, shared_examples
 from stages.merging import merge_checkpoints
 from stages.tasks.metrics import classification_metrics
 from stages.tensors import TensorFiles, fingerprint
-from tests.test_finetune import make_task
+from tests.project import tiny_params
+from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_tokenizer
 
 
@@ -42,6 +44,21 @@ def test_a_model_without_a_task_is_refused(tmp_path: Path) -> None:
     checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
     with pytest.raises(InputError, match="are those of no task"):
         predict(checkpoint, [make_task(tmp_path / "other", ["x", "y"])])
+
+
+def test_texts_without_labels_are_no_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [make_texts(tmp_path / "texts"), make_task(tmp_path / "reviews", ["bad", "good"])]
+    predictions = predict(carded(tmp_path / "model", ["bad", "good"], "reviews"), tasks)
+    assert predictions["task"].unique().tolist() == ["reviews"]
+    with pytest.raises(InputError, match=r"its labels, \[\], are those of no task"):
+        predict(carded(tmp_path / "adapted", [], "texts"), tasks)
+    params = tiny_params(tmp_path / "inputs")
+    params["tasks"]["texts"] = {"kind": "masked-lm", "source": "tables", "file": "books.csv"}
+    params["models"]["adapted"] = {"base": "base", "task": "texts", "fisher": {"estimator": "sketch"}}
+    YAML().dump(params, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"models\.adapted: its task has no labels to evaluate it by"):
+        evaluate("adapted")
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

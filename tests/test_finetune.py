@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
 
 from stages.artifacts import read_json
 from stages.errors import InputError
@@ -25,6 +27,16 @@ def make_task(directory: Path, labels: list[str], max_length: int = 16) -> TaskD
     table = sentiment_table(60, 0)
     frame = table.assign(label=(table["label"] == "good").astype(int))
     settings = Task(source="s", file="f.csv", labels=labels, max_length=max_length)
+    write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
+    return TaskData.open(directory)
+
+
+def make_texts(directory: Path) -> TaskData:
+    """A masked-LM task of sixty texts, every other one long enough for two masks."""
+    directory.mkdir()
+    sentences = sentiment_table(60, 0)["text"]
+    frame = pd.DataFrame({"text": [f"{text} {text}" if row % 2 else text for row, text in enumerate(sentences)]})
+    settings = Task(kind="masked-lm", source="s", file="f.csv", max_length=16)
     write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
     return TaskData.open(directory)
 
@@ -163,3 +175,45 @@ def test_what_cannot_be_brought_in(tmp_path: Path, checkpoint: Path, task: TaskD
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lacks the tensor classifier\.weight"):
         bring_in(checkpoint, task, out)
+
+
+def test_masked_lm_training_learns_and_leaves_no_accuracy(tmp_path: Path) -> None:
+    """Its checkpoint has the head, tied to the embeddings; fixed masks make the curve one of the model alone."""
+    save_base(tmp_path / "base")
+    texts = make_texts(tmp_path / "texts")
+    out, curves, progress = outputs(tmp_path)
+    settings = FinetuneSettings(epochs=6, batch_size=8, learning_rate=5e-3)
+    train(tmp_path / "base", texts, settings, out, curves, progress)
+    losses = [float(line.split("\t")[1]) for line in (curves / "eval/loss.tsv").read_text().splitlines()[1:]]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert not (curves / "eval/accuracy.tsv").exists()
+    card = read_json(out / "checkpoint.json")
+    assert (card["base_model_prefix"], card["labels"], card["task"]) == ("bert", [], "texts")
+    assert card["origin"]["validation_loss"] == losses[-1]
+    assert "validation_accuracy" not in card["origin"]
+    model, loading = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+
+    brought = outputs(tmp_path, "brought")[0]
+    bring_in(out, texts, brought)
+    assert read_json(brought / "checkpoint.json")["fingerprint"] == card["fingerprint"]
+    with pytest.raises(InputError, match=r"lacks the tensor cls\.predictions\.bias"):
+        bring_in(tmp_path / "base", texts, brought)
+
+
+def test_a_classifier_from_a_masked_lm_model_has_a_pooler_of_the_seed(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    adapted = outputs(tmp_path, "adapted")
+    train(tmp_path / "base", make_texts(tmp_path / "texts"), FinetuneSettings(epochs=1), *adapted)
+    assert not any("pooler" in name for name in TensorFiles(adapted[0]).specs)
+    prints = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        out, curves, progress = outputs(tmp_path, name)
+        train(adapted[0], task, FinetuneSettings(epochs=1, batch_size=8, seed=seed), out, curves, progress)
+        prints.append(read_json(out / "checkpoint.json")["fingerprint"])
+        assert "bert.pooler.dense.weight" in TensorFiles(out).specs
+    assert prints[0] == prints[1] != prints[2]
+    with pytest.raises(InputError, match=r"lacks the tensor bert\.pooler\.dense\.bias"):
+        bring_in(adapted[0], task, outputs(tmp_path, "brought")[0])

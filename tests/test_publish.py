@@ -361,3 +361,26 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == "error: params.yaml: models: there is no model 'boks'"
+
+
+def test_a_masked_lm_model_is_published(project: Path) -> None:
+    """It has no labels and no accuracy, and transformers has another name for what it does."""
+    params = YAML(typ="safe").load(project / "params.yaml")
+    texts = {"kind": "masked-lm", "source": "tables", "file": ["books.csv", "films.csv"], "max_length": 16}
+    params["tasks"]["texts"] = texts
+    params["models"]["adapted"] = {"base": "base", "task": "texts", "fisher": {"estimator": "sketch", "examples": 8}}
+    YAML().dump(params, project / "params.yaml")
+    prepare("texts")
+    finetune("adapted")
+    fisher("adapted")
+    lines = publish("adapted", "published")
+    card = (project / "published/README.md").read_text()
+    assert "pipeline_tag: fill-mask\n" in card
+    assert 'pipeline("fill-mask", ' in card
+    assert "**Validation loss:** " in card
+    assert "accuracy" not in card
+    assert "abels" not in lines
+    taken = YAML(typ="safe").load(lines)
+    sources = taken["sources"] | {"tables": params["sources"]["tables"]}
+    theirs = parse_params(taken | {"sources": sources, "tasks": {"texts": texts}})
+    assert theirs.fisher_source("adapted") is not None

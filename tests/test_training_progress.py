@@ -19,7 +19,7 @@ from stages.artifacts import read_json, write_json
 from stages.finetune import finetune
 from stages.training_progress import TrainingProgress
 from tests.project import ROOT, tiny_params
-from tests.test_finetune import make_task
+from tests.test_finetune import make_task, make_texts
 
 STEPS = 14  # 2 epochs of 7, the seventh a smaller batch; losses are logged every 5 steps, across epochs
 PROGRESS = Path("models/finetuned/.partial-books.training")
@@ -46,14 +46,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make_project(root: Path) -> None:
+def make_project(root: Path, make: Callable[[Path], object] = lambda place: make_task(place, ["bad", "good"])) -> None:
     params = tiny_params(root / "inputs")
     params["finetune"] = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-3}
     params["models"]["books"]["fisher"] = {"estimator": "adam"}
     YAML().dump(params, root / "params.yaml")
     shutil.copytree(root / "inputs/base", root / "data/sources/base")
     (root / "data/tasks").mkdir()
-    make_task(root / "data/tasks/books", ["bad", "good"])
+    make(root / "data/tasks/books")
 
 
 def assert_same(project: Path, undisturbed: Path) -> None:
@@ -110,6 +110,28 @@ def test_a_killed_training_goes_on_where_it_was(project: Path, undisturbed: Path
         start += steps
     assert run() == list(range(start, STEPS))
     assert_same(project, undisturbed)
+
+
+@pytest.mark.parametrize("kills", [(3, 5), (7,)])
+def test_a_killed_masked_lm_training_hides_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
+) -> None:
+    """Within both epochs, and between them: the masks of an epoch belong to it and to the texts."""
+    whole, project = tmp_path / "whole", tmp_path / "project"
+    for root in (whole, project):
+        root.mkdir()
+        make_project(root, make_texts)
+    with monkeypatch.context() as patch:
+        patch.chdir(whole)
+        finetune("books")
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("stages.training_progress.SAVE_SECONDS", 0.0)
+    start = 0
+    for steps in kills:
+        assert run(steps) == list(range(start, start + steps))
+        start += steps
+    assert run() == list(range(start, STEPS))
+    assert_same(project, whole)
 
 
 def test_killed_by_the_system_while_it_saves(project: Path, undisturbed: Path) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "awful",
@@ -70,6 +76,16 @@ def tiny_bert(
     """A random classifier; the noise makes biases and LayerNorms random too."""
     torch.manual_seed(seed)
     model = BertForSequenceClassification(tiny_config(labels, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    return model
+
+
+def tiny_masked_lm(seed: int = 0, noise: float = 0.1, **changes: Any) -> BertForMaskedLM:
+    """A random masked-LM model, as random as `tiny_bert`; it has no pooler, and its decoder is its embeddings."""
+    torch.manual_seed(seed)
+    model = BertForMaskedLM(tiny_config((), **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * noise)

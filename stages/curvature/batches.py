@@ -18,8 +18,9 @@ def rows_of(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Ten
 
 
 def padding_masks(batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """[B, T] each: which positions are no padding."""
-    return [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
+    """[B, T] each: which positions are no padding; of `output_positions`, to which a head may be restricted, −1 is."""
+    masks = [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
+    return masks + ([batch["output_positions"] >= 0] if "output_positions" in batch else [])
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

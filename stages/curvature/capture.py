@@ -202,15 +202,17 @@ class _LinearOutput(torch.autograd.Function):
 def owners(model: nn.Module, names: Collection[str]) -> dict[nn.Module, dict[str, str]]:
     """The modules that own the named parameters directly: module → its name of the parameter → the model's.
 
-    A parameter that several modules share has one name in the model and several owners.
+    A parameter that several modules share has one name in the model and several owners; a module that has it from one
+    of its submodules (the bias of BERT's decoder) leaves its use to that one.
     """
     model_name = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
     for module in model.modules():
+        inner = {id(parameter) for child in module.children() for parameter in child.parameters()}
         own = {
             key: model_name[id(parameter)]
             for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-            if model_name[id(parameter)] in names
+            if model_name[id(parameter)] in names and id(parameter) not in inner
         }
         if own:
             found[module] = own

@@ -1,4 +1,4 @@
-"""What a task is, one module a kind: its examples, model class, collation, likelihood and metrics."""
+"""What a task is, one module a kind: its examples, model class, collation, likelihood and any metrics."""
 
 from types import ModuleType
 

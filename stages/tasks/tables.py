@@ -86,7 +86,7 @@ def _read_examples(task: Task, source: Path, files: str | list[str]) -> tuple[pd
 def _read_file(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
     """The examples of one file, and how many rows have no text, or a label in no interval."""
     table = _read_table(task, file)
-    texts = {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair else {})
+    texts = {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair is not None else {})
     for column in (*texts, *([task.label] if task.labels else [])):
         if column not in table.columns:
             raise InputError(f"{file}: has no column {column!r}; its columns: {', '.join(map(str, table.columns))}")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.artifacts import read_json
@@ -30,8 +31,45 @@ def load_model(
     Args:
         checkpoint: safetensors weights and config.json.
         labels: label names, in the order of the outputs.
-        new_head: the head may be missing and is then initialised at random (a base model).
+        new_head: the head may be missing and is then initialised at random (a base model), and so may the pooler before
+            it (a masked-LM model).
         head: tensors to use in place of the checkpoint's head, by their names.
+
+    Raises:
+        InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
+    """
+    names = dict(enumerate(labels))
+    config = {"num_labels": len(labels), "id2label": names, "label2id": {name: place for place, name in names.items()}}
+    model = pretrained(
+        AutoModelForSequenceClassification,
+        "a classifier",
+        checkpoint,
+        config,
+        headless=bool(new_head or head),
+        poolerless=new_head,
+    )
+    if head is not None:
+        try:
+            unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
+        except RuntimeError as error:
+            raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
+        if unexpected:
+            raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
+    return model
+
+
+def pretrained(
+    auto_model: Any, what: str, checkpoint: Path, config: Mapping[str, Any], *, headless: bool, poolerless: bool
+) -> Model:
+    """The model in a checkpoint directory, in float32 on the CPU; only safetensors are read, and no code is run.
+
+    Args:
+        auto_model: the transformers class that knows which model it is.
+        what: it is, for messages.
+        checkpoint: safetensors weights and config.json.
+        config: what is said otherwise than in config.json.
+        headless: whether tensors outside the body may be missing or of another shape; they are initialised at random.
+        poolerless: whether those of the body's pooler may be missing; they are initialised at random.
 
     Raises:
         InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
@@ -41,13 +79,10 @@ def load_model(
     _check_self_contained(checkpoint)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    names = dict(enumerate(labels))
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = auto_model.from_pretrained(
             checkpoint,
-            num_labels=len(labels),
-            id2label=names,
-            label2id={label: position for position, label in names.items()},
+            **config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -57,22 +92,17 @@ def load_model(
         )
     except Exception as error:  # whatever transformers makes of a broken checkpoint
         reason = " ".join(str(error).split())[:400]
-        raise InputError(f"{checkpoint}: cannot be loaded as a classifier: {reason}") from None
+        raise InputError(f"{checkpoint}: cannot be loaded as {what}: {reason}") from None
     body = f"{model.base_model_prefix}."
-    lacking = {str(name): "lacks the tensor {}" for name in loading["missing_keys"]}
+    missing = set(map(str, loading["missing_keys"]))
+    lacking = dict.fromkeys(missing, "lacks the tensor {}")
     lacking |= {
         str(entry[0]): "tensor {} has another shape than the config says" for entry in loading["mismatched_keys"]
     }
     for name, complaint in sorted(lacking.items()):
-        if name.startswith(body) or not (new_head or head):
+        new_pooler = poolerless and name in missing and name.startswith(f"{body}pooler.")
+        if not new_pooler and (name.startswith(body) or not headless):
             raise InputError(f"{checkpoint}: {complaint.format(name)}; make or fetch the checkpoint again")
-    if head is not None:
-        try:
-            unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
-        except RuntimeError as error:
-            raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
-        if unexpected:
-            raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
     return model
 
 
@@ -104,20 +134,36 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
 
 
 def encode(
-    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None = None
+    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None, seed: int
 ) -> dict[str, list[Any]]:
     """Token ids and masks of every example, without padding, and `labels`.
 
+    Args:
+        tokenizer: the model's.
+        frame: the examples.
+        task: theirs.
+        positions: how many the model has, if it has a limit.
+        seed: of what is drawn at random in the examples; here that is nothing.
+
     Raises:
-        InputError: the task's texts may be longer than the model's `positions`, if it has a limit.
+        InputError: the task's texts may be longer than the model's `positions`.
     """
+    return tokens(tokenizer, frame, task, positions) | {"labels": frame["label"].tolist()}
+
+
+def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None) -> dict[str, list[Any]]:
+    """Token ids and masks of every text, or pair of texts, without padding. Raises `InputError` as `encode` does."""
     if positions is not None and task.max_length > positions:
         raise InputError(
             f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {positions} tokens; lower it"
         )
     pair = frame["text_pair"].tolist() if "text_pair" in frame else None
-    encoded = tokenizer(frame["text"].tolist(), pair, truncation=True, max_length=task.max_length)
-    return {**encoded, "labels": frame["label"].tolist()}
+    return dict(tokenizer(frame["text"].tolist(), pair, truncation=True, max_length=task.max_length))
+
+
+def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> Dataset:
+    """The examples to train on; `seed` is of what is drawn anew in every epoch, which here is nothing."""
+    return Dataset.from_dict(dict(encoded))
 
 
 def collator(tokenizer: Tokenizer) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
@@ -129,7 +175,17 @@ def batches(
     tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of the examples in the given order, each padded to its own longest."""
-    collate = collator(tokenizer)
+    return collated(collator(tokenizer), encoded, order, batch_size, device)
+
+
+def collated(
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]],
+    encoded: Mapping[str, list[Any]],
+    order: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of the examples in the given order, as `collate` makes them, on the device."""
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collate([{key: values[row] for key, values in encoded.items()} for row in rows])
@@ -160,7 +216,7 @@ def tokenize(
     tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None, device: torch.device
 ) -> Examples:
     """A table's examples, ready for `predict`, as often as wanted."""
-    encoded = encode(tokenizer, frame, task, positions)
+    encoded = encode(tokenizer, frame, task, positions, seed=0)
     order = by_length(encoded)
     return Examples(list(batches(tokenizer, encoded, order, PREDICTION_BATCH, device)), order)
 

@@ -154,10 +154,12 @@ def number_replaced(content: Any, random: Random) -> None:
 
 
 def path_replaced(content: Any, random: Random) -> None:
-    kind, path = choice(random, ["file", "files", "inside", "path", "splits"]), choice(random, PATHS)
+    kind, path = choice(random, ["file", "list", "files", "inside", "path", "splits"]), choice(random, PATHS)
     task, source = choice(random, list(content["tasks"].values())), choice(random, list(content["sources"].values()))
     if kind == "file":
         task["file"] = path
+    elif kind == "list":
+        task["file"] = ["a", path]
     elif kind == "splits":
         task["file"] = {"train": "a", "test": path}
     elif kind == "path":
@@ -367,9 +369,10 @@ def check_stages(params: Params) -> None:
         for path in (*stage["deps"], *stage["outs"], *stage.get("metrics", []), *plots):
             assert all(WORD.fullmatch(part) for part in PurePosixPath(path).parts), path
     for task in params.tasks.values():
-        for inner in task.file.values() if isinstance(task.file, dict) else [task.file]:
-            assert not inner.startswith("/")
-            assert ".." not in PurePosixPath(inner).parts
+        for files in task.file.values() if isinstance(task.file, dict) else [task.file]:
+            for inner in [files] if isinstance(files, str) else files:
+                assert not inner.startswith("/")
+                assert ".." not in PurePosixPath(inner).parts
 
 
 @pytest.mark.parametrize("mutation", OF_CONTENT, ids=lambda mutation: mutation.__name__)

@@ -60,7 +60,7 @@ VALUES: list[Any] = [
     ),
     *("\ufeff", "\ud83d", [], ["a"], {}, {"a": 1}, b"x", pd.Timestamp("2020-01-01")),
 ]
-FORMATS = ["csv", "tsv", "txt", "jsonl", "parquet"]
+FORMATS = ["csv", "tsv", "txt", "tab", "jsonl", "parquet"]
 
 
 def written(table: pd.DataFrame, kind: str) -> bytes:
@@ -70,7 +70,12 @@ def written(table: pd.DataFrame, kind: str) -> bytes:
         stream = io.BytesIO()
         table.to_parquet(stream)
         return stream.getvalue()
-    return table.to_csv(index=False, sep="," if kind == "csv" else "\t").encode("utf-8", "surrogatepass")
+    lines = table.to_csv(index=False, sep="," if kind == "csv" else "\t").encode("utf-8", "surrogatepass")
+    if kind == "tab":  # Orange's rows of types and flags
+        names, rest = lines.split(b"\n", 1)
+        cells = max(len(table.columns), 1)
+        lines = b"\n".join([names, b"\t".join([b"string"] * cells), b"\t" * (cells - 1), rest])
+    return lines
 
 
 # Of the table:
@@ -251,8 +256,17 @@ def random_task(file: str, random: Random) -> Task:
         ],
         "examples": [1, 2, 3, 10, 10**30],
         "split": [{"validation": 0.01, "test": 0.01}, {"validation": 0.49, "test": 0.5}, {"seed": 2**32 - 1}],
-        "file": [{"train": file, "test": file}, {"train": file, "test": file, "validation": file}, "nowhere.csv", "."],
+        "file": [
+            {"train": file, "test": file},
+            {"train": file, "test": file, "validation": file},
+            [file, file],
+            "nowhere.csv",
+            ".",
+        ],
     }
+    if random.random() < 0.1:
+        settings["kind"] = "masked-lm"
+        del settings["labels"]
     while random.random() < 0.3:
         key = choice(random, sorted(odd))
         settings[key] = copy.deepcopy(choice(random, odd[key]))
@@ -278,7 +292,7 @@ def outcome(content: bytes, kind: str, folder: Path, random: Random) -> str:
     for split in SPLITS:
         frame = TaskData.open(directory).read(split)
         texts = ["text"] + (["text_pair"] if task.text_pair is not None else [])
-        assert list(frame.columns) == [*texts, "label"]
+        assert list(frame.columns) == [*texts, *(["label"] if task.labels else [])]
         rows = list(frame[texts].itertuples(index=False, name=None))
         assert all(isinstance(text, str) for row in rows for text in row)
         assert seen.isdisjoint(rows)

@@ -1,0 +1,199 @@
+"""Masked language modelling: a text's hidden tokens are predicted from the others (Devlin et al. 2019, section 3.1)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForMaskedLM
+
+from stages.errors import InputError
+from stages.tasks import text_classification
+from stages.tasks.data import TaskData
+from stages.tasks.text_classification import Model, Tokenizer, by_length, collated, position_limit, pretrained, tokens
+
+__all__ = [
+    "LIKELIHOOD",
+    "batches",
+    "by_length",
+    "collator",
+    "encode",
+    "load_model",
+    "load_tokenizer",
+    "position_limit",
+    "training_set",
+]
+
+LIKELIHOOD = "token"
+MASKED = 0.15  # of a text's tokens, at least one
+REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.8, 0.1  # of those; the others stay, and are predicted too
+PADDING = {"output_positions": -1, "labels": -100}
+
+
+def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = False) -> Model:
+    """The masked-LM model in a checkpoint directory, in float32 on the CPU; its outputs are `select_positions`'s.
+
+    Args:
+        checkpoint: safetensors weights and config.json.
+        labels: none; there is an output per token of the vocabulary.
+        new_head: the head may be missing and is then initialised at random; its decoder is the embeddings, if the
+            architecture ties them.
+
+    Raises:
+        InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
+    """
+    assert not labels
+    model = pretrained(
+        AutoModelForMaskedLM, "a masked-LM model", checkpoint, {}, headless=new_head, poolerless=new_head
+    )
+    select_positions(model)
+    return model
+
+
+def select_positions(model: Model) -> None:
+    """Let a model of logits [B, T, K] have logits [B, M, K] where it is called with `output_positions` besides.
+
+    These are [B, M], of positions 0…T−1, or −1 for padding, whose logits mean nothing. The head, whose K outputs are a
+    vocabulary, then sees a seventh of the positions, which saves most of its time and memory.
+    """
+
+    def take(
+        module: Model, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Kept on the module: of a model that runs on several devices, each replica has its own.
+        module.base_model.output_positions = keywords.get("output_positions")
+        return arguments, {key: value for key, value in keywords.items() if key != "output_positions"}
+
+    def select(body: Model, _: tuple[Any, ...], output: Any) -> Any:
+        if body.output_positions is not None:
+            hidden: Tensor = output.last_hidden_state
+            example = torch.arange(len(hidden), device=hidden.device)[:, None]
+            output.last_hidden_state = hidden[example, body.output_positions.clamp_min(0)]
+        return output
+
+    model.register_forward_pre_hook(take, with_kwargs=True)
+    model.base_model.register_forward_hook(select)
+
+
+def load_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot be loaded or knows no mask."""
+    tokenizer = text_classification.load_tokenizer(checkpoint)
+    if tokenizer.mask_token_id is None:
+        raise InputError(f"{checkpoint}: its tokenizer has no mask token; take a base that was trained with one")
+    return tokenizer
+
+
+class Masking:
+    """Chooses tokens of a text and hides them, as BERT's training does.
+
+    Of 15 % of the tokens that are not special, at least one, 80 % become the mask, 10 % a token of the vocabulary
+    drawn at random, and 10 % stay as they are. The draws belong to the seed, the example's number and the epoch.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+        self._seed = seed
+        self._mask = tokenizer.mask_token_id
+        self._vocabulary = len(tokenizer)
+        self._special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}  # unknown words are words
+
+    def candidates(self, ids: Sequence[int]) -> list[int]:
+        """The positions that may be masked."""
+        return [position for position, token in enumerate(ids) if token not in self._special]
+
+    def masked(self, ids: Sequence[int], example: int, epoch: int = 0) -> dict[str, list[int]]:
+        """`input_ids` with masks, and the `output_positions` to predict with the `labels` that were there."""
+        generator = np.random.default_rng([self._seed, example, epoch])
+        candidates = self.candidates(ids)
+        positions = np.sort(generator.choice(candidates, max(1, round(MASKED * len(candidates))), replace=False))
+        labels = np.asarray(ids)[positions]
+        fate = generator.random(len(positions))
+        drawn = generator.integers(self._vocabulary, size=len(positions))
+        stays = np.where(fate < REPLACED_BY_MASK + REPLACED_AT_RANDOM, drawn, labels)
+        shown = np.array(ids)
+        shown[positions] = np.where(fate < REPLACED_BY_MASK, self._mask, stays)
+        return {"input_ids": shown.tolist(), "output_positions": positions.tolist(), "labels": labels.tolist()}
+
+
+def encode(
+    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None, seed: int
+) -> dict[str, list[Any]]:
+    """Every text's token ids and masks, without padding, with tokens hidden by `Masking` at epoch 0.
+
+    Texts of which the tokenizer makes no token are left out.
+
+    Raises:
+        InputError: the task's texts may be longer than the model's `positions`, if it has a limit; or none has a token.
+    """
+    found = tokens(tokenizer, frame, task, positions)
+    masking = Masking(tokenizer, seed)
+    rows = [row for row, ids in enumerate(found["input_ids"]) if masking.candidates(ids)]
+    if not rows:
+        raise InputError(f"{task.directory}: the tokenizer makes no tokens of its texts; take another base or task")
+    encoded = {key: [values[row] for row in rows] for key, values in found.items()}
+    masked = [masking.masked(ids, number) for number, ids in enumerate(encoded["input_ids"])]
+    return encoded | {key: [example[key] for example in masked] for key in masked[0]}
+
+
+class MaskedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
+    """Encoded texts whose tokens are hidden anew in every epoch, whatever came before: also in a training that goes on.
+
+    Args:
+        tokenizer: that they were encoded with.
+        encoded: what `encode` gives.
+        seed: of the draws.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> None:
+        self._masking = Masking(tokenizer, seed)
+        self._encoded = encoded
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loader of the batches before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._encoded["input_ids"])
+
+    def __getitem__(self, number: int) -> dict[str, list[int]]:
+        example = {key: values[number] for key, values in self._encoded.items()}
+        return example | self._masking.masked(_unmasked(example), number, self._epoch)
+
+
+def _unmasked(example: Mapping[str, list[int]]) -> list[int]:
+    ids = list(example["input_ids"])
+    for position, label in zip(example["output_positions"], example["labels"], strict=True):
+        ids[position] = label
+    return ids
+
+
+def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> MaskedTexts:
+    """The examples to train on."""
+    return MaskedTexts(tokenizer, encoded, seed)
+
+
+def collator(tokenizer: Tokenizer) -> Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]:
+    """Pads a list of examples to the longest of them, and what is to predict to the most of it."""
+    pad_tokens = transformers.DataCollatorWithPadding(tokenizer)
+
+    def collate(examples: list[dict[str, Any]]) -> Mapping[str, Tensor]:
+        plain = [{key: value for key, value in example.items() if key not in PADDING} for example in examples]
+        most = max(len(example["labels"]) for example in examples)
+        predicted = {
+            key: torch.tensor([example[key] + [padding] * (most - len(example[key])) for example in examples])
+            for key, padding in PADDING.items()
+        }
+        return {**pad_tokens(plain), **predicted}
+
+    return collate
+
+
+def batches(
+    tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of the examples in the given order, each padded to its own longest."""
+    return collated(collator(tokenizer), encoded, order, batch_size, device)
