@@ -18,7 +18,7 @@ from stages.finetune import bring_in
 from stages.fisher import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
-from stages.params import FisherSettings, Params, Task, parse_params
+from stages.params import FisherSettings, Isotropic, Params, Search, Task, parse_params
 from stages.plan import base_directory, search_tasks, statistics_directories
 from stages.progress import Progress
 from stages.search import search_coefficients
@@ -26,8 +26,9 @@ from stages.searching.live_model import LiveModel
 from stages.tasks.data import TaskData, examples_fingerprint, write_task
 from stages.tensors import TensorFiles, fingerprint
 from tests.cards import rewrite_card
+from tests.test_finetune import make_texts
 from tests.test_fisher import Killed
-from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
+from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_masked_lm, tiny_tokenizer
 
 BINARY = ["bad", "good"]
 # Random models as far apart as these make different mistakes, which depend on λ.
@@ -230,6 +231,31 @@ def test_the_live_model_has_the_weights_that_a_merge_writes(
     assert live._parameters.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(live._parameters[name], value), name
+
+
+def test_a_masked_lm_donor_is_searched_for_what_it_shares(inside: Path) -> None:
+    """Its body goes into a classifier whose pooler and head stay; scored as the checkpoint that the merge writes."""
+    tiny_masked_lm(seed=3, noise=0.5).save_pretrained("sources/eve")
+    tiny_tokenizer().save_pretrained("sources/eve")
+    texts, eve = make_texts(Path("data/tasks/texts")), Path("models/finetuned/eve")
+    eve.mkdir()
+    bring_in(Path("sources/eve"), texts, eve)
+    estimate(eve, texts, FisherSettings(estimator="sketch", examples=12), Path("models/fishers/eve"))
+    content = params_of({"ann": 1, "bob": 1}, {"sampler": "grid"}).model_dump(exclude={"merges"})
+    content["tasks"]["texts"] = {"kind": "masked-lm", "source": "base", "file": "f.csv", "max_length": 16}
+    content["models"]["eve"] = {"base": "base", "task": "texts", "fisher": {"estimator": "sketch"}}
+    search = {"sampler": "grid", "points": 5, "tasks": ["books"]}
+    merge = {"method": "fisher", "coefficients": {"ann": 1, "eve": 1}, "search": search, "heads": "target"}
+    params = parse_params(content | {"merges": {"it": merge}})
+    found, sweep = searched(params)
+    for point, score in zip(sweep["λ eve"], sweep["books accuracy"], strict=True):
+        λ = {"ann": 1 - point, "eve": point}
+        assert score == pytest.approx(accuracy_of(merged_with(params, λ), "books"))
+    assert sweep["books accuracy"].nunique() > 1
+    assert found["coefficients"]["eve"] < 1
+    alone = Ingredients({"ann": Path("models/finetuned/ann")}, Isotropic())
+    with pytest.raises(InputError, match=r"predicts \['bad', 'good'\], but the task texts has \[\]; list other tasks"):
+        LiveModel(alone, "target", {texts: "eve"}, Search(sampler="grid"))
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:

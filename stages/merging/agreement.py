@@ -38,6 +38,12 @@ def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str
             )
 
 
+def lacked_by_others(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
+    """The names of the first one's tensors that some other checkpoint lacks."""
+    first, *others = (checkpoint.tensors.specs.keys() for checkpoint in checkpoints.values())
+    return {name for name in first if not all(name in other for other in others)}
+
+
 def heads_agree(checkpoints: Mapping[str, Checkpoint]) -> bool:
     """Whether all models have the same label names, and all their tensors the same names and shapes."""
     first, *others = checkpoints.values()

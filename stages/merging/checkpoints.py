@@ -40,7 +40,8 @@ def merge_checkpoints(
         statistics: for methods that need them: model name → its directory with `fisher.safetensors` (or `kfac`, or
             `gram`), or several directories.
         base: directory of the weights that the models were fine-tuned from, for methods that need them.
-        heads: see `stages.params.Merge`. With `each`, every model's own head is kept in `out/heads/`.
+        heads: see `stages.params.Merge`. With `each`, every model's own head is kept in `out/heads/`; with `target`,
+            the card says as `kept` what else is the target's because another model lacks it.
         precision: what to compute in.
         max_shard_size: in bytes, or for example `5GB`; larger checkpoints are spread over several files.
         progress: called with numbers of merged values, as they are done.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import InputError
-from stages.merging.agreement import check_same_body, heads_agree, refuse_unequal
+from stages.merging.agreement import check_same_body, heads_agree, lacked_by_others, refuse_unequal
 from stages.merging.inputs import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
 from stages.merging.methods import method_rule
 from stages.merging.models import Models, Rule
@@ -33,6 +33,12 @@ class Ingredients:
         statistics: model name → the directory or directories with its statistics.
         base: directory of the weights that the models were fine-tuned from.
         heads: see `stages.params.Merge`.
+
+    Attributes:
+        kept_heads: names of the heads' tensors, if the target's head is kept.
+        kept_body: of the target's body, with `heads: target`, what some other model lacks (a masked-LM model has no
+            pooler).
+        kept: both; of these the result has the target's, and nobody's if the target has none.
 
     Raises:
         InputError: something is missing or does not fit, named.
@@ -60,9 +66,16 @@ class Ingredients:
                     f"{self.target.tensors.file}: has no tensor {self.target.base_model_prefix}.…, so heads cannot be "
                     "told from the rest; merge models of the same labels with `heads: merge`"
                 )
-        check_same_body(self.checkpoints, self.kept_heads)
+        self.kept_body = lacked_by_others(self.checkpoints) - self.kept_heads if heads == "target" else set()
+        self.kept = self.kept_heads | self.kept_body
+        check_same_body(self.checkpoints, self.kept)
         specs = self.target.tensors.specs
-        self._integers = {name for name in specs.keys() - self.kept_heads if not specs[name].is_floating}
+        if self.kept_body and self.kept >= specs.keys():
+            raise InputError(
+                f"{self.target.tensors.file}: the other models together have no tensor of its body, so there is "
+                "nothing to merge; merge models of one base"
+            )
+        self._integers = {name for name in specs.keys() - self.kept if not specs[name].is_floating}
         for name in sorted(self._integers):
             refuse_unequal(name, self.checkpoints)
 
@@ -93,7 +106,7 @@ class Ingredients:
         for statistics in self.statistics.values():
             for name, statistic in statistics.items():
                 statistic.check_cards(self.checkpoints[name])
-        merged = {name: spec for name, spec in specs.items() if name not in self.kept_heads | self._integers}
+        merged = {name: spec for name, spec in specs.items() if name not in self.kept | self._integers}
         for statistic in self.statistics.get("diagonal", {}).values():
             _check_shapes(statistic, merged)
         if self.prior is not None:
@@ -148,7 +161,7 @@ class Merging:
     def copied(self) -> dict[str, str]:
         """Tensors that are taken as they are, and the model they are taken from."""
         it = self.ingredients
-        copied = dict.fromkeys(sorted(it.kept_heads & it.target.tensors.specs.keys()), it.target_name)
+        copied = dict.fromkeys(sorted(it.kept & it.target.tensors.specs.keys()), it.target_name)
         sole = [name for name, λ in self.coefficients.items() if λ > 0]
         if len(sole) == 1 and it.options.keeps_single_model:
             return dict.fromkeys(it.target.tensors.specs, sole[0]) | copied

@@ -59,7 +59,8 @@ class Merge(Section):
     target: the model that `favor_target` favours and whose head is kept where heads cannot be merged.
         Without it: the first of the models by name (coefficients are a mapping, whose order means nothing).
     heads: `merge` merges the heads if all models share label names and shapes, and else keeps the target's;
-        `target` keeps the target's; `each` evaluates every task with the head of that task's own model.
+        `target` keeps the target's, and of its body what another model lacks (a masked-LM model has no pooler);
+        `each` evaluates every task with the head of that task's own model.
     precision: what values are computed in; they are written in the target's type.
     max_shard_size: larger checkpoints are spread over several files.
     search: how better λ than `coefficients` are looked for; without it, these stand.

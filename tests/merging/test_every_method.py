@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from stages.artifacts import CHECKPOINT_CARD, write_json
+from stages.artifacts import CHECKPOINT_CARD, read_json, write_json
 from stages.errors import InputError
 from stages.merging import (
     Dare,
@@ -31,7 +31,7 @@ from stages.params import METHODS
 from stages.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
 from stages.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
-from tests.merging.zoo import Zoo, poisoned
+from tests.merging.zoo import Zoo, poisoned, without
 from tests.tiny import tiny_tokenizer
 
 OPTIONS: dict[str, Any] = {
@@ -172,6 +172,58 @@ def test_heads(tmp_path: Path, method: Any) -> None:
     for model in λ:
         head = load_file(tmp_path / "merged" / "heads" / f"{model}.safetensors")
         assert torch.equal(head["classifier.weight"], zoo.tensors(model)["classifier.weight"])
+
+
+POOLER = ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+
+
+@each_method
+def test_what_a_donor_lacks_is_the_targets(tmp_path: Path, method: Any) -> None:
+    """A masked-LM donor has no pooler; the rest is merged as where the target has none either."""
+    zoo, λ = zoo_for(method, tmp_path)
+    zoo.add_masked_lm("bob")
+    found = zoo.merge_by(method, λ, heads="target")
+    ann = zoo.tensors("ann")
+    assert found.keys() == ann.keys()
+    for name in (*POOLER, "classifier.weight", "classifier.bias"):
+        assert torch.equal(found[name], ann[name]), name
+    card = read_json(tmp_path / "merged" / CHECKPOINT_CARD)
+    assert card["origin"]["heads"] == "target"
+    assert card["origin"]["kept"] == POOLER
+    assert "bert.pooler.dense.bias" in (tmp_path / "merged/README.md").read_text()
+    _, loading = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+    alone = zoo.merge_by(method, dict.fromkeys(λ, 0.0) | {"bob": 1.0}, heads="target")
+    for name, value in alone.items():
+        assert torch.equal(value, zoo.tensors("bob").get(name, ann[name]) if name not in POOLER else ann[name])
+    for heads in ("merge", "each"):
+        with pytest.raises(InputError, match=r"bob.*: lacks the tensor bert\.pooler\.dense\.bias, which ann has"):
+            zoo.merge_by(method, λ, heads=heads)
+
+    for name in POOLER:
+        for model in λ.keys() - {"bob"}:
+            zoo.change(model, without(name))
+    wanted = zoo.merge_by(method, λ, heads="target")
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert not torch.equal(wanted[W], ann[W])
+    assert "kept" not in read_json(tmp_path / "merged" / CHECKPOINT_CARD)["origin"]
+
+
+def test_what_is_wrong_with_a_donor_that_lacks_something(tmp_path: Path) -> None:
+    zoo = Zoo.of(tmp_path, "ann")
+    zoo.add_masked_lm("bob")
+    λ = {"ann": 0.5, "bob": 0.5}
+    bob = zoo.tensors("bob")
+    zoo.change("bob", lambda tensors: tensors.update({W: bob[W][:, :5].clone()}))
+    with pytest.raises(InputError, match=rf"bob.*tensor {W} has the shape \[16, 5\], but ann's has \[16, 16\]"):
+        zoo.merge(λ, heads="target")
+    zoo.change("bob", lambda tensors: tensors.update({W: bob[W], "bert.extra.weight": bob[W].clone()}))
+    with pytest.raises(InputError, match=r"ann.*: lacks the tensor bert\.extra\.weight, which bob has"):
+        zoo.merge(λ, heads="target")
+    save_file({"cls.bias": torch.zeros(3)}, zoo.checkpoints["bob"] / "model.safetensors")
+    with pytest.raises(InputError, match=r"ann.*: the other models together have no tensor of its body"):
+        zoo.merge(λ, heads="target")
 
 
 @each_method

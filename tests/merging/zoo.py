@@ -6,13 +6,14 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from stages.artifacts import FORMAT_VERSION, write_json
 from stages.merging import merge_checkpoints
 from stages.statistics import input_factor, output_factor, write_statistic
 from stages.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
-from tests.tiny import save_base, tiny_bert, tiny_tokenizer
+from tests.tiny import save_base, tiny_bert, tiny_masked_lm, tiny_tokenizer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,8 +38,14 @@ class Zoo:
     def add(
         self, name: str, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ("bad", "good"), **changes: Any
     ) -> None:
+        self._add(name, tiny_bert(labels, seed=len(self.checkpoints) + 1, **changes), dtype)
+
+    def add_masked_lm(self, name: str) -> None:
+        """A model without a pooler, with another head."""
+        self._add(name, tiny_masked_lm(seed=len(self.checkpoints) + 1), torch.float32)
+
+    def _add(self, name: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
         directory = self.root / name
-        model = tiny_bert(labels, seed=len(self.checkpoints) + 1, **changes)
         torch.nn.Module.to(model, dtype=dtype)
         model.save_pretrained(directory, max_shard_size="1GB")
         tiny_tokenizer().save_pretrained(directory)
