@@ -1,12 +1,10 @@
 """Curvature statistics of a checkpoint on its task: shared out, saved, resumed, and in batches that fit into memory."""
 
 import gc
-import json
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,12 @@ from stages.params import FisherSettings
 from stages.progress import Progress
 from stages.statistics import STATISTIC_NAMES
 from stages.tasks import task_kind
-from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
+from stages.tasks.checkpoints import Model, stored_names
+from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
+from stages.tasks.prediction import batches
 from stages.tensors import verified_fingerprint
 
-NO_MEMORY = "one example does not fit into memory; lower the task's max_length, or use another device"
+NO_MEMORY = "one example does not fit into memory; make the task's examples smaller, or use another device"
 
 Batch = dict[str, torch.Tensor]
 
@@ -88,15 +88,15 @@ def estimated_statistics(
         "likelihood": kind.LIKELIHOOD,
     }
     model = kind.load_model(checkpoint, task.labels)
-    tokenizer = kind.load_tokenizer(checkpoint)
-    encoded = kind.encode(tokenizer, frame, task, kind.position_limit(model), settings.seed)
-    order = kind.by_length(encoded)
+    processor = kind.load_processor(checkpoint)
+    encoded = kind.encode(processor, frame, task, kind.position_limit(model), settings.seed)
+    order = kind.largest_first(encoded)
     processes = PartialState(cpu=compute_device().type == "cpu")
     here = Path(__file__)
     identity = {
         **card,
         "checkpoint": verified_fingerprint(checkpoint),
-        "encoded": sha256(json.dumps(encoded).encode()).hexdigest(),
+        "encoded": encoding_fingerprint(encoded),
         **settings.model_dump(),
         "statistics": sorted(statistics),
         "processes": processes.num_processes,
@@ -107,7 +107,7 @@ def estimated_statistics(
 
     def batch(start: int, stop: int) -> Batch:
         rows = order[start:stop]
-        return next(kind.batches(tokenizer, encoded, rows, len(rows), processes.device))
+        return next(batches(kind.collator(processor), encoded, rows, len(rows), processes.device))
 
     name = " and ".join(STATISTIC_NAMES[statistic] for statistic in statistics)
     vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
@@ -118,12 +118,28 @@ def estimated_statistics(
             raise InputError(f"{checkpoint}: {error}") from None
         if processes.num_processes > 1:
             estimation.sums.all_reduce()
-        estimate = Estimate(estimation.result(), card) if processes.is_main_process else None
+        found = with_stored_names(estimation.result(), model) if processes.is_main_process else None
+        estimate = Estimate(found, card) if found is not None else None
     yield estimate
     progress.remove()
     if processes.num_processes > 1:
         processes.wait_for_everyone()
         processes.destroy_process_group()
+
+
+def with_stored_names(statistics: CurvatureStatistics, model: Model) -> CurvatureStatistics:
+    """A model's statistics under the names that the tensors have in the checkpoint's file."""
+    stored = stored_names(model)
+
+    def renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {stored[name]: tensor for name, tensor in tensors.items()}
+
+    return CurvatureStatistics(
+        renamed(statistics.diagonal),
+        renamed(statistics.input_factors),
+        renamed(statistics.output_factors),
+        frozenset(stored[name] for name in statistics.transposed),
+    )
 
 
 class Share:

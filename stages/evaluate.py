@@ -68,6 +68,7 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
         InputError: it has the labels of none of the tasks, or cannot be loaded.
     """
     from stages.device import compute_device
+    from stages.tasks.prediction import examples_for
 
     parts = []
     device = compute_device()
@@ -75,7 +76,7 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
         frame = task.read("test")
-        examples = kind.tokenize(kind.load_tokenizer(checkpoint), frame, task, kind.position_limit(model), device)
+        examples = examples_for(kind, checkpoint, model, frame, task, device)
         logits = kind.predict(model.to(device), examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
@@ -94,7 +95,8 @@ def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[Ta
                 tensors = {name: head.read(name) for name in head.specs}
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
         return
-    known = [task for task in tasks if task.labels and list(task.labels) == card["labels"]]
+    kinds = {task.kind for task in tasks if task.name == card["task"]}
+    known = [task for task in tasks if task.labels and list(task.labels) == card["labels"] and task.kind in kinds]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)

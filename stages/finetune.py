@@ -1,17 +1,14 @@
 """finetune-MODEL: base weights and one task → models/finetuned/MODEL/, and its training curves."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from datasets import Dataset
 from dvclive import Live
 from dvclive.utils import standardize_metric_name
 
@@ -37,7 +34,9 @@ from stages.params import FinetuneSettings, load_params
 from stages.paths import FINETUNED, TASKS, TRAINING
 from stages.plan import base_place
 from stages.tasks import task_kind
-from stages.tasks.data import TaskData, draw_examples
+from stages.tasks.checkpoints import stored_names
+from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
+from stages.tasks.prediction import rows
 from stages.tensors import TensorFiles, fingerprint, verified_fingerprint, write_tensors
 from stages.training_progress import TrainingProgress
 
@@ -78,22 +77,25 @@ def train(
 ) -> None:
     """Fine-tune `base` on the task's training examples; write the checkpoint into `out` and the curves into `curves`.
 
-    AdamW with linear warm-up and decay; every random choice (the new head, the order, dropout, masks) comes from the
-    seed; validation examples' masks are the same in every epoch.
-    Its state is saved in the directory `progress` every minute, and taken up from there. With `keep_moments`, the
-    optimizer's second moments are written beside the checkpoint's weights.
+    AdamW with linear warm-up and decay; every random choice (the new head or, from scratch, the whole model; the
+    order, dropout, masks) comes from the seed; validation examples' masks are the same in every epoch. Its state is
+    saved in the directory `progress` every minute, and taken up from there. With `keep_moments`, the optimizer's second
+    moments are written beside the checkpoint's weights.
 
     Raises:
         InputError: the base cannot be loaded, or training diverged.
     """
     kind = task_kind(task.kind)
     transformers.set_seed(settings.seed)  # before the head is made
-    model = kind.load_model(base, task.labels, new_head=True)
-    tokenizer = kind.load_tokenizer(base)
+    if settings.from_scratch:
+        model = kind.new_model(base, task.labels)
+    else:
+        model = kind.load_model(base, task.labels, new_head=True)
+    processor = kind.load_processor(base)
     frame = draw_examples(task.read("train"), settings.examples, settings.seed)
     limit = kind.position_limit(model)
     examples = {
-        split: kind.encode(tokenizer, table, task, limit, settings.seed)
+        split: kind.encode(processor, table, task, limit, settings.seed)
         for split, table in (("train", frame), ("validation", task.read("validation")))
     }
 
@@ -111,7 +113,7 @@ def train(
             weight_decay=settings.weight_decay,
             warmup_steps=settings.warmup,
             seed=settings.seed,
-            train_sampling_strategy="group_by_length",  # little padding
+            train_sampling_strategy=kind.TRAIN_SAMPLING,
             eval_strategy="epoch",
             save_strategy="no",
             logging_steps=5,
@@ -120,16 +122,16 @@ def train(
             use_cpu=compute_device().type == "cpu",
             dataloader_pin_memory=False,
         ),
-        train_dataset=kind.training_set(tokenizer, examples["train"], settings.seed),
-        eval_dataset=Dataset.from_dict(examples["validation"]),
-        data_collator=kind.collator(tokenizer),
+        train_dataset=kind.training_set(processor, examples["train"], settings.seed),
+        eval_dataset=rows(examples["validation"]),
+        data_collator=kind.collator(processor),
         compute_metrics=accuracy if task.labels else None,
     )
     here = Path(__file__)
     identity = {
-        "base": tree_sha256(base),  # with its configuration and tokenizer
+        "base": tree_sha256(base),  # with its configuration and processor
         "labels": list(task.labels),
-        "examples": sha256(json.dumps(examples).encode()).hexdigest(),
+        "examples": {split: encoding_fingerprint(encoded) for split, encoded in examples.items()},
         "settings": settings.model_dump(),
         "libraries": library_versions("torch", "transformers", "accelerate"),
         "device": trainer.args.device.type,
@@ -143,9 +145,11 @@ def train(
     history = trainer.state.log_history
     write_curves(history, curves)
     if keep_moments:
-        write_tensors(out, ADAM, second_moments(trainer.optimizer, model, settings.batch_size))
+        moments = second_moments(trainer.optimizer, model, settings.batch_size)
+        stored = stored_names(model)
+        write_tensors(out, ADAM, {stored[name]: values for name, values in moments.items()})
     model.to("cpu").save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    processor.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
     score = "accuracy" if task.labels else "loss"
     origin = {

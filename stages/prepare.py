@@ -16,7 +16,7 @@ def prepare(name: str) -> None:
     if name not in tasks:
         raise InputError(f"params.yaml: tasks: there is no task {name!r}")
     task = tasks[name]
-    verify_contents(SOURCES / task.source, [task.file] if isinstance(task.file, str) else task.file.values())
+    verify_contents(SOURCES / task.source, task.files)
     splits, dropped = split_examples(task, SOURCES / task.source)
     with atomic_directory(TASKS / name) as partial:
         write_task(partial, task, splits, dropped)

@@ -20,7 +20,7 @@ from stages.merging.inputs import Checkpoint, open_statistic
 from stages.params import FisherSettings, Statistic
 from stages.statistics import TRANSPOSED, input_factor, output_factor
 from stages.tasks.data import TaskData, draw_examples
-from stages.tasks.text_classification import load_model, load_tokenizer
+from stages.tasks.text_classification import load_model, load_processor
 from stages.tensors import TensorFiles, fingerprint
 from tests.project import tiny_params
 from tests.test_finetune import make_task
@@ -73,7 +73,7 @@ def test_the_files_have_the_factors_of_the_examples_that_the_fisher_is_estimated
         save_gpt2(checkpoint)
     out = factors(kind, checkpoint, task, tmp_path / "out")
     assert sorted(file.name for file in out.iterdir()) == [f"{kind}.json", f"{kind}.safetensors"]
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_processor(checkpoint)
     texts = draw_examples(task.read("train"), 20, 2)["text"]
     single = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
     wanted = curvature_statistics(load_model(checkpoint, task.labels), single, statistics=[kind])

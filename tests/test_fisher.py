@@ -20,7 +20,7 @@ from stages.merging.inputs import Checkpoint, open_statistic
 from stages.params import FisherSettings, Source
 from stages.params.schema import FISHER_FILES
 from stages.tasks.data import TaskData, draw_examples
-from stages.tasks.text_classification import load_model, load_tokenizer
+from stages.tasks.text_classification import load_model, load_processor
 from stages.tensors import TensorFiles, fingerprint
 from tests.cards import reseal, rewrite_card
 from tests.project import Project, tiny_params
@@ -43,7 +43,7 @@ def test_it_is_the_fisher_of_examples_drawn_from_the_train_split(
 ) -> None:
     out = estimated(tmp_path, checkpoint, task, FisherSettings(examples=11, batch_size=4, seed=5))
     frame = draw_examples(task.read("train"), 11, 5)
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_processor(checkpoint)
     single = [dict(tokenizer(text, return_tensors="pt")) for text in frame["text"]]
     wanted = diagonal_fisher(load_model(checkpoint, task.labels), single)
     found = load_file(out / "fisher.safetensors")

@@ -360,7 +360,10 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "text": "text",
         "text_pair": None,
         "label": "label",
+        "image": None,
         "max_length": 128,
+        "corruptions": [],
+        "part": None,
         "examples": None,
         "split": {"validation": 0.15, "test": 0.15, "seed": 0},
     }

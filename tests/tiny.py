@@ -14,7 +14,11 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
 )
+
+from stages.artifacts import write_json
 
 WORDS = [
     "awful",
@@ -109,6 +113,64 @@ def sentiment_table(rows: int, seed: int, text: str = "text", label: str = "labe
         if score:
             seen.setdefault(" ".join(chosen), "good" if score > 0 else "bad")
     return pd.DataFrame({text: list(seen), label: list(seen.values())})
+
+
+def stripes(rows: int, seed: int, size: int = 8) -> tuple[np.ndarray, list[str]]:
+    """Distinct images [rows, size, size] of uint8 with bright stripes, and which way these go."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 60, (rows, size, size))
+    labels = ["across" if row % 2 else "down" for row in range(rows)]
+    for image, label in zip(images, labels, strict=True):
+        lines = random.choice(size, size=3, replace=False)
+        image[(lines,) if label == "across" else (slice(None), lines)] += 180
+    return images.astype(np.uint8), labels
+
+
+def pixel_table(images: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:
+    """A pixel a column, and then the label."""
+    return pd.DataFrame(images.reshape(len(images), -1)).assign(label=labels)
+
+
+def tiny_vit(
+    labels: Sequence[str] = ("across", "down"), seed: int = 0, noise: float = 0.1, **changes: Any
+) -> ViTForImageClassification:
+    """A random classifier of grey images of 8 × 8 pixels; see `tiny_bert`."""
+    settings: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "image_size": 8,
+        "patch_size": 4,
+        "num_channels": 1,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    torch.manual_seed(seed)
+    model = ViTForImageClassification(ViTConfig(**(settings | changes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    return model
+
+
+def save_image_processor(directory: Path, size: int = 8, channels: int = 1) -> None:
+    """The preprocessor_config.json of a ViT: pixels from 0 to 255 become −1 to 1."""
+    directory.mkdir(parents=True, exist_ok=True)
+    steps = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": size, "width": size},
+        "image_mean": [0.5] * channels,
+        "image_std": [0.5] * channels,
+    }
+    write_json(directory / "preprocessor_config.json", steps)
+
+
+def save_vit(directory: Path, **changes: Any) -> None:
+    """A tiny ViT's checkpoint, with its image processor."""
+    model = tiny_vit(**changes)
+    model.save_pretrained(directory)
+    save_image_processor(directory, channels=model.config.num_channels)
 
 
 def batch(rows: int, length: int, lengths: Sequence[int] | None = None, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -12,7 +12,18 @@ from pydantic import ValidationError
 from stages.errors import InputError
 from stages.params.merges import Merge, Search
 from stages.params.methods import METHODS, Ensemble, Uncertainty
-from stages.params.schema import FinetuneSettings, FisherSettings, Model, OverrideError, Params, Source, Task, TaskSplit
+from stages.params.schema import (
+    Corruption,
+    FinetuneSettings,
+    FisherSettings,
+    Images,
+    Model,
+    OverrideError,
+    Params,
+    Source,
+    Task,
+    TaskSplit,
+)
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
@@ -254,6 +265,10 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
             return Source.model_fields
         case ("tasks", _, "split", _):
             return TaskSplit.model_fields
+        case ("tasks", _, "image", _):
+            return Images.model_fields
+        case ("tasks", _, "corruptions", _, _):
+            return Corruption.model_fields
         case ("tasks", _, _):
             return Task.model_fields
         case ("models", _, _):

@@ -19,6 +19,7 @@ def _inner(path: str) -> str:
 
 
 AnyPath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Positive = Annotated[int, Field(ge=1, le=100_000)]
 InnerPath = Annotated[AnyPath, AfterValidator(_inner)]  # of a file in a source
 Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
 Split = Literal["train", "validation", "test"]
@@ -73,37 +74,122 @@ class TaskSplit(Section):
         return self
 
 
+class Images(Section):
+    """Where a table has its images: in one `column` or in `pixels`, exactly one of the two.
+
+    column: of encoded images (the bytes of a PNG, JPEG, WebP or BMP file), or of Hugging Face's {bytes, path}.
+    pixels: [height, width] or [height, width, channels]: all columns but the label's are an image's pixels, 0 to 255,
+        row by row. In `columns`, the name `pixels` stands for all of them.
+    size: [height, width] in pixels that every image is brought to; without it, images keep their sizes.
+    """
+
+    column: str | None = None
+    pixels: Annotated[list[Positive], Field(min_length=2, max_length=3)] | None = None
+    size: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Images":
+        if (self.column is None) == (self.pixels is None):
+            raise ValueError("give exactly one of column, pixels")
+        if self.pixels is not None and self.pixels[2:] not in ([], [1], [3]):
+            raise ValueError(f"`pixels`: an image has 1 or 3 channels, not {self.pixels[2]}")
+        return self
+
+
+class Corruption(Section):
+    """A change of every image, one of these; `stages/tasks/corruptions.py` says what each does.
+
+    invert: black becomes white.
+    rotate: by so many degrees, counter-clockwise.
+    translate: by [down, right] pixels.
+    contrast: distances from the image's mean are multiplied by this.
+    gaussian_noise: its standard deviation, where the pixels' range is 1.
+    gaussian_blur: the kernel's standard deviation, in pixels.
+    occlude: the side of a square somewhere in the image, in pixels.
+    """
+
+    invert: Literal[True] | None = None
+    rotate: float | None = Field(default=None, ge=-360, le=360)
+    translate: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    contrast: float | None = Field(default=None, ge=0, le=100)
+    gaussian_noise: float | None = Field(default=None, gt=0, le=10)
+    gaussian_blur: float | None = Field(default=None, gt=0, le=1000)
+    occlude: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_change(self) -> "Corruption":
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError(f"a corruption is exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+KIND_KEYS = {  # of a task, that only tasks of some kinds have
+    "text": ("text-classification", "masked-lm"),
+    "text_pair": ("text-classification", "masked-lm"),
+    "max_length": ("text-classification", "masked-lm"),
+    "image": ("image-classification",),
+    "corruptions": ("image-classification",),
+}
+
+
 class Task(Section):
     """A data set, as a table in one of the sources.
 
-    kind: `text-classification`, whose examples have labels; or `masked-lm`, whose examples are texts alone: rows
-        without one are dropped, and neither `label` nor `labels` is given.
-    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl or .parquet file in the source, split by `split`,
-        or a list of files with the same columns, which are read one after the other;
-        or such a file or list per split (`{train: …, validation: …, test: …}`; a missing validation is taken from
-        train). A text of the test file is in no other split; in one table, a `masked-lm` task is split otherwise than
-        a task with labels, so it does see that task's test texts.
+    kind: `text-classification` or `image-classification`, whose examples have labels; or `masked-lm`, whose examples
+        are texts alone: rows without one are dropped, and neither `label` nor `labels` is given.
+    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl or .parquet file in the source (all but the last
+        may be compressed, .csv.gz), split by `split`, or a list of files with the same columns, which are read one
+        after the other; or such a file or list per split (`{train: …, validation: …, test: …}`; a missing validation is
+        taken from train). A text of the test file is in no other split; in one table, a `masked-lm` task is split
+        otherwise than a task with labels, so it does see that task's test texts.
     columns: the columns' names, for a table without a header row.
     text, text_pair, label: the names of the columns used.
+    image: where the images are.
     labels: label names, in the order of the model's outputs (a label column holds these names, or their positions);
         or a mapping of names to intervals [low, high] of a numeric label column (rows outside all of them are dropped).
     max_length: in tokens; longer texts are truncated.
+    corruptions: changes of all images, in this order, once it is decided which are in which split.
+    part: use the rows from one share to another of each file, after a shuffle with `split.seed`: two tasks that are
+        alike but for [0, 0.5], [0.5, 1] and their corruptions have no example in common.
     examples: use at most so many rows, drawn at random with `split.seed`.
     """
 
-    kind: Literal["text-classification", "masked-lm"] = "text-classification"
+    kind: Literal["text-classification", "image-classification", "masked-lm"] = "text-classification"
     source: Name
     file: Files | dict[Split, Files]
     columns: list[str] | None = None
     text: str = "text"
     text_pair: str | None = None
+    image: Images | None = None
     label: str = "label"
     labels: list[str] | dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
         default_factory=list
     )
     max_length: int = Field(default=128, ge=2, le=1_000_000)
+    corruptions: list[Corruption] = Field(default_factory=list)
+    part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
     examples: int | None = Field(default=None, ge=1)
     split: TaskSplit = TaskSplit()
+
+    @property
+    def files(self) -> list[str]:
+        """All files that it is read from."""
+        parts = self.file.values() if isinstance(self.file, dict) else [self.file]
+        return [name for part in parts for name in ([part] if isinstance(part, str) else part)]
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> "Task":
+        for key, kinds in KIND_KEYS.items():
+            if key in self.model_fields_set and self.kind not in kinds:
+                raise ValueError(f"`{key}` is for tasks of the kind {' or '.join(kinds)}, and this one is {self.kind}")
+        if self.kind == "image-classification":
+            if self.image is None:
+                raise ValueError("a task of images needs `image`: {column: …} or {pixels: [height, width]}")
+            if self.image.column == self.label:
+                raise ValueError("`image.column` and `label` must be different columns")
+            if self.image.pixels and self.columns is not None and self.columns.count("pixels") != 1:
+                raise ValueError("`columns` must have `pixels` once, for all of an image's columns")
+        return self
 
     @model_validator(mode="after")
     def _usable_columns_and_labels(self) -> "Task":
@@ -123,8 +209,10 @@ class Task(Section):
 
     def _check_labels(self) -> None:
         columns = [column for column in (self.text, self.text_pair, self.label) if column is not None]
-        if len(set(columns)) < len(columns):
+        if self.image is None and len(set(columns)) < len(columns):
             raise ValueError("`text`, `text_pair` and `label` must be different columns")
+        if self.part is not None and not self.part[0] < self.part[1]:
+            raise ValueError(f"`part`: {self.part} is empty; the first share must be the smaller one")
         names = list(self.labels)
         if "labels" not in self.model_fields_set:
             raise ValueError(f"`labels` is missing, which a {self.kind} task needs")
@@ -143,8 +231,13 @@ class Task(Section):
 
 
 class FinetuneSettings(Section):
-    """How a model is fine-tuned from its base (AdamW, linear decay after a linear warm-up)."""
+    """How a model is fine-tuned from its base (AdamW, linear decay after a linear warm-up).
 
+    from_scratch: of the base, take the configuration only: the weights are initialised at random with `seed`.
+    """
+
+    # Left out where it is false, so that cards say what they said before there was such a key.
+    from_scratch: bool = Field(default=False, exclude_if=lambda value: not value)
     epochs: int = Field(default=2, ge=1)
     examples: int | None = Field(default=None, ge=1)  # at most so many training examples, drawn at random
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)

@@ -14,8 +14,10 @@ from stages.merging.inputs import Checkpoint
 from stages.merging.streaming import on_all_cores
 from stages.params import Search
 from stages.tasks import task_kind
+from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import SCORES
+from stages.tasks.prediction import examples_for
 
 
 class LiveModel:
@@ -54,13 +56,13 @@ class LiveModel:
             else:
                 model = body
             frame = task.read("validation")
-            tokenizer = kind.load_tokenizer(target.directory)
-            examples = kind.tokenize(tokenizer, frame, task, kind.position_limit(model), self._device)
+            examples = examples_for(kind, target.directory, model, frame, task, self._device)
             self._tasks.append((kind, model.to(self._device), examples, frame["label"].to_numpy()))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
+        stored = stored_names(body)
         self._parameters = {
-            name: tensor.detach() for name, tensor in body.state_dict().items() if name not in own_heads
+            stored[name]: tensor.detach() for name, tensor in body.state_dict().items() if stored[name] not in own_heads
         }
         self._refuse_renamed(target)
 
@@ -114,7 +116,7 @@ def expert_score(checkpoint: Path, task: TaskData, settings: Search) -> float:
     device = compute_device()
     model = kind.load_model(checkpoint, task.labels).to(device)
     frame = task.read("validation")
-    examples = kind.tokenize(kind.load_tokenizer(checkpoint), frame, task, kind.position_limit(model), device)
+    examples = examples_for(kind, checkpoint, model, frame, task, device)
     score = SCORES[settings.metric](kind.predict(model, examples), frame["label"].to_numpy())
     if score == 0:
         raise InputError(f"{checkpoint}: has a {settings.metric} of 0 on {task.name}; `search.normalize` cannot be had")

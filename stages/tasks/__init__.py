@@ -1,4 +1,24 @@
-"""What a task is, one module a kind: its examples, model class, collation, likelihood and any metrics."""
+"""What a task is, one module a kind: its examples, model class, collation, likelihood and metrics.
+
+The stages ask a kind for the following, and for nothing else of it:
+
+- `LIKELIHOOD`: of its model's outputs, one of `stages.curvature`'s.
+- `TRAIN_SAMPLING`: the order of training examples, as the Trainer's `train_sampling_strategy` names it.
+- `load_model(checkpoint, labels, *, new_head=False, head=None)`: the model in a directory, in float32 on the CPU, whole
+  and from safetensors, or an `InputError`. A base's head may be missing with `new_head`; `head` replaces it.
+- `new_model(checkpoint, labels)`: the same by a directory's config.json, initialised at random.
+- `load_processor(checkpoint)`: what makes a model's inputs of examples (a tokenizer, an image processor); its
+  `save_pretrained(directory)` writes it beside a checkpoint's weights.
+- `position_limit(model)`: how long an example may be, in tokens, if that is limited.
+- `encode(processor, frame, task, positions)`: the examples of a table as a mapping of model inputs, and `labels`, to
+  lists with an entry an example: numbers, lists of them or arrays. What cannot be a model's input is an `InputError`.
+- `collator(processor)`: makes a batch, a mapping of inputs to tensors, of a list of such examples.
+- `largest_first(encoded)`: the examples' positions, in the order in which memory runs out at once or not at all.
+- `predict(model, examples)`: the logits, of `stages.tasks.prediction.Examples`; `accuracy(logits, labels)` of them.
+
+What kinds share is in `stages.tasks.checkpoints` (loading) and `stages.tasks.prediction`. How `prepare` makes a kind's
+table is in `stages.tasks.tables`, and for images in `stages.tasks.images`.
+"""
 
 from types import ModuleType
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stages.artifacts import FORMAT_VERSION, read_json, write_json
 from stages.contents import verify_contents
@@ -21,9 +21,8 @@ TASK_CARD = "task.json"
 class TaskData:
     """A prepared task: where it is, what kind it is, its label names, and the length texts are cut to, in tokens.
 
-    A task that has no labels has no label names either.
-
-    `fingerprints` are those of the splits, by `examples_fingerprint`.
+    A task that has no labels has no label names either, and `max_length` is 0 where there are no texts. `fingerprints`
+    are those of the splits, by `examples_fingerprint`.
     """
 
     directory: Path
@@ -44,10 +43,13 @@ class TaskData:
         card = read_json(directory / TASK_CARD)
         if card.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{directory / TASK_CARD}: unknown format_version; prepare the task again")
-        return cls(directory, card["kind"], tuple(card["labels"]), card["max_length"], card["fingerprints"])
+        return cls(directory, card["kind"], tuple(card["labels"]), card.get("max_length", 0), card["fingerprints"])
 
     def read(self, split: Split) -> "pd.DataFrame":
-        """One split: columns `text`, perhaps `text_pair`, and with labels `label` (a position in `labels`)."""
+        """One split: the columns of an example, and with labels `label` (a position in `labels`).
+
+        An example is a `text`, perhaps with a `text_pair`, or an image (`stages.tasks.images`).
+        """
         import pandas as pd
 
         file = self.directory / f"{split}.parquet"
@@ -83,12 +85,19 @@ def write_task(directory: Path, task: Task, splits: Mapping[Split, "pd.DataFrame
             "format_version": FORMAT_VERSION,
             "kind": task.kind,
             "labels": labels,
-            "max_length": task.max_length,
+            **_kind_settings(task),
             "counts": counts,
             "dropped": dict(dropped),
             "fingerprints": {split: examples_fingerprint(frame) for split, frame in splits.items()},
         },
     )
+
+
+def _kind_settings(task: Task) -> dict[str, object]:
+    """What the card says of tasks of this kind only."""
+    if task.image is None:
+        return {"max_length": task.max_length}
+    return {"corruptions": [corruption.model_dump(exclude_none=True) for corruption in task.corruptions]}
 
 
 def draw_examples(frame: "pd.DataFrame", examples: int | None, seed: int) -> "pd.DataFrame":
@@ -99,8 +108,23 @@ def draw_examples(frame: "pd.DataFrame", examples: int | None, seed: int) -> "pd
 
 
 def examples_fingerprint(frame: "pd.DataFrame") -> str:
-    """SHA-256 of the examples' columns, texts and any labels, in their order."""
+    """SHA-256 of the examples' columns, their contents and any labels, in their order."""
+    rows: Sequence[Sequence[object]] = frame.to_numpy(dtype=object).tolist()
+    return _sha256([list(frame.columns), rows])
+
+
+def encoding_fingerprint(encoded: Mapping[str, Sequence[object]]) -> str:
+    """SHA-256 of encoded examples: lists of numbers, or arrays."""
+    return _sha256(encoded)
+
+
+def _sha256(content: object) -> str:
     import json
 
-    rows: Sequence[Sequence[object]] = frame.to_numpy(dtype=object).tolist()
-    return sha256(json.dumps([list(frame.columns), rows], ensure_ascii=False).encode()).hexdigest()
+    return sha256(json.dumps(content, ensure_ascii=False, default=_buffer_sha256).encode()).hexdigest()
+
+
+def _buffer_sha256(buffer: Any) -> list[object]:
+    """In place of bytes or an array, which JSON cannot hold: their shape, type and digest."""
+    view = memoryview(buffer)
+    return [view.shape, view.format, sha256(view).hexdigest()]

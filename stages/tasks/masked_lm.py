@@ -1,6 +1,6 @@
 """Masked language modelling: a text's hidden tokens are predicted from the others (Devlin et al. 2019, section 3.1)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ from transformers import AutoModelForMaskedLM
 
 from stages.errors import InputError
 from stages.tasks import text_classification
+from stages.tasks.checkpoints import Model, load_pretrained
 from stages.tasks.data import TaskData
-from stages.tasks.text_classification import Model, Tokenizer, by_length, collated, position_limit, pretrained, tokens
+from stages.tasks.prediction import Collator
+from stages.tasks.text_classification import TRAIN_SAMPLING, Tokenizer, largest_first, position_limit, tokens
 
 __all__ = [
     "LIKELIHOOD",
-    "batches",
-    "by_length",
+    "TRAIN_SAMPLING",
     "collator",
     "encode",
+    "largest_first",
     "load_model",
-    "load_tokenizer",
+    "load_processor",
     "position_limit",
     "training_set",
 ]
@@ -47,7 +49,7 @@ def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = Fals
         InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
     """
     assert not labels
-    model = pretrained(
+    model = load_pretrained(
         AutoModelForMaskedLM, "a masked-LM model", checkpoint, {}, headless=new_head, poolerless=new_head
     )
     select_positions(model)
@@ -79,9 +81,9 @@ def select_positions(model: Model) -> None:
     model.base_model.register_forward_hook(select)
 
 
-def load_tokenizer(checkpoint: Path) -> Tokenizer:
+def load_processor(checkpoint: Path) -> Tokenizer:
     """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot be loaded or knows no mask."""
-    tokenizer = text_classification.load_tokenizer(checkpoint)
+    tokenizer = text_classification.load_processor(checkpoint)
     if tokenizer.mask_token_id is None:
         raise InputError(f"{checkpoint}: its tokenizer has no mask token; take a base that was trained with one")
     return tokenizer
@@ -176,7 +178,7 @@ def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: i
     return MaskedTexts(tokenizer, encoded, seed)
 
 
-def collator(tokenizer: Tokenizer) -> Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]:
+def collator(tokenizer: Tokenizer) -> Collator:
     """Pads a list of examples to the longest of them, and what is to predict to the most of it."""
     pad_tokens = transformers.DataCollatorWithPadding(tokenizer)
 
@@ -190,10 +192,3 @@ def collator(tokenizer: Tokenizer) -> Callable[[list[dict[str, Any]]], Mapping[s
         return {**pad_tokens(plain), **predicted}
 
     return collate
-
-
-def batches(
-    tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of the examples in the given order, each padded to its own longest."""
-    return collated(collator(tokenizer), encoded, order, batch_size, device)

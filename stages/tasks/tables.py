@@ -1,23 +1,28 @@
 """From tables in a source to examples in three splits."""
 
+import gzip
 import json
+from collections.abc import Iterable
 from numbers import Number
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from stages.errors import InputError
 from stages.params import SPLITS, Split, Task
 
+COMPRESSED = ".gz"
 ORANGE_TYPES = {"c", "continuous", "d", "discrete", "s", "string", "t", "time"}
 
 
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
-    """The task's examples, with columns `text` (and `text_pair`), and `label` (a position) if the task has labels.
+    """The task's examples: columns `text` (and `text_pair`), or an image's; `label` (a position) if it has labels.
 
     Rows whose numeric label lies in no interval are dropped, without labels those that have no text, and repeated texts
-    (their first row is kept), so that no text is in two splits. Splits are stratified by label, if there are labels,
-    and depend on nothing but the table and `split.seed`.
+    or images (their first row is kept), so that none is in two splits. Splits are stratified by label, if there are
+    labels, and depend on nothing but the table, `split.seed`, and how many rows are wanted: images are corrupted
+    afterwards.
 
     Returns:
         The splits, and how many rows were dropped for what reason.
@@ -28,6 +33,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
     if not isinstance(task.file, dict):
         table, dropped = _read_examples(task, source, task.file)
         table, repeated = _without_repeats(table)
+        table = _part(table, task)
         if task.examples is not None and task.examples < len(table):
             table = table.sample(task.examples, random_state=task.split.seed).sort_index()
         rest, test = _split(table, round(task.split.test * len(table)), task)
@@ -38,7 +44,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         # Test first: where a text is in two splits, the training example goes.
         order = [split for split in ("test", "validation", "train") if split in tables]
         joined, repeated = _without_repeats(pd.concat([tables[split][0].assign(split=split) for split in order]))
-        parts = {split: joined[joined["split"] == split].drop(columns="split") for split in order}
+        parts = {split: _part(joined[joined["split"] == split].drop(columns="split"), task) for split in order}
         train, test = parts["train"], parts["test"]
         if task.examples is not None and task.examples < len(train):
             train = train.sample(task.examples, random_state=task.split.seed).sort_index()
@@ -51,13 +57,27 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         if splits[split].empty:
             raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
     splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
-    return splits, {"label_in_no_interval" if task.labels else "no_text": dropped, "repeated_text": repeated}
+    if task.corruptions:
+        from stages.tasks.images import corrupted
+
+        splits = {split: corrupted(frame, task.corruptions, task.split.seed) for split, frame in splits.items()}
+    what = "text" if task.image is None else "image"
+    return splits, {"label_in_no_interval" if task.labels else "no_text": dropped, f"repeated_{what}": repeated}
 
 
 def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    texts = [column for column in table.columns if column.startswith("text")]
-    kept = table.drop_duplicates(subset=texts)
+    inputs = [column for column in table.columns if column not in ("label", "split")]
+    kept = table.drop_duplicates(subset=inputs)
     return kept, len(table) - len(kept)
+
+
+def _part(table: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The task's share of the rows, in the table's order."""
+    if task.part is None:
+        return table
+    first, last = (round(share * len(table)) for share in task.part)
+    order = np.random.default_rng(task.split.seed).permutation(len(table))
+    return table.iloc[np.sort(order[first:last])]
 
 
 def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -86,41 +106,74 @@ def _read_examples(task: Task, source: Path, files: str | list[str]) -> tuple[pd
 def _read_file(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
     """The examples of one file, and how many rows have no text, or a label in no interval."""
     table = _read_table(task, file)
-    texts = {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair is not None else {})
-    for column in (*texts, *([task.label] if task.labels else [])):
-        if column not in table.columns:
-            raise InputError(f"{file}: has no column {column!r}; its columns: {', '.join(map(str, table.columns))}")
     if not task.labels:
-        usable = table[list(texts)].map(lambda value: isinstance(value, str) and bool(value.strip())).all(axis=1)
-        kept = table.loc[usable, list(texts)].astype(str).rename(columns=texts)
-        return kept, len(table) - len(kept)
-    for column in texts:
-        if (bad := ~table[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
-            raise InputError(f"{file}: row {_first(bad) + 1}: {column} is not a text ({int(bad.sum())} such rows)")
+        return _read_unlabelled(task, table, file)
+    if task.image is None:
+        inputs = _read_texts(task, table, file)
+    else:
+        from stages.tasks.images import read_images
+
+        _check_columns([task.label], table, file)
+        inputs = read_images(task, table, file)
     labels = _interval_labels(task, table[task.label], file) if isinstance(task.labels, dict) else None
     if labels is None:
         labels = _named_labels(list(task.labels), table[task.label], file)
-    examples = table[list(texts)].rename(columns=texts).assign(label=labels.astype("Int64"))
+    examples = inputs.assign(label=labels.astype("Int64"))
     kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
     return kept, len(examples) - len(kept)
+
+
+def _read_unlabelled(task: Task, table: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, int]:
+    """The rows that have texts, and how many have none."""
+    texts = _text_columns(task)
+    _check_columns(texts, table, file)
+    usable = table[list(texts)].map(lambda value: isinstance(value, str) and bool(value.strip())).all(axis=1)
+    kept = table.loc[usable, list(texts)].astype(str).rename(columns=texts)
+    return kept, len(table) - len(kept)
+
+
+def _text_columns(task: Task) -> dict[str, str]:
+    """What the task's columns of texts are called, and what they are called in a prepared table."""
+    return {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair is not None else {})
+
+
+def _read_texts(task: Task, table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    texts = _text_columns(task)
+    _check_columns([*texts, task.label], table, file)
+    for column in texts:
+        if (bad := ~table[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
+            raise InputError(f"{file}: row {_first(bad) + 1}: {column} is not a text ({int(bad.sum())} such rows)")
+    return table[list(texts)].rename(columns=texts)
+
+
+def _check_columns(names: Iterable[str], table: pd.DataFrame, file: Path) -> None:
+    for name in names:
+        if name not in table.columns:
+            raise InputError(f"{file}: has no column {name!r}; its columns: {', '.join(map(str, table.columns))}")
 
 
 def _read_table(task: Task, file: Path) -> pd.DataFrame:
     if not file.is_file():
         beside = sorted(path.name for path in file.parent.glob("*")) if file.parent.is_dir() else []
         raise InputError(f"{file}: no such file in the source; it has: {', '.join(beside) or 'nothing'}")
+    names = task.columns
+    if names is not None and task.image is not None and task.image.pixels is not None:
+        from stages.tasks.images import expanded_columns
+
+        names = expanded_columns(names, task.image.pixels)
+    form = file.with_name(file.name.removesuffix(COMPRESSED)).suffix
     try:
-        if file.suffix == ".parquet":
+        if form == ".parquet":
             return pd.read_parquet(file)
-        if file.suffix in (".jsonl", ".json"):
+        if form in (".jsonl", ".json"):
             return _read_json_lines(file)
         # Quotes are ordinary characters in plain tab-separated files; every cell stays the text that it is.
         table = pd.read_csv(
             file,
-            sep="," if file.suffix == ".csv" else "\t",
-            quoting=0 if file.suffix in (".csv", ".tab") else 3,
-            header=None if task.columns and file.suffix != ".tab" else 0,
-            names=task.columns,
+            sep="," if form == ".csv" else "\t",
+            quoting=0 if form in (".csv", ".tab") else 3,
+            header=None if names and form != ".tab" else 0,
+            names=names,
             dtype=str,
             keep_default_na=False,
             skip_blank_lines=file.suffix != ".tab",  # one may be Orange's row of flags
@@ -148,7 +201,9 @@ def _orange_rows(table: pd.DataFrame, file: Path) -> pd.DataFrame:
 def _read_json_lines(file: Path) -> pd.DataFrame:
     """A table with an object a line; lines of nothing but white space do not count."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    with (gzip.open if file.name.endswith(COMPRESSED) else open)(file, "rt", encoding="utf-8") as opened:
+        content = opened.read()
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)

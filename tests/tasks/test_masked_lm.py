@@ -23,14 +23,14 @@ from stages.tasks import text_classification
 from stages.tasks.data import TaskData
 from stages.tasks.masked_lm import (
     Masking,
-    batches,
-    by_length,
     collator,
     encode,
+    largest_first,
     load_model,
-    load_tokenizer,
+    load_processor,
     training_set,
 )
+from stages.tasks.prediction import batches
 from tests.curvature.reference import assert_same_fisher, reference_fisher, tokens
 from tests.test_finetune import make_texts
 from tests.tiny import SPECIAL, WORDS, save_base, tiny_masked_lm, tiny_tokenizer
@@ -134,7 +134,7 @@ def whole(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def made_batches(texts: TaskData, rows: int, batch_size: int) -> list[dict[str, Tensor]]:
     encoded = encode(tiny_tokenizer(), texts.read("train")[:rows], texts, None, seed=0)
-    return list(batches(tiny_tokenizer(), encoded, by_length(encoded), batch_size, CPU))
+    return list(batches(collator(tiny_tokenizer()), encoded, largest_first(encoded), batch_size, CPU))
 
 
 def test_logits_and_loss_are_those_at_the_hidden_positions(checkpoint: Path, texts: TaskData) -> None:
@@ -256,6 +256,6 @@ def test_what_is_not_loaded(tmp_path: Path, checkpoint: Path) -> None:
     tokenizer.mask_token = None
     tokenizer.save_pretrained(broken)
     with pytest.raises(InputError, match=r"its tokenizer has no mask token"):
-        load_tokenizer(broken)
+        load_processor(broken)
     with pytest.raises(InputError, match=r"lacks the tensor bert\.pooler\.dense\.bias"):
         text_classification.load_model(checkpoint, ["bad", "good"], head={"classifier.bias": torch.zeros(2)})

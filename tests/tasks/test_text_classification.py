@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stages.errors import InputError
-from stages.tasks.text_classification import load_model, load_tokenizer
+from stages.tasks.text_classification import load_model, load_processor
 
 LABELS = ["bad", "good"]
 
@@ -56,7 +56,7 @@ def test_broken_checkpoints(checkpoint: Path, spoil: Callable[[Path], object], m
 def test_broken_tokenizers(checkpoint: Path, content: str) -> None:
     (checkpoint / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
-        load_tokenizer(checkpoint)
+        load_processor(checkpoint)
 
 
 class Canary:
@@ -95,7 +95,7 @@ def test_a_checkpoints_code_is_not_run(checkpoint: Path, tmp_path: Path, model_t
     edited("config.json", auto_map=model_map, model_type=model_type)(checkpoint)
     tokenizer_map = {"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]}
     edited("tokenizer_config.json", auto_map=tokenizer_map, tokenizer_class="X")(checkpoint)
-    for load in (lambda: load_model(checkpoint, LABELS), lambda: load_tokenizer(checkpoint)):
+    for load in (lambda: load_model(checkpoint, LABELS), lambda: load_processor(checkpoint)):
         with suppress(InputError):
             load()
     assert not canary.exists()
@@ -110,7 +110,7 @@ def test_transformers_is_asked_for_safetensors_and_no_code(checkpoint: Path, mon
 
     for loader in ("AutoModelForSequenceClassification", "AutoTokenizer"):
         monkeypatch.setattr(f"stages.tasks.text_classification.{loader}.from_pretrained", from_pretrained)
-    for load in (lambda: load_model(checkpoint, LABELS), lambda: load_tokenizer(checkpoint)):
+    for load in (lambda: load_model(checkpoint, LABELS), lambda: load_processor(checkpoint)):
         with pytest.raises(InputError, match="enough"):
             load()
     assert [options["trust_remote_code"] for options in asked] == [False, False]

@@ -1,0 +1,86 @@
+"""Encoded examples, whatever they are of: to train on, in batches, and a classifier's predictions on them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.tasks.checkpoints import Model
+from stages.tasks.data import TaskData
+
+PREDICTION_BATCH = 64
+
+Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples in batches on a device, largest first, and their positions in the table in that order."""
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    order: Sequence[int]
+
+
+def batches(
+    collate: Collator, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of the encoded examples in the given order, each collated by itself."""
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([{key: values[row] for key, values in encoded.items()} for row in rows])
+        yield {key: tensor.to(device) for key, tensor in batch.items()}
+
+
+def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The encoded examples, one by one."""
+    return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
+
+
+def training_set(processor: Any, encoded: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any]]:
+    """The examples to train on; of what is drawn anew in every epoch, by the seed, here is nothing."""
+    return rows(encoded)
+
+
+def examples_for(
+    kind: ModuleType, checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, device: torch.device
+) -> Examples:
+    """A table's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
+
+    Args:
+        kind: the task's.
+        checkpoint: where the processor is.
+        model: what they are for.
+        frame: rows of the task.
+        task: whose they are.
+        device: where the batches go.
+
+    Raises:
+        InputError: the processor cannot be loaded, or the model cannot take the examples.
+    """
+    processor = kind.load_processor(checkpoint)
+    encoded = kind.encode(processor, frame, task, kind.position_limit(model), seed=0)
+    order = kind.largest_first(encoded)
+    return Examples(list(batches(kind.collator(processor), encoded, order, PREDICTION_BATCH, device)), order)
+
+
+def predict(model: Model, examples: Examples) -> np.ndarray:
+    """The logits [examples, K] in float32, in the table's order. The model must be on the examples' device."""
+    model.eval()
+    with torch.inference_mode():
+        rows = [
+            model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits.float().cpu()
+            for batch in examples.batches
+        ]
+    logits = np.empty((len(examples.order), rows[0].shape[-1]), dtype=np.float32)
+    logits[examples.order] = torch.cat(rows).numpy()
+    return logits
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the examples [B, K] whose largest logit is their label's [B]."""
+    return float((logits.argmax(-1) == labels).mean())

@@ -1,0 +1,285 @@
+"""Image classification: the model's input, its training, its Fisher, its merges."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification
+
+from stages.artifacts import ADAM, read_json, tree_sha256, write_json
+from stages.errors import InputError
+from stages.estimates import estimated_statistics
+from stages.evaluate import predict
+from stages.finetune import bring_in, train
+from stages.fisher import estimate
+from stages.params import FinetuneSettings, FisherSettings, Images, Task
+from stages.tasks.data import TaskData, write_task
+from stages.tasks.image_classification import collator, encode, load_model, load_processor
+from stages.tasks.images import image_columns, images
+from stages.tensors import TensorFiles, fingerprint
+from tests.curvature.reference import assert_same_fisher, reference_fisher
+from tests.project import Project
+from tests.test_finetune import make_task, outputs
+from tests.tiny import pixel_table, save_image_processor, save_vit, stripes, tiny_vit
+
+LABELS = ["across", "down"]
+
+
+def image_task(directory: Path, seed: int = 0) -> TaskData:
+    found, labels = stripes(60, seed)
+    frame = image_columns([image[:, :, None] for image in found], pd.RangeIndex(60))
+    frame = frame.assign(label=[LABELS.index(label) for label in labels])
+    where = Images(pixels=[8, 8])
+    settings = Task(kind="image-classification", source="s", file="f.csv", labels=LABELS, image=where)
+    directory.mkdir(parents=True)
+    write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
+    return TaskData.open(directory)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TaskData:
+    return image_task(tmp_path / "stripes")
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    save_vit(tmp_path / "vit")
+    write_json(tmp_path / "vit" / "checkpoint.json", {"labels": LABELS, "task": "stripes", "origin": {}})
+    return tmp_path / "vit"
+
+
+def model_input(task: TaskData) -> torch.Tensor:
+    """What the test split's images are to a model of grey images, from the definition: −1 to 1."""
+    values = np.stack([image[:, :, 0] for image in images(task.read("test"))])[:, None]
+    return torch.tensor((values / 255 - 0.5) / 0.5, dtype=torch.float32)
+
+
+def in_file(checkpoint: Path) -> dict[str, str]:
+    """Parameter → its name in the checkpoint's file, found by the values, which are all different."""
+    names = {tensor.numpy().tobytes(): name for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    model = load_model(checkpoint, LABELS)
+    return {name: names[parameter.detach().numpy().tobytes()] for name, parameter in model.named_parameters()}
+
+
+def test_the_model_reads_scaled_pixels(vit: Path, task: TaskData) -> None:
+    processor = load_processor(vit)
+    encoded = encode(processor, task.read("test"), task, None, seed=0)
+    batch = collator(processor)([{key: values[row] for key, values in encoded.items()} for row in range(10)])
+    assert batch["pixel_values"].dtype == torch.float32
+    torch.testing.assert_close(batch["pixel_values"], model_input(task))
+    assert batch["labels"].tolist() == task.read("test")["label"].tolist()
+
+
+def test_colours_and_sizes_become_the_models(tmp_path: Path) -> None:
+    """A processor that resizes, crops and normalises, against Pillow and the definition."""
+    save_vit(tmp_path / "vit", num_channels=3)
+    steps = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 10},
+        "crop_size": {"height": 8, "width": 8},
+        "resample": 2,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+    }
+    write_json(tmp_path / "vit" / "preprocessor_config.json", steps)
+    processor = load_processor(tmp_path / "vit")
+    random = np.random.default_rng(0)
+    colour, grey = (random.integers(0, 256, (20, 20, channels)).astype(np.uint8) for channels in (3, 1))
+    found = processor([colour, grey])
+    for image, values in zip((colour, np.repeat(grey, 3, axis=2)), found, strict=True):
+        resized = np.asarray(Image.fromarray(image).resize((10, 10), Image.Resampling.BILINEAR))[1:9, 1:9]
+        wanted = (resized / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+        np.testing.assert_allclose(values.permute(1, 2, 0).numpy(), wanted, atol=0.5 / 255 / 0.5 + 1e-5)
+    save_vit(tmp_path / "grey")
+    luma = (colour @ np.array([299, 587, 114]) / 1000).clip(0, 255)[:8, :8]
+    (values,) = load_processor(tmp_path / "grey")([colour[:8, :8]])
+    np.testing.assert_allclose((values[0].numpy() / 2 + 0.5) * 255, luma, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "its image processor cannot be loaded"),
+        ("{", "its image processor cannot be loaded"),
+        ("[]", "its image processor cannot be loaded"),
+        ('{"image_processor_type": "NoSuchProcessor"}', "its image processor cannot be loaded"),
+    ],
+)
+def test_broken_processors(vit: Path, content: str | None, message: str) -> None:
+    file = vit / "preprocessor_config.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_processor(vit)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoints_code_is_not_run(vit: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for module in ("modeling_x", "configuration_x", "processing_x"):
+        (vit / f"{module}.py").write_text(f"open({str(canary)!r}, 'w')\nclass X: pass\n")
+    config, steps = (read_json(vit / name) for name in ("config.json", "preprocessor_config.json"))
+    models = {"AutoConfig": "configuration_x.X", "AutoModelForImageClassification": "modeling_x.X"}
+    write_json(vit / "config.json", config | {"auto_map": models, "model_type": "own"})
+    own = {"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "processing_x.X"}}
+    write_json(vit / "preprocessor_config.json", steps | own)
+    with pytest.raises(InputError, match="cannot be loaded as a classifier"):
+        load_model(vit, LABELS)
+    with pytest.raises(InputError, match="its image processor cannot be loaded"):
+        load_processor(vit)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["classifier.bias", "vit.layernorm.weight"])
+def test_no_tensor_may_be_missing(vit: Path, name: str) -> None:
+    tensors = load_file(vit / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, vit / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"lacks the tensor {name}"):
+        load_model(vit, LABELS)
+
+
+def test_images_of_another_size_than_the_models(vit: Path, task: TaskData) -> None:
+    save_image_processor(vit, size=12)
+    with pytest.raises(InputError, match="makes images of 12 × 12 pixels, but the model needs 8 × 8"):
+        encode(load_processor(vit), task.read("test"), task, None, seed=0)
+
+
+def scratch(tmp_path: Path, task: TaskData, name: str, **settings: Any) -> Path:
+    """A model trained from a tiny ViT's configuration."""
+    base = tmp_path / "config"
+    if not base.exists():
+        tiny_vit().config.save_pretrained(base)
+        save_image_processor(base)
+    out, curves, progress = outputs(tmp_path, name)
+    chosen = {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3, "from_scratch": True} | settings
+    train(base, task, FinetuneSettings.model_validate(chosen), out, curves, progress, keep_moments=True)
+    return out
+
+
+def test_training_from_scratch_learns_and_is_of_the_seed(tmp_path: Path, task: TaskData) -> None:
+    learnt = scratch(tmp_path, task, "learnt", epochs=15)
+    card = read_json(learnt / "checkpoint.json")
+    assert card["origin"]["validation_accuracy"] > 0.8
+    assert card["origin"]["from_scratch"] is True
+    assert (card["base_model_prefix"], card["labels"]) == ("vit", LABELS)
+    assert read_json(learnt / "preprocessor_config.json")["image_processor_type"] == "ViTImageProcessor"
+    found = [scratch(tmp_path, task, name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    first, again, other = map(tree_sha256, found)
+    assert first == again != other
+    # What others load it with gives the same predictions.
+    model = ViTForImageClassification.from_pretrained(learnt).eval()
+    with torch.no_grad():
+        wanted = model(pixel_values=model_input(task)).logits.numpy()
+    predictions = predict(learnt, [task, make_task(tmp_path / "texts", LABELS)])
+    assert predictions["task"].unique().tolist() == ["stripes"]  # not the texts, though their labels are the same
+    np.testing.assert_allclose(np.stack(predictions["logits"].to_list()), wanted, atol=1e-5)
+
+
+def test_a_base_without_weights_needs_to_be_named_as_such(tmp_path: Path, task: TaskData) -> None:
+    with pytest.raises(InputError, match=r"it has no weights .*`finetune: \{from_scratch: true\}`"):
+        scratch(tmp_path, task, "out", from_scratch=False)
+
+
+def test_cards_of_models_that_are_not_from_scratch_do_not_speak_of_it(
+    tmp_path: Path, vit: Path, task: TaskData
+) -> None:
+    out, curves, progress = outputs(tmp_path)
+    train(vit, task, FinetuneSettings(epochs=1), out, curves, progress)
+    assert "from_scratch" not in read_json(out / "checkpoint.json")["origin"]
+
+
+def test_a_finished_checkpoint_is_brought_in(tmp_path: Path, vit: Path, task: TaskData) -> None:
+    (tmp_path / "out").mkdir()
+    bring_in(vit, task, tmp_path / "out")
+    assert fingerprint(TensorFiles(tmp_path / "out")) == fingerprint(TensorFiles(vit))
+    assert len(predict(tmp_path / "out", [task])) == 10
+
+
+def test_its_fisher_is_exact_and_has_the_names_of_the_file(tmp_path: Path, vit: Path, task: TaskData) -> None:
+    settings = FisherSettings(examples=None, batch_size=16)
+    estimate(vit, task, settings, tmp_path / "fisher")
+    values = np.stack([image[:, :, 0] for image in images(task.read("train"))])[:, None]
+    batch = {"pixel_values": torch.tensor((values / 255 - 0.5) / 0.5)}
+    wanted = reference_fisher(ViTForImageClassification.from_pretrained(vit), [batch])
+    names = in_file(vit)
+    found = load_file(tmp_path / "fisher" / "fisher.safetensors")
+    assert found.keys() == TensorFiles(vit).specs.keys()
+    assert_same_fisher(found, {names[name]: value for name, value in wanted.items()}, tolerance=1e-4)
+    assert read_json(tmp_path / "fisher" / "fisher.json")["likelihood"] == "categorical"
+
+
+def test_its_input_factors_are_of_its_inputs(tmp_path: Path, vit: Path, task: TaskData) -> None:
+    settings = FisherSettings(examples=None, batch_size=16)
+    model = load_model(vit, LABELS).double()
+    seen: list[torch.Tensor] = []
+    model.classifier.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    values = np.stack([image[:, :, 0] for image in images(task.read("train"))])[:, None]
+    with torch.no_grad():
+        model(pixel_values=torch.tensor((values / 255 - 0.5) / 0.5))
+    with estimated_statistics(vit, task, settings, tmp_path / "out", ["kfac"]) as estimate_:
+        assert estimate_ is not None
+        factors = estimate_.statistics
+    assert factors.input_factors.keys() < TensorFiles(vit).specs.keys()
+    assert factors.input_factors.keys() == factors.output_factors.keys()
+    wanted = seen[0].T @ seen[0] / len(values)
+    torch.testing.assert_close(factors.input_factors["classifier.weight"].double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_optimizers_moments_have_the_names_of_the_file(tmp_path: Path, task: TaskData) -> None:
+    out = scratch(tmp_path, task, "out")
+    assert TensorFiles(out, ADAM).specs.keys() == TensorFiles(out).specs.keys()
+    estimate(out, task, FisherSettings(estimator="adam"), tmp_path / "fisher")
+
+
+def test_a_project_of_images(tmp_path: Path) -> None:
+    """From pixels to the report with real dvc: clean and corrupted halves, two merges, a search."""
+    inputs = tmp_path / "inputs"
+    tiny_vit().config.save_pretrained(inputs / "base")
+    save_image_processor(inputs / "base")
+    (inputs / "tables").mkdir()
+    pixel_table(*stripes(120, 0)).to_csv(inputs / "tables" / "stripes.csv.gz", index=False, header=False)
+    task = {
+        "kind": "image-classification",
+        "source": "tables",
+        "file": "stripes.csv.gz",
+        "columns": ["pixels", "label"],
+        "image": {"pixels": [8, 8]},
+        "labels": LABELS,
+    }
+    halves = {"clean": 0.5, "dark": 0.5}
+    methods: dict[str, dict[str, Any]] = {
+        "sought": {"method": "fisher", "search": {"sampler": "grid", "points": 3}},
+        "blocks": {"method": "kfac"},
+    }
+    params = {
+        "sources": {
+            name: {"path": str(inputs / name), "sha256": tree_sha256(inputs / name)} for name in ("base", "tables")
+        },
+        "tasks": {
+            "clean": {**task, "part": [0, 0.5]},
+            "dark": {**task, "part": [0.5, 1], "corruptions": [{"invert": True}, {"gaussian_noise": 0.05}]},
+        },
+        "finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "from_scratch": True},
+        "fisher": {"examples": 20, "batch_size": 4},
+        "models": {name: {"base": "base", "task": name} for name in halves},
+        "merges": {name: {**entry, "coefficients": dict(halves)} for name, entry in methods.items()},
+    }
+    project = Project(tmp_path / "project", params)
+    project.run("python", "-m", "stages.plan")
+    project.repro()
+    read = [pd.read_parquet(file)["pixels"] for file in sorted((project.root / "data/tasks/clean").glob("*.parquet"))]
+    assert len(set(pd.concat(read))) == 60
+    for name in methods:
+        found = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())
+        assert found.keys() == {"clean", "dark", "mean"}
+    assert len(pd.read_csv(project.root / "results/search/sought/sweep.csv")) == 3
+    assert "sought" in (project.root / "results/report/report.html").read_text()
