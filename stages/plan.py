@@ -34,6 +34,12 @@ from stages.paths import (
 PLAN_FILE = Path("models/dvc.yaml")
 ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature")
 METRICS_CODE = "stages/tasks/metrics.py"
+TASK_CODE = ("data", "checkpoints", "prediction")  # of all kinds, in stages/tasks/
+KIND_CODE = {
+    "text-classification": ("text_classification",),
+    "image-classification": ("image_classification", "images"),
+    "masked-lm": ("masked_lm", "text_classification"),
+}
 RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
@@ -53,7 +59,7 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         merges = [merge for merge in params.merges.values() if kind in merge.options.statistics]
         for model in sorted({model for merge in merges for model in merge.models}):
             stages[f"{kind}-{model}"] = _factors_stage(kind, model, params)
-    for model in params.models:
+    for model in evaluated_models(params):
         stages[f"evaluate-{model}"] = _evaluate_stage(model, FINETUNED / model, params)
     for name, merge in params.merges.items():
         if merge.search is not None:
@@ -98,6 +104,11 @@ def base_place(name: str, params: Params) -> Path:
     return FINETUNED / name if name in params.models else SOURCES / name
 
 
+def evaluated_models(params: Params) -> list[str]:
+    """The models that predict labels; others (masked-lm) are evaluated by what they are merged into."""
+    return [model for model, section in params.models.items() if params.tasks[section.task].labels]
+
+
 def evaluated_tasks(name: str, params: Params) -> list[str]:
     """The tasks that a model or merge is evaluated on: those whose kind and labels are its own task's, in its order.
 
@@ -137,8 +148,8 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
 
 
 def _task_code(tasks: Iterable[str], params: Params) -> list[str]:
-    kinds = sorted({params.tasks[task].kind.replace("-", "_") for task in tasks})
-    return ["stages/tasks/data.py", *(f"stages/tasks/{kind}.py" for kind in kinds)]
+    modules = {module for task in tasks for module in KIND_CODE[params.tasks[task].kind]}
+    return [f"stages/tasks/{module}.py" for module in (*TASK_CODE, *sorted(modules))]
 
 
 def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
@@ -251,7 +262,7 @@ def _scores_stage(params: Params) -> dict[str, Any]:
         "params": ["models", "merges"],
         # File by file: dvc pulls no part of a directory.
         "deps": [
-            *(str(EVAL / name / file) for name in (*params.models, *params.merges) for file in RESULT_FILES),
+            *(str(EVAL / name / file) for name in (*evaluated_models(params), *params.merges) for file in RESULT_FILES),
             *(
                 str(SEARCH / name / file)
                 for name, merge in params.merges.items()

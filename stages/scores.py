@@ -15,7 +15,7 @@ from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
 from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, SCORES, SEARCH, SIMILARITY
-from stages.plan import check_plan, models_to_compare
+from stages.plan import check_plan, evaluated_models, models_to_compare
 
 FILE = "scores.json"
 
@@ -118,7 +118,7 @@ def _roles(params: Params) -> dict[str, str]:
     merges = {
         name: "baseline" if isinstance(merge.options, Ensemble) else "merge" for name, merge in params.merges.items()
     }
-    return dict.fromkeys(params.models, "model") | merges
+    return dict.fromkeys(evaluated_models(params), "model") | merges
 
 
 if __name__ == "__main__":

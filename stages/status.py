@@ -87,7 +87,8 @@ def _stages(params: Params) -> Iterator[tuple[str, str, str]]:
         yield model, f"finetune-{model}", str(FINETUNED / model)
         statistics = {f"fisher-{model}": FISHERS, **{f"{kind}-{model}": STATISTICS[kind] for kind in FACTORS}}
         yield from (("", stage, str(place / model)) for stage, place in statistics.items() if stage in planned)
-        yield "", f"evaluate-{model}", str(EVAL / model / "metrics.json")
+        if f"evaluate-{model}" in planned:
+            yield "", f"evaluate-{model}", str(EVAL / model / "metrics.json")
     for merge in params.merges:
         outputs = {
             f"search-{merge}": SEARCH / merge / "coefficients.json",

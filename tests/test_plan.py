@@ -89,7 +89,7 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
     stages = planned_stages(load_params())
     factors = [f"{kind}-{model}" for kind in ("gram", "kfac") for model in ("books", "films")]
     assert sorted(name for name in stages if name.startswith(("gram-", "kfac-"))) == factors
-    tasks = ["stages/tasks/data.py", "stages/tasks/text_classification.py"]
+    tasks = [f"stages/tasks/{module}.py" for module in ("checkpoints", "data", "prediction", "text_classification")]
     for name in factors:
         kind, model = name.split("-")
         assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
@@ -179,6 +179,25 @@ def test_a_model_of_a_model(in_project: Project) -> None:
     assert artefacts("finetune-later") == ["data/tasks/films", "models/finetuned/books"]
     assert "models/finetuned/books" in artefacts("merge-line")
     assert "data/sources/base" in artefacts("merge-sides")
+
+
+def test_a_model_without_labels_is_not_evaluated_but_its_merges_are(in_project: Project) -> None:
+    def add(params: dict[str, Any]) -> None:
+        params["tasks"]["prose"] = {"kind": "masked-lm", "source": "tables", "file": "books.csv"}
+        params["models"]["reader"] = {"base": "base", "task": "prose", "fisher": {"estimator": "sketch"}}
+        λ = {"books": 0.7, "reader": 0.3}
+        params["merges"] = {"adapted": {"method": "fisher", "coefficients": λ, "target": "books", "heads": "target"}}
+
+    in_project.edit_params(add)
+    stages = planned_stages(load_params())
+    assert {"finetune-reader", "fisher-reader", "evaluate-adapted"} < stages.keys()
+    assert "evaluate-reader" not in stages
+    assert "stages/tasks/masked_lm.py" in stages["fisher-reader"]["deps"]
+    assert not any("reader" in path or "masked_lm" in path for path in stages["scores"]["deps"])
+    assert [path for path in stages["evaluate-adapted"]["deps"] if path.startswith("data")] == [
+        "data/tasks/books",
+        "data/tasks/films",
+    ]
 
 
 def test_check_names_what_differs(in_project: Project) -> None:

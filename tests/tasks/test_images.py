@@ -248,7 +248,10 @@ def test_a_prepared_task_is_read_as_it_was_written(folder: Path, tmp_path: Path)
             r"image\.colum: unknown key; .*\(did you mean column",
         ),
         ({"columns": ["a", "label"]}, "`columns` must have `pixels` once"),
-        ({"text": "words"}, "`text` is for tasks of the kind text-classification or masked-lm, and this one is image-class"),
+        (
+            {"text": "words"},
+            "`text` is for tasks of the kind text-classification or masked-lm, and this",
+        ),
         ({"max_length": 12}, "`max_length` is for tasks of the kind text-classification"),
         ({"kind": "text-classification"}, "`image` is for tasks of the kind image-classification"),
         ({"corruptions": [{}]}, r"corruptions\.0: a corruption is exactly one of invert, rotate"),
