@@ -1,11 +1,18 @@
-"""The report's tables and page, from made-up results."""
+"""The report stage's files, from small made-up results."""
 
+import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
+from stages.artifacts import write_json
+from stages.errors import InputError
 from stages.report import write_report
-from stages.scores import Result
+from stages.scores import Result, Scores, read_scores
 
 
 def entry(accuracy: float) -> dict[str, float]:
@@ -18,14 +25,25 @@ def entry(accuracy: float) -> dict[str, float]:
     }
 
 
+def correct(**rights: int) -> dict[str, dict[str, str]]:
+    return {task: {"examples": task, "correct": "1" * right + "0" * (100 - right)} for task, right in rights.items()}
+
+
 RESULTS = [
     Result(
         "books",
         "model",
         {"books": entry(0.9), "films": entry(0.7), "mean": {"accuracy": 0.8}},
         {"method": "finetuned", "base": "tiny", "examples": 40, "epochs": 2, "learning_rate": 1e-4, "seed": 0},
+        correct=correct(books=90, films=70),
     ),
-    Result("films", "model", {"films": entry(0.85), "mean": {"accuracy": 0.85}}, {"method": "brought in", "base": "b"}),
+    Result(
+        "films",
+        "model",
+        {"films": entry(0.85), "mean": {"accuracy": 0.85}},
+        {"method": "brought in", "base": "b"},
+        correct=correct(films=85),
+    ),
     Result(
         "both",
         "merge",
@@ -40,64 +58,84 @@ RESULTS = [
                 "books": {"fisher": {"estimator": "exact", "likelihood": "categorical", "examples": 7, "seed": 3}}
             },
         },
+        correct=correct(books=80, films=80),
     ),
 ]
 
 
 def test_tables(tmp_path: Path) -> None:
-    write_report(RESULTS, ["books", "films"], tmp_path)
+    write_report(Scores(RESULTS), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| books | model | **90.0**\u00a0(85.0–95.0) | 70.0\u00a0(65.0–75.0) | **80.0** |" in text
     assert "| films | model | – | **85.0**\u00a0(80.0–90.0) | – |" in text  # one task's mean is no mean
     assert "| both | fisher | 0.25 | 0.75 | floor = 1e-06, normalize = l2 | books | merged |" in text
     assert "| books | Fisher | exact | categorical | 7 | 3 |" in text
     assert "| books | finetuned | tiny | 40 | 2 | 0.0001 | – | 0 |" in text
+    assert "| both | 0.0 |  |" in text  # the matrix of differences: 10 points lost on one task, 10 won on the other
+    assert len(pd.read_csv(tmp_path / "accuracy.csv")) == 5
+    assert pd.read_csv(tmp_path / "mean_accuracy.csv")["mean accuracy"].tolist() == [0.8, 0.85, 0.8]
 
 
 class Page(HTMLParser):
-    """The pictures, tags and outside references of a page."""
+    """The tags, ids and references of a page."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.images: list[str] = []
-        self.references: list[str] = []
         self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        for key, value in attrs:
-            if tag == "img" and key == "src":
-                self.images.append(value or "")
-            elif key in ("src", "href"):
-                self.references.append(value or "")
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+        self.references += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href")]
 
 
 def test_page_is_self_contained(tmp_path: Path) -> None:
-    write_report(RESULTS, ["books", "films"], tmp_path)
+    write_report(Scores(RESULTS), tmp_path)
     page = Page()
-    page.feed((tmp_path / "report.html").read_text())
-    assert page.tags.count("table") == 5
-    assert [image.split(",")[0] for image in page.images] == ["data:image/svg+xml;base64"]
-    assert page.references == []
-    assert "script" not in page.tags
+    text = (tmp_path / "report.html").read_text()
+    page.feed(text)
+    assert page.tags.count("svg") == 2  # accuracy on two tasks
+    assert page.tags.count("table") == 7
+    assert {"script", "img", "link", "iframe"}.isdisjoint(page.tags)
+    assert all(reference.removeprefix("#") in page.ids for reference in page.references)
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
 
 
-def test_picture_shows_every_name_and_task(tmp_path: Path) -> None:
-    write_report(RESULTS, ["books", "films"], tmp_path)
-    words = "".join(ET.parse(tmp_path / "accuracy.svg").getroot().itertext())
-    for word in ("books", "films", "both"):
-        assert word in words
+def test_pictures_show_every_name_and_have_colours_for_light_and_dark(tmp_path: Path) -> None:
+    write_report(Scores(RESULTS), tmp_path)
+    for number, names in ((1, ["books", "both"]), (2, ["books", "films", "both"])):
+        picture = (tmp_path / f"accuracy-{number}.svg").read_text()
+        words = "".join(ET.fromstring(picture).itertext())
+        assert all(name in words for name in names)
+        assert "prefers-color-scheme: dark" in picture
+        used = set(re.findall(r"var\((--[a-z0-9-]+)", picture))
+        assert {"--ink", "--merge", "--model"} <= used
+        assert all(picture.count(f"{variable}:") == 2 for variable in used)
+        literal = re.findall(r'(?:fill|stroke)="(#\w+|[a-z]+)"', picture)
+        assert set(literal) <= {"none", "transparent"}, "a colour is the same on light and on dark"
 
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
-    odd = Result("books", "model", RESULTS[0].metrics, {"method": "finetuned", "base": "<script>alert(1)</script>|x"})
-    write_report([odd], ["books", "films"], tmp_path)
-    assert "<script" not in (tmp_path / "report.html").read_text()
+    odd = replace(RESULTS[0], origin={"method": "finetuned", "base": "<script>alert(1)</script>|x"})
+    write_report(Scores([odd]), tmp_path)
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert "script" not in page.tags
+    assert r"\<script\>alert(1)\</script\>\|x" in (tmp_path / "report.md").read_text()
 
 
 def test_same_bits_twice(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_report(RESULTS, ["books", "films"], tmp_path / name)
+        write_report(Scores(RESULTS), tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_scores_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "scores.json", {"format_version": 1, "results": []})
+    with pytest.raises(InputError, match=r"scores\.json: is no collection of results as they are now; remove .*repro"):
+        read_scores(tmp_path)

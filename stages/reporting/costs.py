@@ -1,0 +1,61 @@
+"""What each stage costs. The pipeline's own report has no seconds, which differ from run to run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.reporting.blocks import Block, Section, Table, Text
+from stages.reporting.figures import bars_figure
+from stages.reporting.wording import MISSING
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage has cost.
+
+    Attributes:
+        stage: its name.
+        what: what it did, in a few words.
+        flops: floating-point operations, counted or estimated, or None.
+        seconds: of wall-clock time, measured, or None.
+        runs_on: the hardware.
+    """
+
+    stage: str
+    what: str
+    flops: float | None
+    seconds: float | None
+    runs_on: str
+
+
+def costs_section(costs: Sequence[Cost]) -> Section:
+    """A table of the costs with their sums, and bars of the seconds, or of the FLOPs where no seconds are known."""
+    rows = [[cost.stage, cost.what, _flops(cost.flops), _seconds(cost.seconds), cost.runs_on] for cost in costs]
+    total = ["all", "", _flops(_sum([c.flops for c in costs])), _seconds(_sum([c.seconds for c in costs])), ""]
+    blocks: list[Block] = [Table(["stage", "what", "FLOPs", "seconds", "runs on"], [*rows, total], named_by=2)]
+    if any(cost.flops is None or cost.seconds is None for cost in costs):
+        blocks.append(Text(f"{MISSING}: not known; a sum is shown where all of its parts are."))
+    seconds = {cost.stage: cost.seconds for cost in costs if cost.seconds is not None}
+    flops = {cost.stage: cost.flops for cost in costs if cost.flops is not None}
+    if seconds:
+        blocks.append(bars_figure("cost", seconds, "seconds", "Measured seconds of each stage.", ",.3~r"))
+    elif flops:
+        blocks.append(bars_figure("cost", flops, "FLOPs", "Floating-point operations of each stage."))
+    return Section("cost", "What it costs", blocks)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _flops(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def _seconds(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"

@@ -1,0 +1,140 @@
+"""One experiment's part of a report: from its scores to sections."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from stages.reporting.blocks import Block, Figure, Section, Text
+from stages.reporting.costs import Cost, costs_section
+from stages.reporting.figures import (
+    accuracy_figure,
+    mass_figure,
+    search_figure,
+    similarity_figure,
+    sweep_figure,
+    trade_off_figure,
+)
+from stages.reporting.finding import main_finding, what_was_merged
+from stages.reporting.fisher_mass import mass_by_layer
+from stages.reporting.significance import RESAMPLES, comparable, compare_all, shared_tasks
+from stages.reporting.sweeps import find_sweeps, without_sweeps
+from stages.reporting.tables import (
+    accuracy_table,
+    difference_matrix,
+    f1_table,
+    merges_table,
+    models_table,
+    pairs_table,
+    similarity_note,
+    statistics_table,
+)
+from stages.reporting.wording import escaped
+from stages.scores import Result, Scores
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a report says of one run of the pipeline.
+
+    Attributes:
+        title: of its part of the page.
+        scores: what the `scores` stage has collected.
+        introduction: Markdown, before everything else.
+        costs: of its stages, if they are known.
+        figures: more of them, for the end.
+    """
+
+    title: str
+    scores: Scores
+    introduction: str = ""
+    costs: Sequence[Cost] = ()
+    figures: Sequence[Figure] = ()
+
+    @cached_property
+    def sections(self) -> Sequence[Section]:
+        """What the report says, in the order in which it is read; a section without content is left out."""
+        return _sections(self)
+
+
+def tasks_of(results: Sequence[Result]) -> list[str]:
+    """All tasks, in the order in which the results have them."""
+    return list(dict.fromkeys(task for result in results for task in result.metrics if task != "mean"))
+
+
+def _sections(experiment: Experiment) -> list[Section]:
+    results, tasks = experiment.scores.results, tasks_of(experiment.scores.results)
+    sweeps = find_sweeps(results)
+    main = without_sweeps(results, sweeps)
+    compared = comparable(main)
+    common = shared_tasks(compared)
+    ranked = sorted(compared, key=lambda r: -sum(r.metrics[task]["accuracy"] for task in common))
+    comparisons = compare_all(ranked)
+
+    overview: list[Block] = [Text(what_was_merged(results, tasks))]
+    finding = main_finding(ranked, comparisons, common) if common else ""
+    if finding:
+        overview.append(Text(finding))
+    overview += [
+        table
+        for table in (merges_table(results), models_table(results), statistics_table(results))
+        if table is not None
+    ]
+
+    accuracy: list[Block] = [
+        Text(
+            "Test accuracy in per cent, with 95 % bootstrap intervals over the examples; the mean is over the tasks. "
+            "The best of each column is bold. Choices belong to the validation splits; these are only reported."
+        ),
+        accuracy_table(main, tasks),
+    ]
+    if len(main) < len(results):
+        accuracy += [
+            Text(
+                "Of merges that differ in λ only, here and in the comparisons stands the one nearest to λ = ½, which "
+                "no result has chosen."
+            ),
+            accuracy_table(results, tasks, summary=f"All {len(results)} results"),
+        ]
+    accuracy += [accuracy_figure(main, tasks), f1_table(main, tasks)]
+
+    found = [Section("overview", "In short", overview), Section("accuracy", "Accuracy", accuracy)]
+    if len(ranked) > 1 and common:
+        over = f"accuracy on {common[0]}" if len(common) == 1 else f"mean accuracy over {len(common)} tasks"
+        found.append(
+            Section(
+                "significance",
+                "Which differences are more than noise",
+                [
+                    Text(
+                        f"Row minus column: the difference in {escaped(over)}, in percentage points. **Bold**: its 95 "
+                        "% interval leaves out zero. The comparison is a paired bootstrap: the same test examples are "
+                        f"drawn {RESAMPLES:,} times with replacement, within each task, and both results are scored on "
+                        "what was drawn. The intervals are about other test examples, not about another training run, "
+                        "and each is of its pair alone."
+                    ),
+                    difference_matrix(ranked, comparisons),
+                    pairs_table(ranked, comparisons, common),
+                ],
+            )
+        )
+    along: list[Block] = []
+    for sweep in sweeps:
+        along.append(sweep_figure(sweep, results, tasks))
+        trade_off = trade_off_figure(sweep, results, tasks)
+        if trade_off is not None:
+            along.append(trade_off)
+    along += [search_figure(name, points) for name, points in experiment.scores.sweeps.items() if points]
+    if along:
+        found.append(Section("coefficients", "Along λ", along))
+    fishers = experiment.scores.fishers
+    if fishers:
+        masses = {model: mass_by_layer(tensors) for model, tensors in fishers["tensors"].items()}
+        found.append(Section("mass", "Where the Fisher mass lies", [mass_figure(masses)]))
+        note = similarity_note(fishers)
+        alike: list[Block] = [similarity_figure(fishers), *([Text(escaped(note))] if note else [])]
+        found.append(Section("similarity", "How alike the Fishers are", alike))
+    if experiment.costs:
+        found.append(costs_section(experiment.costs))
+    if experiment.figures:
+        found.append(Section("more", "More", experiment.figures))
+    return found

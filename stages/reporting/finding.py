@@ -1,0 +1,133 @@
+"""What was done and what came of it, in plain words that the numbers decide."""
+
+from collections.abc import Mapping, Sequence
+
+from stages.reporting.significance import Comparison
+from stages.reporting.wording import escaped, listing, number_of, p_value, percent, points
+from stages.scores import Result
+
+
+def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    """The models, how they were made, and what was made of them: a paragraph of Markdown."""
+    models = [result for result in results if result.role == "model"]
+    merges = [result for result in results if result.role == "merge"]
+    baselines = [result for result in results if result.role == "baseline"]
+    sentences = []
+    if models:
+        bases = sorted({str(model.origin["base"]) for model in models if model.origin.get("base")})
+        trained = [model for model in models if model.origin.get("method") == "finetuned"]
+        of = f" of the base {escaped(bases[0])}" if len(bases) == 1 else ""
+        how = (
+            f", fine-tuned{' from ' + escaped(bases[0]) if len(bases) == 1 else ''}"
+            if len(trained) == len(models)
+            else of
+        )
+        sentences.append(f"{number_of(len(models), 'model').capitalize()}{how}: {_names(models)}.")
+        examples = sorted({int(model.origin["examples"]) for model in trained if model.origin.get("examples")})
+        if examples:
+            span = f"{examples[0]:,}" if len(examples) == 1 else f"{examples[0]:,} to {examples[-1]:,}"
+            sentences.append(f"Each was trained on {span} examples.")
+    if merges:
+        methods = list(dict.fromkeys(str(merge.origin.get("method")) for merge in merges))
+        searched = sum(merge.searched for merge in merges)
+        found = f" (λ of {searched} found by a search on validation splits)" if searched else ""
+        sentences.append(
+            f"Out of them {number_of(len(merges), 'merge')} {'was' if len(merges) == 1 else 'were'} made{found}, "
+            f"by {listing([_code(method) for method in methods])}."
+        )
+    if baselines:
+        sentences.append(
+            f"Beside them, for comparison: {_names(baselines)}, which merge{'s' * (len(baselines) == 1)} nothing."
+        )
+    sizes = sorted({int(r.metrics[task]["examples"]) for r in results for task in tasks if task in r.metrics})
+    if sizes:
+        span = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        over = "the task" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        names = escaped(tasks[0]) if len(tasks) == 1 else f"({escaped(listing(tasks))})"
+        sentences.append(
+            f"All is measured on {over} {names}, {span} test examples each.".replace("the task", "the task")
+        )
+    return " ".join(sentences)
+
+
+def main_finding(
+    results: Sequence[Result], comparisons: Mapping[tuple[str, str], Comparison], tasks: Sequence[str]
+) -> str:
+    """The best merge by mean accuracy, and whether it differs from the others by more than noise: Markdown.
+
+    Args:
+        results: those that have all of the tasks, on the same test examples.
+        comparisons: of all ordered pairs of them, by name, on the mean.
+        tasks: what the mean is over.
+    """
+    ranked = sorted(results, key=lambda result: -_mean(result, tasks))
+    merges, baselines, models = (
+        [result for result in ranked if result.role == role] for role in ("merge", "baseline", "model")
+    )
+    if not merges:
+        return ""
+    best = merges[0]
+    where = f"on {escaped(tasks[0])}" if len(tasks) == 1 else f"on the mean over the {len(tasks)} tasks"
+    among = f"Of the {len(merges)} merges compared," if merges[1:] else "The merge"
+    verb = "is the most accurate" if merges[1:] else "was measured"
+    averages = [merge for merge in merges[2:] if merge.origin.get("method") == "isotropic"]
+    rivals = [
+        ("The runner-up", merges[1:2]),
+        ("Plain averaging", averages[:1]),
+        ("The best baseline", baselines[:1]),
+        ("The best single model", models[:1]),
+    ]
+    lines = [
+        f"- {what}, {escaped(rival.name)}, has {percent(_mean(rival, tasks))} %: "
+        f"{_verdict(comparisons[best.name, rival.name])}."
+        for what, found in rivals
+        for rival in found
+    ]
+    paragraphs = [
+        f"{among} **{escaped(best.name)}** {verb} {where}: {percent(_mean(best, tasks))} %.",
+        "\n".join(lines),
+        _specialists(models, merges, tasks),
+        "Which merge is best was read off these same test examples, which flatters it a little; the p-values are of "
+        "each pair by itself."
+        if merges[1:]
+        else "",
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _verdict(found: Comparison) -> str:
+    difference = points(found.difference)
+    ahead = "no difference" if difference == "0.0" else f"{difference} points for the merge"
+    numbers = f"{ahead} (95 % interval {points(found.low)} to {points(found.high)}, {p_value(found.p_value)})"
+    if not found.is_beyond_noise:
+        return f"{numbers}, which is within noise"
+    return f"{numbers}, which is more than noise" + ("; the merge is worse" if found.difference < 0 else "")
+
+
+def _specialists(models: Sequence[Result], merges: Sequence[Result], tasks: Sequence[str]) -> str:
+    """On which tasks a single model is ahead of every merge; nothing for one task, of which all has been said."""
+    if not models or len(tasks) < 2:
+        return ""
+    ahead = [
+        task
+        for task in tasks
+        if max(model.metrics[task]["accuracy"] for model in models)
+        > max(merge.metrics[task]["accuracy"] for merge in merges)
+    ]
+    if not ahead:
+        return "On every task, some merge is as accurate as the best single model or more."
+    if len(ahead) == len(tasks):
+        return "On each task by itself, a single model is still ahead of every merge."
+    return f"By itself, a single model is still ahead of every merge on {escaped(listing(ahead))}."
+
+
+def _mean(result: Result, tasks: Sequence[str]) -> float:
+    return sum(result.metrics[task]["accuracy"] for task in tasks) / len(tasks)
+
+
+def _names(results: Sequence[Result]) -> str:
+    return escaped(listing([result.name for result in results]))
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if "`" not in text else escaped(text)

@@ -1,0 +1,75 @@
+"""A page of several experiments."""
+
+import re
+from dataclasses import replace
+from functools import cache
+
+from stages.reporting.blocks import Cell, Section, Table
+from stages.reporting.costs import Cost, costs_section
+from stages.reporting.experiment import Experiment
+from stages.reporting.figures import bars_figure
+from stages.reporting.markdown import markdown_table
+from stages.reporting.page import html_table, page
+from stages.scores import Scores
+from tests.reporting.made_up import made_up_scores
+from tests.test_report import RESULTS, Page
+
+COSTS = [
+    Cost("fisher", "512 sentences", 1.5e12, 31.26, "two cores"),
+    Cost("merge", "four models", None, 1.04, "two cores"),
+]
+
+
+@cache
+def full_experiment() -> Experiment:
+    """With everything that a report can show."""
+    figure = bars_figure("parameters", {"all": 22.7e6, "merged": 22.6e6}, "parameters", "Parameters of a model.")
+    introduction = "Is a *merge* as good as its parts? ![no](https://example.org/tracker.png) <b>No HTML.</b>"
+    return Experiment("Four domains", made_up_scores(), introduction, COSTS, [figure])
+
+
+def test_ids_and_links_of_several_experiments() -> None:
+    small = Experiment("Four domains", Scores(RESULTS))
+    found = Page()
+    text = page("Two experiments", [full_experiment(), small])
+    found.feed(text)
+    assert len(found.ids) == len(set(found.ids))
+    assert {"four-domains", "four-domains-2", "four-domains--accuracy", "four-domains-2--accuracy"} <= set(found.ids)
+    outside = [reference for reference in found.references if reference.removeprefix("#") not in found.ids]
+    assert outside == ["https://example.org/tracker.png"]  # the introduction's, as a link that somebody may follow
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(found.ids)  # clip paths and gradients inside the pictures
+    assert text.count("<h2>Four domains</h2>") == 2
+
+
+def test_sections_and_their_order() -> None:
+    wanted = ["overview", "accuracy", "significance", "coefficients", "mass", "similarity", "cost", "more"]
+    assert [section.slug for section in full_experiment().sections] == wanted
+    assert [section.slug for section in Experiment("Little", Scores(RESULTS[:1])).sections] == ["overview", "accuracy"]
+
+
+def test_an_introduction_is_markdown_that_fetches_nothing() -> None:
+    text = page("A page", [full_experiment()])
+    assert "Is a <em>merge</em> as good as its parts?" in text
+    assert "<img" not in text
+    assert "<b>" not in text
+
+
+def test_titles_and_cells_are_text() -> None:
+    text = page("<i>A</i>", [Experiment("<u>B</u>", Scores(RESULTS))])
+    assert "<i>" not in text
+    assert "<u>" not in text
+    table = Table(["<a>", "b"], [["x|y", Cell("1 < 2", "(<i>)", strong=True, tone="better")]])
+    assert '<td class="better"><strong>1 &lt; 2</strong> <small>(&lt;i&gt;)</small></td>' in html_table(table)
+    assert markdown_table(table).splitlines()[2] == r"| x\|y | **1 \< 2**" + "\u00a0" + r"(\<i\>) |"
+    assert html_table(replace(table, summary="More & more")).startswith("<details>\n<summary>More &amp; more</summary>")
+
+
+def test_costs_and_their_sums() -> None:
+    section: Section = costs_section(COSTS)
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    assert table.rows == [
+        ["fisher", "512 sentences", "1.50 × 10¹²", "31.3", "two cores"],
+        ["merge", "four models", "–", "1.0", "two cores"],
+        ["all", "", "–", "32.3", ""],
+    ]
