@@ -97,7 +97,7 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     page.feed(text)
     assert page.tags.count("svg") == 2  # accuracy on two tasks
-    assert page.tags.count("table") == 7
+    assert page.tags.count("table") == 9
     assert {"script", "img", "link", "iframe"}.isdisjoint(page.tags)
     assert all(reference.removeprefix("#") in page.ids for reference in page.references)
     assert "@import" not in text

@@ -36,8 +36,10 @@ def costs_section(costs: Sequence[Cost]) -> Section:
     blocks: list[Block] = [Table(["stage", "what", "FLOPs", "seconds", "runs on"], [*rows, total], named_by=2)]
     if any(cost.flops is None or cost.seconds is None for cost in costs):
         blocks.append(Text(f"{MISSING}: not known; a sum is shown where all of its parts are."))
-    seconds = {cost.stage: cost.seconds for cost in costs if cost.seconds is not None}
-    flops = {cost.stage: cost.flops for cost in costs if cost.flops is not None}
+    stages = [cost.stage for cost in costs]
+    labels = [c.stage if stages.count(c.stage) == 1 else f"{c.stage}, {c.what}" for c in costs]
+    seconds = {label: c.seconds for label, c in zip(labels, costs, strict=True) if c.seconds is not None}
+    flops = {label: c.flops for label, c in zip(labels, costs, strict=True) if c.flops is not None}
     if seconds:
         blocks.append(bars_figure("cost", seconds, "seconds", "Measured seconds of each stage.", ",.3~r"))
     elif flops:

@@ -16,7 +16,7 @@ from stages.reporting.figures import (
 )
 from stages.reporting.finding import main_finding, what_was_merged
 from stages.reporting.fisher_mass import mass_by_layer
-from stages.reporting.significance import RESAMPLES, comparable, compare_all, shared_tasks
+from stages.reporting.significance import RESAMPLES, Group, comparable_groups
 from stages.reporting.sweeps import find_sweeps, without_sweeps
 from stages.reporting.tables import (
     accuracy_table,
@@ -28,7 +28,7 @@ from stages.reporting.tables import (
     similarity_note,
     statistics_table,
 )
-from stages.reporting.wording import escaped
+from stages.reporting.wording import escaped, listing
 from stages.scores import Result, Scores
 
 
@@ -65,15 +65,10 @@ def _sections(experiment: Experiment) -> list[Section]:
     results, tasks = experiment.scores.results, tasks_of(experiment.scores.results)
     sweeps = find_sweeps(results)
     main = without_sweeps(results, sweeps)
-    compared = comparable(main)
-    common = shared_tasks(compared)
-    ranked = sorted(compared, key=lambda r: -sum(r.metrics[task]["accuracy"] for task in common))
-    comparisons = compare_all(ranked)
+    groups = comparable_groups(main)
 
     overview: list[Block] = [Text(what_was_merged(results, tasks))]
-    finding = main_finding(ranked, comparisons, common) if common else ""
-    if finding:
-        overview.append(Text(finding))
+    overview += [Text(finding) for group in _of_other_merges(groups) if (finding := main_finding(group))]
     overview += [
         table
         for table in (merges_table(results), models_table(results), statistics_table(results))
@@ -98,25 +93,8 @@ def _sections(experiment: Experiment) -> list[Section]:
     accuracy += [accuracy_figure(main, tasks), f1_table(main, tasks)]
 
     found = [Section("overview", "In short", overview), Section("accuracy", "Accuracy", accuracy)]
-    if len(ranked) > 1 and common:
-        over = f"accuracy on {common[0]}" if len(common) == 1 else f"mean accuracy over {len(common)} tasks"
-        found.append(
-            Section(
-                "significance",
-                "Which differences are more than noise",
-                [
-                    Text(
-                        f"Row minus column: the difference in {escaped(over)}, in percentage points. **Bold**: its 95 "
-                        "% interval leaves out zero. The comparison is a paired bootstrap: the same test examples are "
-                        f"drawn {RESAMPLES:,} times with replacement, within each task, and both results are scored on "
-                        "what was drawn. The intervals are about other test examples, not about another training run, "
-                        "and each is of its pair alone."
-                    ),
-                    difference_matrix(ranked, comparisons),
-                    pairs_table(ranked, comparisons, common),
-                ],
-            )
-        )
+    if groups:
+        found.append(Section("significance", "Which differences are more than noise", _significance(groups)))
     along: list[Block] = []
     for sweep in sweeps:
         along.append(sweep_figure(sweep, results, tasks))
@@ -138,3 +116,35 @@ def _sections(experiment: Experiment) -> list[Section]:
     if experiment.figures:
         found.append(Section("more", "More", experiment.figures))
     return found
+
+
+def _of_other_merges(groups: Sequence[Group]) -> list[Group]:
+    """The groups whose merges are not all in one before them, on more tasks."""
+    kept: list[Group] = []
+    seen: set[str] = set()
+    for group in groups:
+        merges = {result.name for result in group.results if result.role == "merge"}
+        if not merges <= seen:
+            kept.append(group)
+            seen |= merges
+    return kept
+
+
+def _significance(groups: Sequence[Group]) -> list[Block]:
+    blocks: list[Block] = [
+        Text(
+            "Row minus column: the difference in accuracy, in percentage points. **Bold**: its 95 % interval leaves "
+            "out zero. The comparison is a paired bootstrap: the same test examples are drawn "
+            f"{RESAMPLES:,} times with replacement, within each task, and both results are scored on what was drawn. "
+            "The intervals are about other test examples, not about another training run, and each is of its pair "
+            "alone."
+        )
+    ]
+    for group in groups:
+        over = group.tasks[0] if len(group.tasks) == 1 else f"the mean over {listing(group.tasks)}"
+        blocks += [
+            Text(f"Accuracy on {escaped(over)}:"),
+            difference_matrix(group),
+            pairs_table(group),
+        ]
+    return blocks

@@ -1,8 +1,8 @@
 """What was done and what came of it, in plain words that the numbers decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from stages.reporting.significance import Comparison
+from stages.reporting.significance import Comparison, Group, mean_accuracy
 from stages.reporting.wording import escaped, listing, number_of, p_value, percent, points
 from stages.scores import Result
 
@@ -14,19 +14,14 @@ def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:
     baselines = [result for result in results if result.role == "baseline"]
     sentences = []
     if models:
-        bases = sorted({str(model.origin["base"]) for model in models if model.origin.get("base")})
+        bases = {str(model.origin.get("base")) for model in models}
         trained = [model for model in models if model.origin.get("method") == "finetuned"]
-        of = f" of the base {escaped(bases[0])}" if len(bases) == 1 else ""
-        how = (
-            f", fine-tuned{' from ' + escaped(bases[0]) if len(bases) == 1 else ''}"
-            if len(trained) == len(models)
-            else of
-        )
-        sentences.append(f"{number_of(len(models), 'model').capitalize()}{how}: {_names(models)}.")
-        examples = sorted({int(model.origin["examples"]) for model in trained if model.origin.get("examples")})
-        if examples:
-            span = f"{examples[0]:,}" if len(examples) == 1 else f"{examples[0]:,} to {examples[-1]:,}"
-            sentences.append(f"Each was trained on {span} examples.")
+        kind = ", fine-tuned" if len(trained) == len(models) else ""
+        origin = f"{kind} from {escaped(bases.pop())}" if len(bases) == 1 else kind
+        sentences.append(f"{number_of(len(models), 'model')}{origin}: {_names(models)}.")
+        examples = [int(model.origin["examples"]) for model in trained if model.origin.get("examples")]
+        if examples and len(trained) == len(models):
+            sentences.append(f"Each was trained on {_span(examples)} examples.")
     if merges:
         methods = list(dict.fromkeys(str(merge.origin.get("method")) for merge in merges))
         searched = sum(merge.searched for merge in merges)
@@ -39,37 +34,30 @@ def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:
         sentences.append(
             f"Beside them, for comparison: {_names(baselines)}, which merge{'s' * (len(baselines) == 1)} nothing."
         )
-    sizes = sorted({int(r.metrics[task]["examples"]) for r in results for task in tasks if task in r.metrics})
+    sizes = [int(r.metrics[task]["examples"]) for r in results for task in tasks if task in r.metrics]
     if sizes:
-        span = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
         over = "the task" if len(tasks) == 1 else f"{len(tasks)} tasks"
         names = escaped(tasks[0]) if len(tasks) == 1 else f"({escaped(listing(tasks))})"
-        sentences.append(
-            f"All is measured on {over} {names}, {span} test examples each.".replace("the task", "the task")
-        )
+        each = "" if len(tasks) == 1 else " each"
+        sentences.append(f"All is measured on {over} {names}, {_span(sizes)} test examples{each}.")
     return " ".join(sentences)
 
 
-def main_finding(
-    results: Sequence[Result], comparisons: Mapping[tuple[str, str], Comparison], tasks: Sequence[str]
-) -> str:
-    """The best merge by mean accuracy, and whether it differs from the others by more than noise: Markdown.
-
-    Args:
-        results: those that have all of the tasks, on the same test examples.
-        comparisons: of all ordered pairs of them, by name, on the mean.
-        tasks: what the mean is over.
-    """
-    ranked = sorted(results, key=lambda result: -_mean(result, tasks))
+def main_finding(group: Group) -> str:
+    """The best merge of a group, and whether it differs from the others by more than noise: Markdown."""
+    tasks, comparisons = group.tasks, group.comparisons
     merges, baselines, models = (
-        [result for result in ranked if result.role == role] for role in ("merge", "baseline", "model")
+        [result for result in group.results if result.role == role] for role in ("merge", "baseline", "model")
     )
     if not merges:
         return ""
     best = merges[0]
     where = f"on {escaped(tasks[0])}" if len(tasks) == 1 else f"on the mean over the {len(tasks)} tasks"
-    among = f"Of the {len(merges)} merges compared," if merges[1:] else "The merge"
-    verb = "is the most accurate" if merges[1:] else "was measured"
+    accuracy = f"{percent(mean_accuracy(best, tasks))} %"
+    if merges[1:]:
+        opening = f"Of the {len(merges)} merges compared, **{escaped(best.name)}** is the most accurate {where}"
+    else:
+        opening = f"The merge **{escaped(best.name)}** was measured {where}"
     averages = [merge for merge in merges[2:] if merge.origin.get("method") == "isotropic"]
     rivals = [
         ("The runner-up", merges[1:2]),
@@ -78,13 +66,13 @@ def main_finding(
         ("The best single model", models[:1]),
     ]
     lines = [
-        f"- {what}, {escaped(rival.name)}, has {percent(_mean(rival, tasks))} %: "
+        f"- {what}, {escaped(rival.name)}, has {percent(mean_accuracy(rival, tasks))} %: "
         f"{_verdict(comparisons[best.name, rival.name])}."
         for what, found in rivals
         for rival in found
     ]
     paragraphs = [
-        f"{among} **{escaped(best.name)}** {verb} {where}: {percent(_mean(best, tasks))} %.",
+        f"{opening}: {accuracy}.",
         "\n".join(lines),
         _specialists(models, merges, tasks),
         "Which merge is best was read off these same test examples, which flatters it a little; the p-values are of "
@@ -121,8 +109,9 @@ def _specialists(models: Sequence[Result], merges: Sequence[Result], tasks: Sequ
     return f"By itself, a single model is still ahead of every merge on {escaped(listing(ahead))}."
 
 
-def _mean(result: Result, tasks: Sequence[str]) -> float:
-    return sum(result.metrics[task]["accuracy"] for task in tasks) / len(tasks)
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _names(results: Sequence[Result]) -> str:

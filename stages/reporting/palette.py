@@ -8,7 +8,7 @@ COLOURS = {
     "ink": ("#1b2129", "#e6eaef"),
     "muted": ("#58626d", "#9ba6b2"),
     "grid": ("#dde2e7", "#343c45"),
-    "heat": ("#5aa5e0", "#2f74b5"),
+    "heat": ("#5aa5e0", "#2a67a3"),
     "model": ("#7a5230", "#d3a67d"),
     "merge": ("#1c6bb0", "#6db3f8"),
     "baseline": ("#6b7079", "#a4acb6"),

@@ -7,6 +7,7 @@ Evaluation", EMNLP 2004; Efron & Tibshirani, "An Introduction to the Bootstrap",
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,43 +81,55 @@ def _count(right: str, wrong: str) -> int:
     return sum(a == "1" and b == "0" for a, b in zip(right, wrong, strict=True))
 
 
-def shared_tasks(results: Sequence[Result]) -> list[str]:
-    """The tasks that all of these results have, on the same test examples."""
+@dataclass(frozen=True)
+class Group:
+    """Results that can be compared with each other: all have these tasks, on the same test examples.
 
-    def have(task: str) -> bool:
-        entries = [result.correct.get(task) for result in results]
-        return None not in entries and len({entry["examples"] for entry in entries if entry is not None}) == 1
+    Attributes:
+        tasks: what a mean over is the same thing for all of them.
+        results: by falling mean accuracy over the tasks.
+    """
 
-    return [task for task in results[0].correct if have(task)] if results else []
+    tasks: Sequence[str]
+    results: Sequence[Result]
+
+    @cached_property
+    def comparisons(self) -> Mapping[tuple[str, str], Comparison]:
+        """Every ordered pair of names → the comparison on the mean over the tasks."""
+        found: dict[tuple[str, str], Comparison] = {}
+        for i, first in enumerate(self.results):
+            for second in self.results[i + 1 :]:
+                comparison = compare_on(self.tasks, first, second)
+                found |= {(first.name, second.name): comparison, (second.name, first.name): -comparison}
+        return found
+
+
+def comparable_groups(results: Sequence[Result]) -> list[Group]:
+    """The groups in which results can be compared on a mean over tasks: those with most tasks first.
+
+    Each set of tasks (and test examples) that some result has is a group of all results that have it, and perhaps more,
+    but for a set whose group is the same as that of a larger one. A group is of two results or more.
+    """
+    examples = [{task: entry["examples"] for task, entry in result.correct.items()} for result in results]
+    groups: dict[tuple[str, ...], Group] = {}
+    for wanted in sorted(examples, key=len, reverse=True):
+        members = [
+            result
+            for result, has in zip(results, examples, strict=True)
+            if wanted and all(has.get(task) == fingerprint for task, fingerprint in wanted.items())
+        ]
+        names = tuple(result.name for result in members)
+        if len(members) > 1 and names not in groups:
+            ranked = sorted(members, key=lambda result: mean_accuracy(result, list(wanted)), reverse=True)
+            groups[names] = Group(list(wanted), ranked)
+    return list(groups.values())
 
 
 def compare_on(tasks: Sequence[str], first: Result, second: Result) -> Comparison:
-    """Compare two results on the mean over tasks; `shared_tasks` says which they can be."""
+    """Compare two results of a group on the mean over some of its tasks."""
     return compare(*([result.correct[task]["correct"] for task in tasks] for result in (first, second)))
 
 
-def compare_all(results: Sequence[Result]) -> Mapping[tuple[str, str], Comparison]:
-    """Every ordered pair of names → the comparison on the mean over the tasks that all of the results have."""
-    tasks = shared_tasks(results)
-    if not tasks:
-        return {}
-    found: dict[tuple[str, str], Comparison] = {}
-    for i, first in enumerate(results):
-        for second in results[i + 1 :]:
-            comparison = compare_on(tasks, first, second)
-            found |= {(first.name, second.name): comparison, (second.name, first.name): -comparison}
-    return found
-
-
-def comparable(results: Sequence[Result]) -> list[Result]:
-    """Those results, in their order, that have all tasks of the one that has most of them, on the same test examples.
-
-    Only these can be compared with each other on a mean.
-    """
-    most = max(results, key=lambda result: len(result.correct)).correct if results else {}
-    return [
-        result
-        for result in results
-        if most
-        and all(result.correct.get(task, {}).get("examples") == entry["examples"] for task, entry in most.items())
-    ]
+def mean_accuracy(result: Result, tasks: Sequence[str]) -> float:
+    """The mean over tasks that the result has."""
+    return sum(result.metrics[task]["accuracy"] for task in tasks) / len(tasks)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from stages.reporting.blocks import Cell, Table
-from stages.reporting.significance import Comparison, compare_on
+from stages.reporting.significance import Comparison, Group, compare_on
 from stages.reporting.wording import MISSING, UNBROKEN, p_value, percent, plain, points, share
 from stages.scores import Result
 from stages.statistics import STATISTIC_NAMES, STEMS
@@ -13,12 +13,12 @@ HEADS = {"merge": "merged", "target": "the target's", "each": "each task's own"}
 
 
 def accuracy_table(results: Sequence[Result], tasks: Sequence[str], summary: str = "") -> Table:
-    """Accuracy in per cent with its interval, by task, and the mean; the best of each column is bold."""
+    """Accuracy in per cent with its interval, by task, and the mean over all; the best of each column is bold."""
     # A mean over fewer tasks is not comparable, so it is not shown beside the others.
     means = {r.name: r.metrics["mean"] for r in results if all(task in r.metrics for task in tasks)}
-    columns = {task: {r.name: r.metrics[task] for r in results if task in r.metrics} for task in tasks} | {
-        "mean": means
-    }
+    columns = {task: {r.name: r.metrics[task] for r in results if task in r.metrics} for task in tasks}
+    if means and len(tasks) > 1:
+        columns["mean"] = means
 
     def cell(name: str, column: str) -> Cell:
         entry = columns[column].get(name)
@@ -38,24 +38,25 @@ def f1_table(results: Sequence[Result], tasks: Sequence[str]) -> Table:
     return Table(["", *tasks], rows, summary="Macro-averaged F1, in per cent")
 
 
-def difference_matrix(results: Sequence[Result], comparisons: Mapping[tuple[str, str], Comparison]) -> Table:
+def difference_matrix(group: Group) -> Table:
     """How much more accurate each row's result is than each column's, on the mean, in percentage points."""
 
     def cell(first: Result, second: Result) -> Cell:
         if first is second:
             return Cell("")
-        found = comparisons[first.name, second.name]
+        found = group.comparisons[first.name, second.name]
         tone: Literal["", "better", "worse"] = "better" if found.low > 0 else "worse" if found.high < 0 else ""
         return Cell(points(found.difference), strong=found.is_beyond_noise, tone=tone)
 
-    rows: list[list[Cell | str]] = [[first.name, *(cell(first, second) for second in results)] for first in results]
-    return Table(["", *(result.name for result in results)], rows)
+    rows: list[list[Cell | str]] = [
+        [first.name, *(cell(first, second) for second in group.results)] for first in group.results
+    ]
+    return Table(["", *(result.name for result in group.results)], rows)
 
 
-def pairs_table(
-    results: Sequence[Result], comparisons: Mapping[tuple[str, str], Comparison], tasks: Sequence[str]
-) -> Table:
+def pairs_table(group: Group) -> Table:
     """Every pair's difference with interval and p-value: on the mean, and task by task."""
+    tasks = group.tasks
 
     def cell(found: Comparison) -> Cell:
         interval = f"({points(found.low)}{UNBROKEN}to{UNBROKEN}{points(found.high)})"
@@ -65,11 +66,11 @@ def pairs_table(
     rows: list[list[Cell | str]] = [
         [
             f"{first.name} − {second.name}",
-            cell(comparisons[first.name, second.name]),
+            cell(group.comparisons[first.name, second.name]),
             *(cell(compare_on([task], first, second)) for task in tasks if len(tasks) > 1),
         ]
-        for i, first in enumerate(results)
-        for second in results[i + 1 :]
+        for i, first in enumerate(group.results)
+        for second in group.results[i + 1 :]
     ]
     header = ["", "mean", *tasks] if len(tasks) > 1 else ["", *tasks]
     return Table(header, rows, summary=f"Each of the {len(rows)} pairs, with intervals and p-values")

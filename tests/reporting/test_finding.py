@@ -1,7 +1,7 @@
 """The words that the numbers decide."""
 
 from stages.reporting.finding import main_finding, what_was_merged
-from stages.reporting.significance import compare_all
+from stages.reporting.significance import comparable_groups
 from stages.scores import Result
 
 EXAMPLES = 400
@@ -27,8 +27,8 @@ RESULTS = [
 
 
 def found(*names: str) -> str:
-    results = [result for result in RESULTS if result.name in names]
-    return main_finding(results, compare_all(results), ["books", "films"])
+    (group,) = comparable_groups([result for result in RESULTS if result.name in names])
+    return main_finding(group)
 
 
 def test_the_main_finding() -> None:

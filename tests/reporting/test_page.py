@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from functools import cache
 
-from stages.reporting.blocks import Cell, Section, Table
+from stages.reporting.blocks import Cell, Section, Table, Text
 from stages.reporting.costs import Cost, costs_section
 from stages.reporting.experiment import Experiment
 from stages.reporting.figures import bars_figure
@@ -73,3 +73,20 @@ def test_costs_and_their_sums() -> None:
         ["merge", "four models", "–", "1.0", "two cores"],
         ["all", "", "–", "32.3", ""],
     ]
+
+
+def test_results_that_do_different_tasks_are_compared_task_by_task() -> None:
+    """As merges into targets with other labels are: each has its own target's task only."""
+    parts = []
+    for result in made_up_scores().results:
+        for task in ("books", "films"):
+            if result.name in ("books", "films", "average", "fisher"):
+                metrics = {task: result.metrics[task], "mean": {"accuracy": result.metrics[task]["accuracy"]}}
+                correct = {task: result.correct[task]}
+                parts.append(replace(result, name=f"{result.name}-{task}", correct=correct, metrics=metrics))
+    overview, _, significance, *_ = Experiment("Transfer", Scores(parts)).sections
+    text = " ".join(block.markdown for block in overview.blocks if isinstance(block, Text))
+    for task in ("books", "films"):
+        assert f"is the most accurate on {task}:" in text
+        assert f"The best single model, {task}-{task}," in text
+    assert sum(isinstance(block, Table) for block in significance.blocks) == 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from stages.reporting.significance import RESAMPLES, comparable, compare, compare_all, compare_on, shared_tasks
+from stages.reporting.significance import RESAMPLES, comparable_groups, compare, compare_on
 from stages.scores import Result
 
 
@@ -96,20 +96,27 @@ def test_both_sides_and_every_run_say_the_same() -> None:
 
 def result(name: str, **tasks: tuple[str, str]) -> Result:
     correct = {task: {"examples": examples, "correct": right} for task, (examples, right) in tasks.items()}
-    return Result(name, "merge", {}, {}, correct=correct)
+    metrics = {task: {"accuracy": right.count("1") / len(right)} for task, (_, right) in tasks.items()}
+    return Result(name, "merge", metrics, {}, correct=correct)
 
 
 def test_only_results_on_the_same_examples_are_paired() -> None:
-    a = result("a", t=("one", "1101"), u=("two", "11"))
-    b = result("b", t=("one", "1001"), u=("two", "01"))
+    a = result("a", t=("one", "1001"), u=("two", "01"))
+    b = result("b", t=("one", "1101"), u=("two", "11"))
     others = result("others", t=("another", "1001"), u=("two", "01"))
-    narrow = result("narrow", t=("one", "1001"))
-    assert comparable([a, b, others, narrow]) == [a, b]
-    assert comparable([]) == []
-    assert shared_tasks([a, b]) == ["t", "u"]
-    assert shared_tasks([a, narrow]) == ["t"]
-    assert shared_tasks([a, others]) == ["u"]
-    found = compare_all([a, b])
-    assert found.keys() == {("a", "b"), ("b", "a")}
-    assert found["a", "b"] == compare_on(["t", "u"], a, b)
-    assert found["a", "b"].difference == pytest.approx((0.25 + 0.5) / 2)
+    narrow = result("narrow", t=("one", "1111"))
+    alone = result("alone", v=("three", "1"))
+    groups = comparable_groups([narrow, a, b, others, alone])
+    found = [(group.tasks, [result.name for result in group.results]) for group in groups]
+    assert found == [(["t", "u"], ["b", "a"]), (["t"], ["narrow", "b", "a"])]
+    comparisons = groups[0].comparisons
+    assert comparisons.keys() == {("a", "b"), ("b", "a")}
+    assert comparisons["b", "a"] == compare_on(["t", "u"], b, a)
+    assert comparisons["a", "b"].difference == pytest.approx(-(0.25 + 0.5) / 2)
+    assert comparable_groups([]) == []
+
+
+def test_results_on_a_task_each_are_groups_of_their_own() -> None:
+    results = [result(name, **{name[0]: ("examples", "101")}) for name in ("t1", "t2", "u1", "u2", "t3")]
+    found = [[result.name for result in group.results] for group in comparable_groups(results)]
+    assert found == [["t1", "t2", "t3"], ["u1", "u2"]]
