@@ -20,10 +20,23 @@ Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples in batches on a device, largest first, and their positions in the table in that order."""
+    """Encoded examples, from which batches are made when they are needed: all of them at once may be too large.
 
-    batches: Sequence[Mapping[str, torch.Tensor]]
+    Attributes:
+        encoded: by model input, one entry an example, in the table's order.
+        order: the examples' positions, largest first.
+        collate: makes a batch of a list of examples.
+        device: where the batches go.
+    """
+
+    encoded: Mapping[str, list[Any]]
     order: Sequence[int]
+    collate: Collator
+    device: torch.device
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of all examples, in `order`."""
+        return batches(self.collate, self.encoded, self.order, PREDICTION_BATCH, self.device)
 
 
 def batches(
@@ -64,8 +77,7 @@ def examples_for(
     """
     processor = kind.load_processor(checkpoint)
     encoded = kind.encode(processor, frame, task, kind.position_limit(model), seed=0)
-    order = kind.largest_first(encoded)
-    return Examples(list(batches(kind.collator(processor), encoded, order, PREDICTION_BATCH, device)), order)
+    return Examples(encoded, kind.largest_first(encoded), kind.collator(processor), device)
 
 
 def predict(model: Model, examples: Examples) -> np.ndarray:
@@ -74,7 +86,7 @@ def predict(model: Model, examples: Examples) -> np.ndarray:
     with torch.inference_mode():
         rows = [
             model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits.float().cpu()
-            for batch in examples.batches
+            for batch in examples.batches()
         ]
     logits = np.empty((len(examples.order), rows[0].shape[-1]), dtype=np.float32)
     logits[examples.order] = torch.cat(rows).numpy()
