@@ -130,7 +130,7 @@ def search_tasks(merge: Merge, params: Params) -> list[str]:
     """The tasks on whose validation splits the merge's λ are scored."""
     assert merge.search is not None
     own = {params.models[model].task for model in merge.models}
-    return merge.search.tasks or [task for task in params.tasks if task in own]
+    return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.labels]
 
 
 def models_to_compare(params: Params) -> list[str]:
