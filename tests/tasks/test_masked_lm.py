@@ -1,14 +1,17 @@
 """Masked-LM tasks: what is hidden, what is predicted, and the Fisher of it against independent references."""
 
+import copy
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers as t
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
@@ -28,10 +31,13 @@ from stages.tasks.masked_lm import (
     largest_first,
     load_model,
     load_processor,
+    select_positions,
     training_set,
 )
 from stages.tasks.prediction import batches
 from tests.curvature.reference import assert_same_fisher, reference_fisher, tokens
+from tests.curvature.test_architectures import SMALL, randomised
+from tests.curvature.test_architectures import texts as sentences
 from tests.test_finetune import make_texts
 from tests.tiny import SPECIAL, WORDS, save_base, tiny_masked_lm, tiny_tokenizer
 
@@ -180,6 +186,38 @@ def test_the_empirical_fisher_is_exact_whatever_the_batches(
         assert_same_fisher(fisher, wanted)
     card = read_json(tmp_path / "fisher-1/fisher.json")
     assert (card["likelihood"], card["examples"]) == ("token", 40)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "bert": lambda: t.BertForMaskedLM(t.BertConfig(**SMALL)),
+    "roberta": lambda: t.RobertaForMaskedLM(t.RobertaConfig(**SMALL)),
+    "distilbert": lambda: t.DistilBertForMaskedLM(
+        t.DistilBertConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32)
+    ),
+    "albert": lambda: t.AlbertForMaskedLM(t.AlbertConfig(**SMALL, embedding_size=8)),
+    "electra": lambda: t.ElectraForMaskedLM(t.ElectraConfig(**SMALL, embedding_size=8)),
+    "modernbert": lambda: t.ModernBertForMaskedLM(
+        t.ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2, local_attention=4)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_heads_of_all_families_see_the_hidden_positions_only(family: str, recwarn: pytest.WarningsRecorder) -> None:
+    """With a Fisher as exact as of all positions, and no parameter left to the slow way."""
+    torch.manual_seed(0)
+    model = randomised(FAMILIES[family]())
+    batches = []
+    for batch in sentences():
+        rows = len(batch["input_ids"])
+        positions = torch.tensor([[1, 2], [2, -1], [0, 1]])[:rows]
+        labels = torch.randint(3, 40, (rows, 2)).masked_fill(positions < 0, -100)
+        batches.append({**batch, "output_positions": positions, "labels": labels})
+    wanted = reference_fisher(copy.deepcopy(model), [whole(batch) for batch in batches], observed)
+    select_positions(model)
+    found = diagonal_fisher(model, batches, likelihood="token", estimator="empirical")
+    assert_same_fisher(found, wanted)
+    assert not any("one example at a time" in str(warning.message) for warning in recwarn)
 
 
 @pytest.mark.parametrize("estimator", ["sketch", "sampled"])
