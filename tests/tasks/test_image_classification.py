@@ -19,10 +19,11 @@ from stages.finetune import bring_in, train
 from stages.fisher import estimate
 from stages.params import FinetuneSettings, FisherSettings, Images, Task
 from stages.tasks.data import TaskData, write_task
-from stages.tasks.image_classification import collator, encode, load_model, load_processor
+from stages.tasks.image_classification import collator, encode, load_model, load_processor, new_model
 from stages.tasks.images import image_columns, images
 from stages.tensors import TensorFiles, fingerprint
 from tests.curvature.reference import assert_same_fisher, reference_fisher
+from tests.project import ROOT
 from tests.test_finetune import make_task, outputs
 from tests.tiny import save_image_processor, save_vit, stripes, tiny_vit
 
@@ -236,3 +237,13 @@ def test_the_optimizers_moments_have_the_names_of_the_file(tmp_path: Path, task:
     out = scratch(tmp_path, task, "out")
     assert TensorFiles(out, ADAM).specs.keys() == TensorFiles(out).specs.keys()
     estimate(out, task, FisherSettings(estimator="adam"), tmp_path / "fisher")
+
+
+def test_the_recipes_base_is_a_small_vit_of_grey_digits() -> None:
+    base = ROOT / "recipes" / "bases" / "vit-small"
+    model = new_model(base, [str(digit) for digit in range(10)])
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1_500_000
+    image = np.zeros((28, 28, 1), dtype=np.uint8)
+    processor = load_processor(base)
+    processor.check([image])
+    assert model(pixel_values=processor([image, image])).logits.shape == (2, 10)
