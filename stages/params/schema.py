@@ -149,8 +149,8 @@ class Task(Section):
         or a mapping of names to intervals [low, high] of a numeric label column (rows outside all of them are dropped).
     max_length: in tokens; longer texts are truncated.
     corruptions: changes of all images, in this order, once it is decided which are in which split.
-    part: use the rows from one share to another of each file, after a shuffle with `split.seed`: two tasks that are
-        alike but for [0, 0.5], [0.5, 1] and their corruptions have no example in common.
+    part: use the rows whose place between 0 and 1, given by their text or image and `split.seed`, is in this interval:
+        tasks with parts that do not overlap have no example in common, from whatever tables they are.
     examples: use at most so many rows, drawn at random with `split.seed`.
     """
 

@@ -3,10 +3,10 @@
 import gzip
 import json
 from collections.abc import Iterable
+from hashlib import sha256
 from numbers import Number
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from stages.errors import InputError
@@ -72,12 +72,21 @@ def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def _part(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The task's share of the rows, in the table's order."""
+    """The rows whose place between 0 and 1, which their contents and the seed decide, lies in the task's part."""
     if task.part is None:
         return table
-    first, last = (round(share * len(table)) for share in task.part)
-    order = np.random.default_rng(task.split.seed).permutation(len(table))
-    return table.iloc[np.sort(order[first:last])]
+    first, last = task.part
+    inputs = table.drop(columns="label", errors="ignore")
+    places = [_place(row, task.split.seed) for row in inputs.itertuples(index=False)]
+    return table[[first <= place < last for place in places]]
+
+
+def _place(contents: Iterable[object], seed: int) -> float:
+    """A number in [0, 1), evenly spread over contents and the same for the same, in whichever table they are."""
+    digest = sha256(str(seed).encode())
+    for content in contents:
+        digest.update(b"\0" + (content if isinstance(content, bytes) else str(content).encode()))
+    return int.from_bytes(digest.digest()[:6], "big") / 2**48
 
 
 def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -156,7 +156,8 @@ def test_what_is_random_depends_on_the_image_and_the_seed_alone(folder: Path) ->
 def test_parts_have_no_image_in_common_and_together_all(folder: Path) -> None:
     halves = [split_examples(task(part=part), folder)[0] for part in ([0, 0.5], [0.5, 1])]
     first, second = (set(everything(half)) for half in halves)
-    assert len(first) == len(second) == 50
+    assert 35 < len(first) < 65
+    assert not first & second
     assert len(first | second) == 100
     again, _ = split_examples(task(part=[0, 0.5], corruptions=[{"invert": True}]), folder)
     assert [bytes(255 - value for value in pixels) for pixels in everything(again)] == everything(halves[0])
@@ -170,7 +171,7 @@ def test_parts_of_official_splits(tmp_path: Path) -> None:
     halves = [split_examples(task(file=files, part=part), tmp_path)[0] for part in ([0, 0.5], [0.5, 1])]
     first, second = (set(everything(half)) for half in halves)
     assert not first & second
-    assert [len(half["test"]) for half in halves] == [10, 10]
+    assert sum(len(half["test"]) for half in halves) == 20
 
 
 @pytest.mark.parametrize(
@@ -279,5 +280,11 @@ def test_texts_have_parts_too(tmp_path: Path) -> None:
     content = {"source": "s", "file": "t.csv", "labels": ["a", "b"]}
     halves = [Task.model_validate(content | {"part": part}) for part in ([0, 0.5], [0.5, 1])]
     first, second = (set(pd.concat(split_examples(half, tmp_path)[0].values())["text"]) for half in halves)
-    assert len(first) == len(second) == 20
+    assert len(first) + len(second) == 40
     assert not first & second
+    # By content, so that it does not matter in which table a text stands, and beside what.
+    unlabelled = {"kind": "masked-lm", "source": "s", "file": ["more.csv", "t.csv"], "part": [0.5, 1]}
+    pd.DataFrame({"text": [f"more {row}" for row in range(50)], "label": 0}).to_csv(tmp_path / "more.csv")
+    joined = set(pd.concat(split_examples(Task.model_validate(unlabelled), tmp_path)[0].values())["text"])
+    assert joined > second
+    assert not joined & first
