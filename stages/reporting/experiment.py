@@ -108,6 +108,7 @@ def _sections(experiment: Experiment) -> list[Section]:
     if fishers:
         masses = {model: mass_by_layer(tensors) for model, tensors in fishers["tensors"].items()}
         found.append(Section("mass", "Where the Fisher mass lies", [mass_figure(masses)]))
+    if fishers and len(fishers["tensors"]) > 1:
         note = similarity_note(fishers)
         alike: list[Block] = [similarity_figure(fishers), *([Text(escaped(note))] if note else [])]
         found.append(Section("similarity", "How alike the Fishers are", alike))

@@ -30,6 +30,10 @@ def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:
             f"Out of them {number_of(len(merges), 'merge')} {'was' if len(merges) == 1 else 'were'} made{found}, "
             f"by {listing([_code(method) for method in methods])}."
         )
+    known = {result.name for result in results}
+    others = sorted({model for merge in merges for model in merge.origin.get("coefficients", {})} - known)
+    if others:
+        sentences.append(f"Merged too, but without test results of their own: {escaped(listing(others))}.")
     if baselines:
         sentences.append(
             f"Beside them, for comparison: {_names(baselines)}, which merge{'s' * (len(baselines) == 1)} nothing."

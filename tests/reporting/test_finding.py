@@ -1,5 +1,7 @@
 """The words that the numbers decide."""
 
+from dataclasses import replace
+
 from stages.reporting.finding import main_finding, what_was_merged
 from stages.reporting.significance import comparable_groups
 from stages.scores import Result
@@ -58,3 +60,7 @@ def test_what_was_merged() -> None:
     assert "3 merges were made, by `isotropic`, `fisher` and `kfac`." in text
     assert "for comparison: ensemble, which merges nothing." in text
     assert text.endswith("All is measured on 2 tasks (books and films), 400 test examples each.")
+    assert "Merged too" not in text
+    adapted = replace(RESULTS[3], origin={"method": "fisher", "coefficients": {"books": 0.5, "masked-words": 0.5}})
+    text = what_was_merged([*RESULTS[:2], adapted], ["books", "films"])
+    assert "Merged too, but without test results of their own: masked-words." in text

@@ -45,6 +45,10 @@ def test_sections_and_their_order() -> None:
     wanted = ["overview", "accuracy", "significance", "coefficients", "mass", "similarity", "cost", "more"]
     assert [section.slug for section in full_experiment().sections] == wanted
     assert [section.slug for section in Experiment("Little", Scores(RESULTS[:1])).sections] == ["overview", "accuracy"]
+    fishers = {"cosine": {"a": {"a": 1.0}}, "overlap": {"a": {"a": 1.0}}, "shared": {"a": {"a": 1.0}}}
+    one = fishers | {"tensors": {"a": {"layer.0.query.weight": {"entries": 1.0, "sum": 1.0}}}}
+    sections = Experiment("One Fisher", Scores(RESULTS[:1], {}, one)).sections
+    assert [section.slug for section in sections] == ["overview", "accuracy", "mass"]
 
 
 def test_an_introduction_is_markdown_that_fetches_nothing() -> None:
