@@ -1,0 +1,126 @@
+"""`python -m stages.recipe NAME`: run recipes/NAME.yaml in a workspace of its own and add it to workspaces/report.html.
+
+A workspace is a DVC project in workspaces/NAME/ with this repository's code, the recipe as params.yaml, and this
+repository's DVC cache: what another recipe or the default has made is not made again. No stage of the pipeline.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from stages.artifacts import FORMAT_VERSION, PARTIAL_PREFIX, read_json, write_json
+from stages.command import run_stage
+from stages.errors import InputError
+
+RECIPES = Path("recipes")
+WORKSPACES = Path("workspaces")
+PIPELINE = ("dvc.yaml", ".dvcignore")
+CODE = ("stages", "recipes")
+TIMES = WORKSPACES / "times.json"  # of all workspaces, since they share what has been made
+LOCKS = ("dvc.lock", "models/dvc.lock")
+
+
+def recipe(name: str) -> None:
+    """Run the recipe `name` and write the report on all that have been run.
+
+    Raises:
+        InputError: there is no such recipe, or one of its stages fails.
+    """
+    file = RECIPES / f"{name}.yaml"
+    known = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    if name not in known:
+        raise InputError(f"{file}: there is no such recipe; known: {', '.join(known)}")
+    workspace = open_workspace(file, WORKSPACES / name)
+    run(workspace, TIMES)
+
+
+def open_workspace(file: Path, workspace: Path) -> Path:
+    """Make the workspace of a recipe, or bring its code, parameters and settings up to date; results stay."""
+    (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
+    for code in CODE:
+        shutil.rmtree(workspace / code, ignore_errors=True)
+        shutil.copytree(code, workspace / code, ignore=shutil.ignore_patterns("__pycache__"))
+    for own in PIPELINE:
+        shutil.copyfile(own, workspace / own)
+    shutil.copyfile(file, workspace / "params.yaml")
+    for settings in ("config", "config.local"):
+        if (found := Path(".dvc") / settings).is_file():
+            shutil.copyfile(found, workspace / ".dvc" / settings)
+    cache = _output("dvc", "cache", "dir")
+    for setting in (("core.no_scm", "true"), ("cache.dir", cache)):
+        _output("dvc", "config", "--local", *setting, cwd=workspace)
+    _output(sys.executable, "-m", "stages.plan", cwd=workspace)
+    return workspace
+
+
+def run(workspace: Path, times: Path) -> None:
+    """`dvc repro` in the workspace; what each stage took goes into the file `times`, also if a later one fails.
+
+    Raises:
+        InputError: a stage fails; it has said why.
+    """
+    seconds: dict[str, float] = {}
+    try:
+        for stage, took in _timed_stages(workspace):
+            seconds[stage] = took
+    finally:
+        write_times(times, {digest: seconds[stage] for stage, digest in made(workspace).items() if stage in seconds})
+
+
+def made(workspace: Path) -> dict[str, str]:
+    """Stage → the MD5 that DVC has of its first output: the same wherever the same was made of the same."""
+    from ruamel.yaml import YAML
+
+    digests = {}
+    for lock in LOCKS:
+        file = workspace / lock
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for stage, entry in content.get("stages", {}).items():
+            if outputs := entry.get("outs"):
+                digests[stage] = outputs[0]["md5"]
+    return digests
+
+
+def read_times(file: Path) -> dict[str, float]:
+    """MD5 of an output → seconds that its stage took when it ran."""
+    return dict(read_json(file)["seconds"]) if file.is_file() else {}
+
+
+def write_times(file: Path, seconds: Mapping[str, float]) -> None:
+    """Add to a file of times, whole or not at all."""
+    partial = file.with_name(f"{PARTIAL_PREFIX}{file.name}")
+    write_json(partial, {"format_version": FORMAT_VERSION, "seconds": read_times(file) | dict(seconds)})
+    partial.replace(file)
+
+
+def _timed_stages(workspace: Path) -> Iterator[tuple[str, float]]:
+    """Run the stages that have to be; each that ended well with its time, from dvc's announcement to its next word."""
+    process = subprocess.Popen(["dvc", "repro"], cwd=workspace, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    stage, start = None, 0.0
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if stage is not None and not line.startswith(">"):  # the stage's command, which dvc repeats
+            yield stage, time.monotonic() - start
+            stage = None
+        if found := re.match(r"Running stage '(?:models/dvc\.yaml:)?([^']+)'", line):
+            stage, start = found[1], time.monotonic()
+    if process.wait() != 0:
+        raise InputError(f"{workspace}: dvc repro has failed, for the reason above; mend it, then run the recipe again")
+
+
+def _output(*command: str, cwd: Path | None = None) -> str:
+    """What a command prints. Raises `InputError` with its own last words if it fails."""
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        said = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
+        raise InputError(f"{' '.join(command)}: {said[-1] if said else 'failed'}")
+    return result.stdout.strip()
+
+
+if __name__ == "__main__":
+    run_stage(recipe, "name")
