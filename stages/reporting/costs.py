@@ -29,6 +29,51 @@ class Cost:
     runs_on: str
 
 
+@dataclass(frozen=True)
+class ResultCost:
+    """What a result has cost.
+
+    Attributes:
+        name: the model's, merge's or baseline's.
+        needed: all stages that it needs, itself among them.
+        inference: FLOPs per example when it is used.
+    """
+
+    name: str
+    needed: Sequence[Cost]
+    inference: float
+
+
+def results_section(costs: Sequence[ResultCost]) -> Section:
+    """A table of what each result needs, from the first fine-tuning to its evaluation, and bars of its use's price."""
+    rows = []
+    for cost in costs:
+        training = [part for part in cost.needed if part.stage.startswith("finetune-")]
+        rest = [part for part in cost.needed if part not in training]
+        row = [cost.name, str(len(training))]
+        for parts in (training, rest, cost.needed):
+            row += [_flops(_sum([part.flops for part in parts])), _seconds(_sum([part.seconds for part in parts]))]
+        rows.append([*row, _flops(cost.inference)])
+    header = ["", "models trained", "training FLOPs", "seconds", "the rest, FLOPs", "seconds", "all FLOPs", "seconds"]
+    return Section(
+        "result-cost",
+        "What each result costs",
+        [
+            Text(
+                "All that a result needs is counted once: fine-tuning of its models and of what they come from; the "
+                "rest is estimation, search, merge and evaluations. The last column is the price of its use."
+            ),
+            Table([*header, "FLOPs an example"], rows),
+            bars_figure(
+                "inference",
+                {cost.name: cost.inference for cost in costs},
+                "FLOPs",
+                "Inference: FLOPs of one example, as a mean over the task’s examples.",
+            ),
+        ],
+    )
+
+
 def costs_section(costs: Sequence[Cost]) -> Section:
     """A table of the costs with their sums, and bars of the seconds, or of the FLOPs where no seconds are known."""
     rows = [[cost.stage, cost.what, _flops(cost.flops), _seconds(cost.seconds), cost.runs_on] for cost in costs]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stages.reporting.blocks import Block, Figure, Section, Text
-from stages.reporting.costs import Cost, costs_section
+from stages.reporting.costs import Cost, ResultCost, costs_section, results_section
 from stages.reporting.figures import (
     accuracy_figure,
     mass_figure,
@@ -41,6 +41,7 @@ class Experiment:
         scores: what the `scores` stage has collected.
         introduction: Markdown, before everything else.
         costs: of its stages, if they are known.
+        result_costs: of its results, if they are known.
         figures: more of them, for the end.
     """
 
@@ -48,6 +49,7 @@ class Experiment:
     scores: Scores
     introduction: str = ""
     costs: Sequence[Cost] = ()
+    result_costs: Sequence[ResultCost] = ()
     figures: Sequence[Figure] = ()
 
     @cached_property
@@ -112,6 +114,8 @@ def _sections(experiment: Experiment) -> list[Section]:
         note = similarity_note(fishers)
         alike: list[Block] = [similarity_figure(fishers), *([Text(escaped(note))] if note else [])]
         found.append(Section("similarity", "How alike the Fishers are", alike))
+    if experiment.result_costs:
+        found.append(results_section(experiment.result_costs))
     if experiment.costs:
         found.append(costs_section(experiment.costs))
     if experiment.figures:

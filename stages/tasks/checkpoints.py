@@ -119,15 +119,24 @@ def new_classifier(architecture: Architecture, checkpoint: Path, labels: Sequenc
     Raises:
         InputError: there is no config, or none of a classifier for this kind of input.
     """
+    return new_pretrained(architecture, "a classifier", checkpoint, _labelling(labels))
+
+
+def new_pretrained(architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any]) -> Model:
+    """What `load_pretrained` gives, but initialised at random.
+
+    Raises:
+        InputError: there is no config, or one of another kind of model.
+    """
     _check_self_contained(checkpoint)
     _silence()
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            checkpoint, **_labelling(labels), trust_remote_code=False, local_files_only=True
+        own = transformers.AutoConfig.from_pretrained(
+            checkpoint, **config, trust_remote_code=False, local_files_only=True
         )
-        return architecture.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return architecture.from_config(own, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of a broken config
-        raise _not_loadable(checkpoint, "a classifier", error) from None
+        raise _not_loadable(checkpoint, what, error) from None
 
 
 def stored_names(model: Model) -> dict[str, str]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from stages.errors import InputError
 from stages.tasks import text_classification
-from stages.tasks.checkpoints import Model, load_pretrained
+from stages.tasks.checkpoints import Model, load_pretrained, new_pretrained
 from stages.tasks.data import TaskData
 from stages.tasks.prediction import Collator
 from stages.tasks.text_classification import TRAIN_SAMPLING, Tokenizer, largest_first, position_limit, tokens
@@ -26,6 +26,7 @@ __all__ = [
     "largest_first",
     "load_model",
     "load_processor",
+    "new_model",
     "position_limit",
     "training_set",
 ]
@@ -52,6 +53,14 @@ def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = Fals
     model = load_pretrained(
         AutoModelForMaskedLM, "a masked-LM model", checkpoint, {}, headless=new_head, poolerless=new_head
     )
+    select_positions(model)
+    return model
+
+
+def new_model(checkpoint: Path, labels: Sequence[str]) -> Model:
+    """A masked-LM model by a directory's config.json, initialised at random; see `stages.tasks.checkpoints`."""
+    assert not labels
+    model = new_pretrained(AutoModelForMaskedLM, "a masked-LM model", checkpoint, {})
     select_positions(model)
     return model
 

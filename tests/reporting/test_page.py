@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from stages.reporting.blocks import Cell, Section, Table, Text
-from stages.reporting.costs import Cost, costs_section
+from stages.reporting.costs import Cost, ResultCost, costs_section
 from stages.reporting.experiment import Experiment
 from stages.reporting.figures import bars_figure
 from stages.reporting.markdown import markdown_table
@@ -25,7 +25,8 @@ def full_experiment() -> Experiment:
     """With everything that a report can show."""
     figure = bars_figure("parameters", {"all": 22.7e6, "merged": 22.6e6}, "parameters", "Parameters of a model.")
     introduction = "Is a *merge* as good as its parts? ![no](https://example.org/tracker.png) <b>No HTML.</b>"
-    return Experiment("Four domains", made_up_scores(), introduction, COSTS, [figure])
+    results = [ResultCost("fisher", [Cost("finetune-a", "training", 4e12, 60.0, "two cores"), *COSTS], 2e8)]
+    return Experiment("Four domains", made_up_scores(), introduction, COSTS, results, [figure])
 
 
 def test_ids_and_links_of_several_experiments() -> None:
