@@ -422,15 +422,28 @@ def test_macro_f1_is_maximised_where_it_is_asked_for(inside: Path) -> None:
     assert found["score"] == pytest.approx(np.mean(f1)) == sweep["films macro_f1"].max()
 
 
-def test_parameters_that_the_file_calls_otherwise_are_refused(inside: Path) -> None:
-    """Transformers loads them, but a merge works on the file's names: the search would score another model."""
+def test_parameters_may_have_older_names_in_the_file(inside: Path) -> None:
+    """A merge works on the file's names, transformers on its own: the search scores the same models by either."""
+    params = params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic")
+    _, wanted = searched(params, Path("results/wanted"))
     for name in ("ann", "bob"):
         file = Path("models/finetuned") / name / "model.safetensors"
         tensors = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
         card = file.with_name(CHECKPOINT_CARD)
         write_json(card, read_json(card) | {"fingerprint": fingerprint(TensorFiles(file.parent))})
-    with pytest.raises(InputError, match=r"ann.model\.safetensors: has the parameter bert\..*LayerNorm\.weight under"):
+    _, sweep = searched(params)
+    assert sweep.equals(wanted)
+
+
+def test_parameters_that_the_file_has_otherwise_are_refused(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if transformers had no name in the file for what it holds in memory: nothing would fill it."""
+    monkeypatch.setattr(
+        "stages.searching.live_model.stored_names", lambda model: {name: f"other.{name}" for name in model.state_dict()}
+    )
+    with pytest.raises(
+        InputError, match=r"ann.model\.safetensors: has the parameter other\.bert\..* under another name"
+    ):
         searched(params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic"))
 
 
