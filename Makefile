@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan status push check-cache test test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push check-cache recipe test test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -13,6 +13,7 @@ help:
 	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
 	@echo "make check-cache  compare DVC's cache with its checksums, and remove what is damaged"
+	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
 	@echo "make test-fuzz  thousands of bad inputs"
 	@echo "make test-sharing  tests with several clones and remotes of three kinds"
@@ -44,6 +45,9 @@ push: $(INSTALLED)
 
 check-cache: $(INSTALLED)
 	python -m stages.cache
+
+recipe: $(INSTALLED)
+	python -m stages.recipe $(NAME)
 
 test: lint
 	python -m pytest -n 2 --dist loadfile --ignore tests/fuzz --ignore tests/sharing --ignore tests/faults

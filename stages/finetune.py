@@ -51,10 +51,10 @@ def finetune(name: str) -> None:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
     base, task = base_place(model.base, params), TaskData.open(TASKS / model.task)
-    if model.base in params.models:
-        verified_fingerprint(base)
-    else:
+    if model.base in params.sources:
         verify_contents(base)
+    else:
+        verified_fingerprint(base)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:

@@ -101,7 +101,7 @@ def base_directory(merge: Merge, params: Params) -> Path | None:
 
 def base_place(name: str, params: Params) -> Path:
     """Where a model's base lies, a source or another model."""
-    return FINETUNED / name if name in params.models else SOURCES / name
+    return SOURCES / name if name in params.sources else FINETUNED / name
 
 
 def evaluated_models(params: Params) -> list[str]:

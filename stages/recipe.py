@@ -4,23 +4,31 @@ A workspace is a DVC project in workspaces/NAME/ with this repository's code, th
 repository's DVC cache: what another recipe or the default has made is not made again. No stage of the pipeline.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.artifacts import FORMAT_VERSION, PARTIAL_PREFIX, read_json, write_json
 from stages.command import run_stage
 from stages.errors import InputError
+from stages.paths import SCORES
+
+if TYPE_CHECKING:  # charts, which recipes that fail need not wait for
+    from stages.reporting.experiment import Experiment
 
 RECIPES = Path("recipes")
 WORKSPACES = Path("workspaces")
 PIPELINE = ("dvc.yaml", ".dvcignore")
 CODE = ("stages", "recipes")
 TIMES = WORKSPACES / "times.json"  # of all workspaces, since they share what has been made
+REPORT = "report.html"
+TITLE = "The paper’s experiments, as they come out here"
 LOCKS = ("dvc.lock", "models/dvc.lock")
 
 
@@ -36,6 +44,59 @@ def recipe(name: str) -> None:
         raise InputError(f"{file}: there is no such recipe; known: {', '.join(known)}")
     workspace = open_workspace(file, WORKSPACES / name)
     run(workspace, TIMES)
+    write_report([name for name in known if (WORKSPACES / name / SCORES).is_dir()], WORKSPACES / REPORT)
+    print(f"the report on all recipes that have been run: {WORKSPACES / REPORT}")
+
+
+def write_report(names: Sequence[str], file: Path) -> None:
+    """Write one page with a part for each of the recipes, whole or not at all."""
+    from stages.reporting.page import page
+
+    partial = file.with_name(f"{PARTIAL_PREFIX}{file.name}")
+    partial.write_text(page(TITLE, [experiment(name) for name in names]), encoding="utf-8")
+    partial.replace(file)
+
+
+def experiment(name: str) -> "Experiment":
+    """A recipe's part of the report: what its file says of it, its scores, and what its stages have cost."""
+    from stages.costs import open_workspace as counted
+    from stages.costs import result_costs, stage_costs
+    from stages.params import load_params
+    from stages.reporting.experiment import Experiment
+    from stages.reporting.transfers import transfer_figures
+    from stages.scores import read_scores
+
+    root = WORKSPACES / name
+    params = load_params(root / "params.yaml")
+    workspace = counted(root, params)
+    times = read_times(TIMES)
+    seconds = {stage: times[digest] for stage, digest in made(root).items() if digest in times}
+    costs = stage_costs(workspace, seconds, hardware())
+    scores = read_scores(root / SCORES)
+    title, introduction = heading(root / "params.yaml")
+    return Experiment(
+        title, scores, introduction, costs, result_costs(workspace, costs), transfer_figures(scores.results)
+    )
+
+
+def heading(file: Path) -> tuple[str, str]:
+    """A recipe's title and introduction: the comment that it begins with, whose first sentence's start is the title."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    paragraphs = " ".join(line or "\n\n" for line in lines).strip()
+    return paragraphs.partition(":")[0], paragraphs
+
+
+def hardware() -> str:
+    """This machine in a few words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores"
 
 
 def open_workspace(file: Path, workspace: Path) -> Path:
@@ -98,13 +159,13 @@ def write_times(file: Path, seconds: Mapping[str, float]) -> None:
 
 
 def _timed_stages(workspace: Path) -> Iterator[tuple[str, float]]:
-    """Run the stages that have to be; each that ended well with its time, from dvc's announcement to its next word."""
+    """Run the stages that have to be; each that ended well with its time, from dvc's announcement to its record."""
     process = subprocess.Popen(["dvc", "repro"], cwd=workspace, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     stage, start = None, 0.0
     for line in process.stdout:
         print(line, end="", flush=True)
-        if stage is not None and not line.startswith(">"):  # the stage's command, which dvc repeats
+        if stage is not None and re.match(r"(Updating|Generating) lock file", line):
             yield stage, time.monotonic() - start
             stage = None
         if found := re.match(r"Running stage '(?:models/dvc\.yaml:)?([^']+)'", line):

@@ -204,10 +204,6 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ),
         (lambda c: c["models"]["one"].update(base="one"), "models.one.base: goes round in a circle: one, one"),
         (
-            lambda c: (c["sources"].update(two=c["sources"]["base"]), c["models"]["one"].update(base="two")),
-            "models.one.base: 'two' is a source and a model; rename one of them",
-        ),
-        (
             lambda c: c["models"]["two"].update(fisher=False),
             "merges.both: fisher needs the Fisher of two, which has `fisher: false`",
         ),

@@ -161,12 +161,14 @@ def test_a_model_of_a_model(in_project: Project) -> None:
     """It depends on that model's checkpoint; what both come from is the base of a merge."""
 
     def add(params: dict[str, Any]) -> None:
+        params["sources"]["films"] = params["sources"]["base"]
+        params["models"]["films"]["base"] = "films"
         params["models"]["later"] = {"base": "books", "task": "films"}
         params["models"]["last"] = {"base": "later", "task": "films"}
         halves = {"later": 0.5, "last": 0.5}
         params["merges"] = {
             "line": {"method": "task_arithmetic", "coefficients": halves},
-            "sides": {"method": "task_arithmetic", "coefficients": {"films": 0.5, "last": 0.5}},
+            "sides": {"method": "task_arithmetic", "coefficients": {"books": 0.5, "last": 0.5}},
         }
 
     in_project.edit_params(add)
@@ -176,6 +178,7 @@ def test_a_model_of_a_model(in_project: Project) -> None:
         return sorted(path for path in stages[stage]["deps"] if not path.startswith("stages"))
 
     assert artefacts("finetune-books") == ["data/sources/base", "data/tasks/books"]
+    assert artefacts("finetune-films") == ["data/sources/films", "data/tasks/films"]  # not itself
     assert artefacts("finetune-later") == ["data/tasks/films", "models/finetuned/books"]
     assert "models/finetuned/books" in artefacts("merge-line")
     assert "data/sources/base" in artefacts("merge-sides")

@@ -130,10 +130,6 @@ def _check_references(params: Params, path: Path) -> None:
         known(task.source, params.sources, f"tasks.{task_name}.source", "source")
     for model_name, model in params.models.items():
         known(model.base, {**params.sources, **params.models}, f"models.{model_name}.base", "source or model")
-        if model.base in params.sources and model.base in params.models:
-            raise InputError(
-                f"{path}: models.{model_name}.base: {model.base!r} is a source and a model; rename one of them"
-            )
         known(model.task, params.tasks, f"models.{model_name}.task", "task")
         if model.finetune is False and params.fisher_settings(model_name).estimator == "adam":
             raise InputError(
@@ -167,7 +163,7 @@ def _check_no_cycles(params: Params, path: Path) -> None:
     """Refuse a model that is, by way of others perhaps, its own base."""
     for name in params.models:
         line = [name]
-        while (base := params.models[line[-1]].base) in params.models:
+        while (base := params.models[line[-1]].base) not in params.sources:
             if base in line:
                 raise InputError(f"{path}: models.{name}.base: goes round in a circle: {', '.join([*line, base])}")
             line.append(base)

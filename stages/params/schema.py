@@ -264,7 +264,9 @@ class FisherSettings(Section):
 
 
 class Model(Section):
-    """A model: a base (a source, or another model), the task it is for, and settings that differ from the global ones.
+    """A model: a base (a source or, if there is none of that name, another model), its task, and its own settings.
+
+    Its `finetune` and `fisher` are what differs from the global sections.
 
     `finetune: false` takes the base as it is: an existing fine-tuned checkpoint. A `fisher` that is pinned as a source
     is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated; with `fisher: false` there is none.
@@ -329,7 +331,7 @@ class Params(Section):
     def ancestors(self, model: str) -> list[str]:
         """What the model was fine-tuned from, and what that was, and so on, to a source. No cycles are expected."""
         found = [self.models[model].base]
-        while found[-1] in self.models:
+        while found[-1] not in self.sources:
             found.append(self.models[found[-1]].base)
         return found
 

@@ -291,6 +291,42 @@ def similarity_figure(fishers: Mapping[str, Any]) -> Figure:
     )
 
 
+def gain_picture(
+    cells: Sequence[Any], targets: Sequence[str], donors: Sequence[str], most: float, method: str
+) -> Picture:
+    """A grid of targets (rows) and donors: the accuracy, its gain in brackets, and the deeper, the larger the gain.
+
+    Args:
+        cells: with `target`, `donor`, `accuracy` and `gain`, both as shares.
+        targets: in the order of the rows.
+        donors: in the order of the columns.
+        most: the largest gain or loss of all pictures beside each other.
+        method: the title.
+    """
+    rows = [
+        {
+            **cell,
+            "size": abs(cell["gain"]),
+            "tone": "better" if cell["gain"] >= 0 else "worse",
+            "shown": f"{percent(cell['accuracy'])} ({100 * cell['gain']:+.1f})".replace("-", "\u2212"),
+        }
+        for cell in cells
+    ]
+    tone = alt.Scale(domain=["better", "worse"], range=[LIGHT["better"], LIGHT["worse"]])
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X("donor:N", sort=list(donors), title="donor", axis=_names_axis(angle=-50)),
+        y=alt.Y("target:N", sort=list(targets), title=None, axis=_names_axis()),
+    )
+    chart = alt.layer(
+        base.mark_rect(cornerRadius=2, stroke=LIGHT["paper"], strokeWidth=1).encode(
+            fill=alt.Fill("tone:N", scale=tone, legend=None),
+            opacity=alt.Opacity("size:Q", legend=None, scale=alt.Scale(domain=[0, most or 1.0], range=[0.08, 0.6])),
+        ),
+        base.mark_text(fontSize=11).encode(text="shown:N"),
+    ).properties(width=alt.Step(84), height=alt.Step(34), title=method)
+    return picture(chart, f"Accuracy on each target’s task, by donor: {method}")
+
+
 def _heat_map(
     rows: Sequence[Any],
     columns: tuple[str, Sequence[str]],
