@@ -24,7 +24,8 @@ def test_everything_runs_once_and_then_nothing(project: Project) -> None:
     assert sorted(ran) == sorted(
         [
             *(f"fetch@{source}" for source in ("base", "tables")),
-            *(f"{stage}@{name}" for stage in ("prepare", "finetune", "fisher") for name in ("books", "films")),
+            *(f"prepare@{name}" for name in ("books", "films")),
+            *(f"{stage}-{name}" for stage in ("finetune", "fisher") for name in ("books", "films")),
             *("merge-average", "merge-fisher"),
             *(f"evaluate-{name}" for name in ("books", "films", "average", "fisher", "ensemble")),
             *("similarity", "scores", "report"),

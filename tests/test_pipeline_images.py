@@ -50,7 +50,7 @@ def test_a_project_of_images(tmp_path: Path) -> None:
     project.run("python", "-m", "stages.plan")
     project.repro()
     read = [pd.read_parquet(file)["pixels"] for file in sorted((project.root / "data/tasks/clean").glob("*.parquet"))]
-    assert len(set(pd.concat(read))) == 60
+    assert 40 < len(set(pd.concat(read))) < 80
     for name in methods:
         found = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())
         assert found.keys() == {"clean", "dark", "mean"}

@@ -180,7 +180,8 @@ class Task(Section):
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "Task":
         for key, kinds in KIND_KEYS.items():
-            if key in self.model_fields_set and self.kind not in kinds:
+            given = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
+            if given and self.kind not in kinds:
                 raise ValueError(f"`{key}` is for tasks of the kind {' or '.join(kinds)}, and this one is {self.kind}")
         if self.kind == "image-classification":
             if self.image is None:

@@ -43,7 +43,17 @@ def test_ids_and_links_of_several_experiments() -> None:
 
 
 def test_sections_and_their_order() -> None:
-    wanted = ["overview", "accuracy", "significance", "coefficients", "mass", "similarity", "cost", "more"]
+    wanted = [
+        "overview",
+        "accuracy",
+        "significance",
+        "coefficients",
+        "mass",
+        "similarity",
+        "result-cost",
+        "cost",
+        "more",
+    ]
     assert [section.slug for section in full_experiment().sections] == wanted
     assert [section.slug for section in Experiment("Little", Scores(RESULTS[:1])).sections] == ["overview", "accuracy"]
     fishers = {"cosine": {"a": {"a": 1.0}}, "overlap": {"a": {"a": 1.0}}, "shared": {"a": {"a": 1.0}}}
