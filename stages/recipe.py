@@ -96,7 +96,7 @@ def hardware() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores"
+    return f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores"
 
 
 def open_workspace(file: Path, workspace: Path) -> Path:

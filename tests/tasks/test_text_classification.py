@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stages.errors import InputError
 from stages.tasks.text_classification import load_model, load_processor
@@ -116,3 +118,21 @@ def test_transformers_is_asked_for_safetensors_and_no_code(checkpoint: Path, mon
     assert [options["trust_remote_code"] for options in asked] == [False, False]
     assert [options["local_files_only"] for options in asked] == [True, True]
     assert asked[0]["use_safetensors"] is True
+
+
+def test_a_head_for_other_labels_is_made_anew(checkpoint: Path) -> None:
+    """Of a base that is a classifier itself, body and head go on; its head only where the labels are the same."""
+    saved = load_file(checkpoint / "model.safetensors")
+    same = load_model(checkpoint, LABELS, new_head=True).state_dict()
+    assert all(torch.equal(same[name], value) for name, value in saved.items())
+    heads = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        other = load_model(checkpoint, ["yes", "no"], new_head=True).state_dict()
+        assert {name for name, value in saved.items() if not torch.equal(other[name], value)} == {
+            "classifier.weight",
+            "classifier.bias",
+        }
+        heads.append(other["classifier.weight"])
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
