@@ -28,7 +28,7 @@ READ = {
     "models/kfac/books/kfac.safetensors": ("kfac-books", "merge-blocks", list(DAMAGES)),
     "results/search/blocks/coefficients.json": ("search-blocks", "merge-blocks", list(DAMAGES)),
     "results/eval/books/metrics.json": ("evaluate-books", "scores", list(DAMAGES)),
-    "results/eval/books/contents.json": ("evaluate-books", "scores", ["bit-flipped"]),
+    "results/scores/contents.json": ("scores", "report", ["bit-flipped"]),
     "results/scores/scores.json": ("scores", "report", ["bit-flipped"]),
 }
 
