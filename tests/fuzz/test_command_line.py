@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from stages.contents import write_contents
 from tests.fuzz.test_merging import write_model
 from tests.project import Project, tiny_params
 
 FINETUNED, FISHERS = Path("models/finetuned"), Path("models/fishers")
+BOOKS = "data/sources/tables/books.csv"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def with_content(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return lambda file: file.write_bytes(change(file.read_bytes()))
+
+
+def listed(spoil: Callable[[Path], object]) -> Callable[[Path], object]:
+    """The edit, of a file that came so: its directory's list of contents says the same."""
+
+    def edit(file: Path) -> None:
+        spoil(file)
+        write_contents(file.parent)
+
+    return edit
 
 
 @pytest.mark.parametrize(
@@ -53,9 +65,15 @@ def with_content(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         ),
         ("merge fisher", FISHERS / "films/fisher.json", Path.unlink, "fisher.json: not found"),
         ("merge fisher", FISHERS / "films/fisher.json", with_content(lambda content: content[:99]), "not valid JSON"),
-        ("prepare books", "data/sources/tables/books.csv", with_content(lambda _: b"text\n\xff"), "not UTF-8 text"),
-        ("prepare books", "data/sources/tables/books.csv", with_content(lambda _: b"a\nb,c,d"), "more cells than"),
-        ("finetune books", "data/sources/tables/books.csv", Path.unlink, "task.json: not found"),
+        (
+            "prepare books",
+            BOOKS,
+            with_content(lambda content: content + b" "),
+            "its contents are not what contents.json says",
+        ),
+        ("prepare books", BOOKS, listed(with_content(lambda _: b"text\n\xff")), "not UTF-8 text"),
+        ("prepare books", BOOKS, listed(with_content(lambda _: b"a\nb,c,d")), "more cells than"),
+        ("finetune books", BOOKS, Path.unlink, "task.json: not found"),
     ],
 )
 def test_a_line_and_exit_status_1(
