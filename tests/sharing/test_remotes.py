@@ -63,10 +63,9 @@ def test_a_changed_coefficient_downloads_what_its_merge_needs(first: Project, re
     results = [
         f"results/eval/{name}/{file}.json"
         for name in ("books", "films", "ensemble")
-        for file in ("metrics", "correct", "origin")
+        for file in ("contents", "metrics", "correct", "origin")
     ]
-    similarity = "results/similarity/similarity.json"
-    needed = made_of(third, "data/tasks", "models/finetuned", "models/fishers", similarity, *results)
+    needed = made_of(third, "data/tasks", "models/finetuned", "models/fishers", "results/similarity", *results)
     made_here = made_of(third, "models/merged/fisher", "results/eval/fisher", "results/scores", "results/report")
     assert cached(third) == needed | made_here
     push(third)
