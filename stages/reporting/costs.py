@@ -69,6 +69,7 @@ def results_section(costs: Sequence[ResultCost]) -> Section:
                 {cost.name: cost.inference for cost in costs},
                 "FLOPs",
                 "Inference: FLOPs of one example, as a mean over the task’s examples.",
+                ",.3~s",
             ),
         ],
     )

@@ -270,7 +270,7 @@ def _whole_percent(value: float) -> str:
 
 def similarity_figure(fishers: Mapping[str, Any]) -> Figure:
     """How alike the models' Fishers are: two heat maps, of the overlap and of the cosine."""
-    titles = {"overlap": "overlap of the mass", "cosine": "cosine"}
+    titles = {"overlap": "overlap", "cosine": "cosine"}
 
     def chart(measure: str) -> Chart:
         matrix = fishers[measure]
