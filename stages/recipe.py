@@ -125,11 +125,16 @@ def run(workspace: Path, times: Path) -> None:
         InputError: a stage fails; it has said why.
     """
     seconds: dict[str, float] = {}
+
+    def keep() -> None:
+        write_times(times, {digest: seconds[stage] for stage, digest in made(workspace).items() if stage in seconds})
+
     try:
         for stage, took in _timed_stages(workspace):
+            keep()  # of the stages before this one, whose outputs dvc has recorded by now
             seconds[stage] = took
     finally:
-        write_times(times, {digest: seconds[stage] for stage, digest in made(workspace).items() if stage in seconds})
+        keep()
 
 
 def made(workspace: Path) -> dict[str, str]:
