@@ -44,16 +44,25 @@ def recipe(name: str) -> None:
         raise InputError(f"{file}: there is no such recipe; known: {', '.join(known)}")
     workspace = open_workspace(file, WORKSPACES / name)
     run(workspace, TIMES)
-    write_report([name for name in known if (WORKSPACES / name / SCORES).is_dir()], WORKSPACES / REPORT)
+    found = []
+    for other in known:
+        if (WORKSPACES / other / SCORES).is_dir():
+            try:
+                found.append(experiment(other))
+            except InputError as error:  # it is being run again, or has failed
+                if other == name:
+                    raise
+                print(f"{other} is left out of the report: {error}; run it again", file=sys.stderr)
+    write_report(found, WORKSPACES / REPORT)
     print(f"the report on all recipes that have been run: {WORKSPACES / REPORT}")
 
 
-def write_report(names: Sequence[str], file: Path) -> None:
+def write_report(experiments: "Sequence[Experiment]", file: Path) -> None:
     """Write one page with a part for each of the recipes, whole or not at all."""
     from stages.reporting.page import page
 
     partial = file.with_name(f"{PARTIAL_PREFIX}{file.name}")
-    partial.write_text(page(TITLE, [experiment(name) for name in names]), encoding="utf-8")
+    partial.write_text(page(TITLE, experiments), encoding="utf-8")
     partial.replace(file)
 
 
@@ -125,27 +134,23 @@ def run(workspace: Path, times: Path) -> None:
         InputError: a stage fails; it has said why.
     """
     seconds: dict[str, float] = {}
-
-    def keep() -> None:
-        write_times(times, {digest: seconds[stage] for stage, digest in made(workspace).items() if stage in seconds})
-
-    try:
-        for stage, took in _timed_stages(workspace):
-            keep()  # of the stages before this one, whose outputs dvc has recorded by now
-            seconds[stage] = took
-    finally:
-        keep()
+    for stage, took in _timed_stages(workspace):
+        seconds[stage] = took
+        write_times(times, {digest: seconds[name] for name, digest in made(workspace).items() if name in seconds})
 
 
 def made(workspace: Path) -> dict[str, str]:
     """Stage → the MD5 that DVC has of its first output: the same wherever the same was made of the same."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     digests = {}
     for lock in LOCKS:
-        file = workspace / lock
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for stage, entry in content.get("stages", {}).items():
+        try:
+            content = YAML(typ="safe", pure=True).load((workspace / lock).read_text(encoding="utf-8"))
+        except (FileNotFoundError, YAMLError):  # dvc may be writing it just now
+            content = None
+        for stage, entry in (content or {}).get("stages", {}).items():
             if outputs := entry.get("outs"):
                 digests[stage] = outputs[0]["md5"]
     return digests
@@ -164,17 +169,26 @@ def write_times(file: Path, seconds: Mapping[str, float]) -> None:
 
 
 def _timed_stages(workspace: Path) -> Iterator[tuple[str, float]]:
-    """Run the stages that have to be; each that ended well with its time, from dvc's announcement to its record."""
+    """Run the stages that have to be; each that ended well with its time, once dvc has recorded its outputs.
+
+    The time is from dvc's announcement of the stage to that of its record.
+    """
     process = subprocess.Popen(["dvc", "repro"], cwd=workspace, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    stage, start = None, 0.0
+    stage: str | None = None
+    done: tuple[str, float] | None = None
+    start = 0.0
     for line in process.stdout:
         print(line, end="", flush=True)
         if stage is not None and re.match(r"(Updating|Generating) lock file", line):
-            yield stage, time.monotonic() - start
+            done = (stage, time.monotonic() - start)
             stage = None
-        if found := re.match(r"Running stage '(?:models/dvc\.yaml:)?([^']+)'", line):
-            stage, start = found[1], time.monotonic()
+        elif found := re.match(r"Running stage '(?:models/dvc\.yaml:)?([^']+)'", line):
+            if done is not None:
+                yield done
+            stage, start, done = found[1], time.monotonic(), None
+    if done is not None:
+        yield done
     if process.wait() != 0:
         raise InputError(f"{workspace}: dvc repro has failed, for the reason above; mend it, then run the recipe again")
 

@@ -71,6 +71,22 @@ def test_another_recipe_makes_nothing_again(project: Project) -> None:
     assert project.stage("stages.recipe", "full").stdout.count("Running stage") == 0
 
 
+def test_a_recipe_that_is_half_there_is_left_out_of_the_report(project: Project) -> None:
+    metrics = project.root / "workspaces/plain/results/eval/average/metrics.json"
+    content = metrics.read_bytes()
+    metrics.unlink()
+    result = project.stage("stages.recipe", "full")
+    metrics.write_bytes(content)
+    assert result.returncode == 0, result.stderr
+    assert (
+        "plain is left out of the report: workspaces/plain/results/eval/average/metrics.json: not found"
+        in result.stderr
+    )
+    page = (project.root / "workspaces/report.html").read_text()
+    assert "Averaging" not in page
+    assert "with Fishers and an ensemble" in page
+
+
 def test_a_recipe_that_there_is_not(project: Project) -> None:
     result = project.stage("stages.recipe", "fool")
     assert result.returncode == 1
