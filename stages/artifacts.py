@@ -32,7 +32,8 @@ WEIGHTS = "model*.safetensors"  # their fingerprint is in the card
 ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a checkpoint's weights
 # Of an evaluation: logits; what they are worth; which of them are right, for comparisons; how the model was made.
 PREDICTIONS, METRICS, CORRECT, ORIGIN = "predictions.parquet", "metrics.json", "correct.json", "origin.json"
-COEFFICIENTS = "coefficients.json"  # of a search
+COEFFICIENTS, SWEEP = "coefficients.json", "sweep.csv"  # of a search: the best λ, and all points
+SIMILARITY_FILE = "similarity.json"
 CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights and card
     "config.json",
     "generation_config.json",

@@ -48,8 +48,6 @@ def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_STATUS)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename == "dvc":
-            sys.exit("error: dvc: there is no such program; `source .venv/bin/activate`, or use make")
         if error.errno not in REMEDIES:
             raise
         place = error.filename or "a file"

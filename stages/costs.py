@@ -8,12 +8,11 @@ backward pass per example: its products are of the same sizes.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from stages.artifacts import read_json
+from stages.artifacts import CHECKPOINT_CARD, METRICS, read_json
 from stages.params import Ensemble, Params
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
-from stages.plan import evaluated_models, evaluated_tasks, planned_stages, search_tasks
+from stages.plan import evaluated_models, evaluated_tasks, planned_stages, search_tasks, stages_before
 from stages.reporting.costs import Cost, ResultCost
 
 SAMPLE = 64  # examples that a forward pass is counted on
@@ -29,8 +28,8 @@ KINDS = {  # what is counted, by the first word of a stage's name
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """A project that has been run.
+class Counted:
+    """A project that has been run, and what its models' forward passes take.
 
     Attributes:
         root: where it is.
@@ -43,19 +42,19 @@ class Workspace:
     forward: Mapping[tuple[str, str], float]
 
 
-def open_workspace(root: Path, params: Params) -> Workspace:
+def count_forward_passes(root: Path, params: Params) -> Counted:
     """Count the forward passes of a project's models on the tasks that they are trained for or evaluated on."""
-    counted: dict[tuple[str, str], float] = {}
+    by_source: dict[tuple[str, str], float] = {}
     forward = {}
     for model, section in params.models.items():
         evaluated = evaluated_tasks(model, params) if model in evaluated_models(params) else []
         for task in {section.task: None, **dict.fromkeys(evaluated)}:
             # Models of one source have one architecture; fine-tuning changes no count.
             key = (params.ancestors(model)[-1], task)
-            if key not in counted:
-                counted[key] = forward_flops(root / FINETUNED / model, root / TASKS / task)
-            forward[model, task] = counted[key]
-    return Workspace(root, params, forward)
+            if key not in by_source:
+                by_source[key] = forward_flops(root / FINETUNED / model, root / TASKS / task)
+            forward[model, task] = by_source[key]
+    return Counted(root, params, forward)
 
 
 def forward_flops(checkpoint: Path, directory: Path) -> float:
@@ -80,67 +79,49 @@ def forward_flops(checkpoint: Path, directory: Path) -> float:
     return counter.get_total_flops() / len(frame)
 
 
-def stage_costs(workspace: Workspace, seconds: Mapping[str, float], runs_on: str) -> list[Cost]:
+def stage_costs(counted: Counted, seconds: Mapping[str, float], runs_on: str) -> list[Cost]:
     """The cost of each stage that trains, estimates, searches, merges or evaluates.
 
     Args:
-        workspace: whose stages.
+        counted: whose stages.
         seconds: stage → what was measured, of those that were.
         runs_on: the hardware, in words.
     """
     found = []
-    for stage in planned_stages(workspace.params):
+    for stage in planned_stages(counted.params):
         kind, _, name = stage.partition("-")
         if kind in KINDS:
-            found.append(Cost(stage, KINDS[kind], _flops(kind, name, workspace), seconds.get(stage), runs_on))
+            found.append(Cost(stage, KINDS[kind], _flops(kind, name, counted), seconds.get(stage), runs_on))
     return found
 
 
-def result_costs(workspace: Workspace, costs: Iterable[Cost]) -> list[ResultCost]:
+def result_costs(counted: Counted, costs: Iterable[Cost]) -> list[ResultCost]:
     """What each result needs, all stages before it counted once, and what it needs per example when it is used."""
     by_stage = {cost.stage: cost for cost in costs}
-    needed = stages_before(workspace.params)
+    needed = stages_before(counted.params)
     found = []
-    for name in (*evaluated_models(workspace.params), *workspace.params.merges):
+    for name in (*evaluated_models(counted.params), *counted.params.merges):
         own = [by_stage[stage] for stage in needed[f"evaluate-{name}"] if stage in by_stage]
-        found.append(ResultCost(name, own, _inference(name, workspace)))
+        found.append(ResultCost(name, own, _inference(name, counted)))
     return found
 
 
-def stages_before(params: Params) -> dict[str, list[str]]:
-    """Stage → all that it needs, directly or not, and itself; of the planned stages, in their order."""
-    stages = planned_stages(params)
-    makes = {path: name for name, entry in stages.items() for path in outputs(entry)}
-    before = {name: {makes[path] for path in entry["deps"] if path in makes} for name, entry in stages.items()}
-
-    def all_before(name: str) -> set[str]:
-        return {name}.union(*(all_before(other) for other in before[name]))
-
-    return {name: [other for other in stages if other in found] for name in stages for found in [all_before(name)]}
-
-
-def outputs(stage: Mapping[str, Any]) -> list[str]:
-    """All that a planned stage writes."""
-    plots = [path for plot in stage.get("plots", []) for path in plot]
-    return [*stage["outs"], *stage.get("metrics", []), *plots]
-
-
-def _flops(kind: str, name: str, workspace: Workspace) -> float | None:
+def _flops(kind: str, name: str, counted: Counted) -> float | None:
     """A stage's FLOPs; None where they are not counted (merges that solve systems)."""
-    params, root = workspace.params, workspace.root
+    params, root = counted.params, counted.root
     if kind == "merge":
-        return _merge_flops(name, workspace)
+        return _merge_flops(name, counted)
     if kind == "evaluate":
-        return _evaluation_flops(name, workspace)
+        return _evaluation_flops(name, counted)
     if kind == "search":
         merge = params.merges[name]
         assert merge.search is not None
         tasks = search_tasks(merge, params)
-        forward = {task: workspace.forward[merge.target_model, task] for task in tasks}
+        forward = {task: counted.forward[merge.target_model, task] for task in tasks}
         return merge.search.points * sum(forward[task] * _examples(root, task, "validation") for task in tasks)
     task = params.models[name].task
-    once = workspace.forward[name, task]
-    origin = read_json(root / FINETUNED / name / "checkpoint.json")["origin"]
+    once = counted.forward[name, task]
+    origin = read_json(root / FINETUNED / name / CHECKPOINT_CARD)["origin"]
     if kind == "finetune":
         epochs = params.finetune_settings(name).epochs
         return 0.0 if params.models[name].finetune is False else 3 * once * origin["examples"] * epochs
@@ -155,35 +136,35 @@ def _flops(kind: str, name: str, workspace: Workspace) -> float | None:
     return 0.0 if passes is None else once * examples * (1 + 2 * passes)
 
 
-def _merge_flops(name: str, workspace: Workspace) -> float | None:
+def _merge_flops(name: str, counted: Counted) -> float | None:
     """Two or, with Fishers, four operations a value and model: weights times values, and their sums."""
-    per_value = {"isotropic": 2, "fisher": 4}.get(workspace.params.merges[name].options.method)
+    per_value = {"isotropic": 2, "fisher": 4}.get(counted.params.merges[name].options.method)
     if per_value is None:
         return None
     from stages.tensors import TensorFiles
 
-    merged = TensorFiles(workspace.root / MERGED / name)
+    merged = TensorFiles(counted.root / MERGED / name)
     values = sum(spec.elements for spec in merged.specs.values())
-    return float(per_value * values * len(workspace.params.merges[name].models))
+    return float(per_value * values * len(counted.params.merges[name].models))
 
 
-def _evaluation_flops(name: str, workspace: Workspace) -> float:
-    merge = workspace.params.merges.get(name)
+def _evaluation_flops(name: str, counted: Counted) -> float:
+    merge = counted.params.merges.get(name)
     if merge is not None and isinstance(merge.options, Ensemble):
         return 0.0  # of what the models' evaluations have kept
     model = name if merge is None else merge.target_model
-    metrics = read_json(workspace.root / EVAL / name / "metrics.json")
-    return sum(workspace.forward[model, task] * entry["examples"] for task, entry in metrics.items() if task != "mean")
+    metrics = read_json(counted.root / EVAL / name / METRICS)
+    return sum(counted.forward[model, task] * entry["examples"] for task, entry in metrics.items() if task != "mean")
 
 
-def _inference(name: str, workspace: Workspace) -> float:
+def _inference(name: str, counted: Counted) -> float:
     """FLOPs per example when the result is used on its own task: an ensemble asks all its models."""
-    merge = workspace.params.merges.get(name)
+    merge = counted.params.merges.get(name)
     if merge is None:
-        return workspace.forward[name, workspace.params.models[name].task]
-    own = workspace.params.models[merge.target_model].task
+        return counted.forward[name, counted.params.models[name].task]
+    own = counted.params.models[merge.target_model].task
     models = merge.models if isinstance(merge.options, Ensemble) else [merge.target_model]
-    return sum(workspace.forward[model, own] for model in models)
+    return sum(counted.forward[model, own] for model in models)
 
 
 def _examples(root: Path, task: str, split: str) -> int:

@@ -25,7 +25,7 @@ from stages.tasks import task_kind
 from stages.tasks.checkpoints import Model, stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.prediction import batches
-from stages.tensors import verified_fingerprint
+from stages.tensors import TensorFiles, fingerprint, verify_checkpoint
 
 NO_MEMORY = "one example does not fit into memory; make the task's examples smaller, or use another device"
 
@@ -93,9 +93,10 @@ def estimated_statistics(
     order = kind.largest_first(encoded)
     processes = PartialState(cpu=compute_device().type == "cpu")
     here = Path(__file__)
+    verify_checkpoint(checkpoint)
     identity = {
         **card,
-        "checkpoint": verified_fingerprint(checkpoint),
+        "checkpoint": fingerprint(TensorFiles(checkpoint)),
         "encoded": encoding_fingerprint(encoded),
         **settings.model_dump(),
         "statistics": sorted(statistics),

@@ -31,7 +31,7 @@ from stages.plan import evaluated_tasks
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import classification_metrics
-from stages.tensors import TensorFiles, verified_fingerprint
+from stages.tensors import TensorFiles, verify_checkpoint
 
 
 def evaluate(name: str) -> None:
@@ -44,8 +44,7 @@ def evaluate(name: str) -> None:
         raise InputError(f"params.yaml: models.{name}: its task has no labels to evaluate it by; evaluate its merges")
     if merge is not None and isinstance(merge.options, Ensemble):
         λ = {model: merge.coefficients[model] / sum(merge.coefficients.values()) for model in merge.models}
-        evaluations = {model: EVAL / model for model in merge.models}
-        predictions, fingerprints = ensemble(evaluations, λ), shared_examples(evaluations)
+        predictions, fingerprints = ensemble({model: EVAL / model for model in merge.models}, λ)
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
     else:
         checkpoint = (FINETUNED if merge is None else MERGED) / name
@@ -68,16 +67,16 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
         InputError: it has the labels of none of the tasks, or cannot be loaded.
     """
     from stages.device import compute_device
-    from stages.tasks.prediction import examples_for
+    from stages.tasks import prediction
 
     parts = []
     device = compute_device()
-    verified_fingerprint(checkpoint)
+    verify_checkpoint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
         frame = task.read("test")
-        examples = examples_for(kind, checkpoint, model, frame, task, device)
-        logits = kind.predict(model.to(device), examples)
+        examples = prediction.examples_for(kind, checkpoint, model, frame, task, device)
+        logits = prediction.predict(model.to(device), examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
         parts.append(pd.DataFrame({"task": task.name, "label": frame["label"], "logits": list(logits)}))
@@ -103,35 +102,28 @@ def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[Ta
     yield from ((task, model) for task in known)
 
 
-def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float]) -> pd.DataFrame:
+def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float]) -> tuple[pd.DataFrame, dict[str, str]]:
     """The λ-weighted mean of the models' probabilities, on the tasks that all of them do; no forward pass.
 
     Args:
         evaluations: model → its evaluation's directory.
         coefficients: model → λ, summing to 1.
 
+    Returns:
+        Columns task, label, logits; and `shared_examples`.
+
     Raises:
         InputError: the models have no task in common, or their predictions are not of the same examples.
     """
+    shared = shared_examples(evaluations)
     tables = {model: _read_predictions(directory) for model, directory in evaluations.items()}
-    first_name, first = next(iter(tables.items()))
-    common = [
-        task for task in first["task"].unique() if all((table["task"] == task).any() for table in tables.values())
-    ]
-    if not common:
-        raise InputError(f"an ensemble of {', '.join(tables)} is not possible: they have no task in common")
     parts = []
-    for task in common:
+    for task in shared:
         rows = {model: table[table["task"] == task].reset_index(drop=True) for model, table in tables.items()}
-        labels = rows[first_name]["label"]
-        for model, table in rows.items():
-            if not table["label"].equals(labels):
-                raise InputError(
-                    f"{evaluations[model]}: was made on other examples of {task} than {first_name}'s; evaluate again"
-                )
         mean = sum(coefficients[model] * _probabilities(table) for model, table in rows.items())
+        labels = next(iter(rows.values()))["label"]
         parts.append(pd.DataFrame({"task": task, "label": labels, "logits": list(np.log(mean).astype(np.float32))}))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True), shared
 
 
 def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
@@ -141,11 +133,15 @@ def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
         evaluations: model → its evaluation's directory.
 
     Raises:
-        InputError: two of them were made on other examples of a task.
+        InputError: there is no such task, or two of them were made on other examples of one.
     """
+    for directory in evaluations.values():
+        verify_contents(directory, [CORRECT])
     found = {model: read_json(directory / CORRECT)["tasks"] for model, directory in evaluations.items()}
     first_name, first = next(iter(found.items()))
     common = [task for task in first if all(task in tasks for tasks in found.values())]
+    if not common:
+        raise InputError(f"an ensemble of {', '.join(found)} is not possible: they have no task in common")
     for model, tasks in found.items():
         for task in common:
             if tasks[task]["examples"] != first[task]["examples"]:

@@ -26,18 +26,18 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import run_stage
-from stages.contents import verify_contents, write_contents
+from stages.contents import write_contents
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
 from stages.params import FinetuneSettings, load_params
 from stages.paths import FINETUNED, TASKS, TRAINING
 from stages.plan import base_place
-from stages.tasks import task_kind
+from stages.tasks import metrics, task_kind
 from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.prediction import rows
-from stages.tensors import TensorFiles, fingerprint, verified_fingerprint, write_tensors
+from stages.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
 from stages.training_progress import TrainingProgress
 
 
@@ -51,10 +51,7 @@ def finetune(name: str) -> None:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
     base, task = base_place(model.base, params), TaskData.open(TASKS / model.task)
-    if model.base in params.sources:
-        verify_contents(base)
-    else:
-        verified_fingerprint(base)
+    verify_checkpoint(base)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:
@@ -100,7 +97,7 @@ def train(
     }
 
     def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
-        return {"accuracy": kind.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
+        return {"accuracy": metrics.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
 
     trainer = transformers.Trainer(
         model,

@@ -1,17 +1,16 @@
 """params.yaml → models/dvc.yaml: from fine-tuning to the scores, each stage with exactly what it needs.
 
 DVC's templates can neither make a list of dependencies nor choose one (a model's base is a source or another model),
-so this writes them out. `make plan` writes the file; `--check` says
-whether it is what params.yaml asks for.
+so this writes them out. `make plan` writes the file; `--check` says whether it is what params.yaml asks for.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS
+from stages.artifacts import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PARTIAL_PREFIX, PREDICTIONS, SWEEP
 from stages.command import run_stage
 from stages.contents import CONTENTS
 from stages.errors import InputError
@@ -30,16 +29,11 @@ from stages.paths import (
     TASKS,
     TRAINING,
 )
+from stages.tasks import kind_modules
 
 PLAN_FILE = Path("models/dvc.yaml")
 ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature")
 METRICS_CODE = "stages/tasks/metrics.py"
-TASK_CODE = ("data", "checkpoints", "prediction")  # of all kinds, in stages/tasks/
-KIND_CODE = {
-    "text-classification": ("text_classification",),
-    "image-classification": ("image_classification", "images"),
-    "masked-lm": ("masked_lm", "text_classification"),
-}
 RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
@@ -51,9 +45,10 @@ FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge ne
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
     """All evaluations, merges and what these need, and the scores, by name, as they stand in models/dvc.yaml."""
     stages: dict[str, dict[str, Any]] = {}
-    for model, section in params.models.items():
+    fishers = models_with_fishers(params)
+    for model in params.models:
         stages[f"finetune-{model}"] = _finetune_stage(model, params)
-        if section.fisher is not False:
+        if model in fishers:
             stages[f"fisher-{model}"] = _fisher_stage(model, params)
     for kind in FACTORS:
         merges = [merge for merge in params.merges.values() if kind in merge.options.statistics]
@@ -69,7 +64,7 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         else:
             stages[f"merge-{name}"] = _merge_stage(name, merge, params)
             stages[f"evaluate-{name}"] = _evaluate_stage(name, MERGED / name, params)
-    if models_to_compare(params):
+    if fishers:
         stages["similarity"] = _similarity_stage(params)
     stages["scores"] = _scores_stage(params)
     return stages
@@ -77,12 +72,28 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
 
 def planned_artifacts(params: Params) -> dict[str, dict[str, Any]]:
     """Every model's checkpoint and Fisher, if it has one, for `dvc artifacts get`, with paths from models/dvc.yaml."""
+    made = {f"checkpoint-{model}": FINETUNED / model for model in params.models}
+    made |= {f"fisher-{model}": FISHERS / model for model in models_with_fishers(params)}
     return {
-        f"{kind}-{model}": {"path": (directory / model).relative_to(PLAN_FILE.parent).as_posix(), "type": "model"}
-        for model in params.models
-        for kind, directory in (("checkpoint", FINETUNED), ("fisher", FISHERS))
-        if kind == "checkpoint" or params.models[model].fisher is not False
+        name: {"path": place.relative_to(PLAN_FILE.parent).as_posix(), "type": "model"} for name, place in made.items()
     }
+
+
+def stages_before(params: Params) -> dict[str, list[str]]:
+    """Stage → all that it needs, directly or not, and itself; of the planned stages, in their order."""
+    stages = planned_stages(params)
+    makes = {path: name for name, entry in stages.items() for path in _outputs(entry)}
+    needs = {name: {makes[path] for path in entry["deps"] if path in makes} for name, entry in stages.items()}
+
+    def with_all_before(name: str) -> set[str]:
+        return {name}.union(*(with_all_before(other) for other in needs[name]))
+
+    return {name: [other for other in stages if other in with_all_before(name)] for name in stages}
+
+
+def _outputs(stage: Mapping[str, Any]) -> list[str]:
+    plots = [path for plot in stage.get("plots", []) for path in plot]
+    return [*stage["outs"], *stage.get("metrics", []), *plots]
 
 
 def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
@@ -133,8 +144,8 @@ def search_tasks(merge: Merge, params: Params) -> list[str]:
     return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.labels]
 
 
-def models_to_compare(params: Params) -> list[str]:
-    """The models whose Fishers are looked into: all that have one."""
+def models_with_fishers(params: Params) -> list[str]:
+    """The models that have a Fisher, estimated or brought in."""
     return [model for model, section in params.models.items() if section.fisher is not False]
 
 
@@ -148,8 +159,8 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
 
 
 def _task_code(tasks: Iterable[str], params: Params) -> list[str]:
-    modules = {module for task in tasks for module in KIND_CODE[params.tasks[task].kind]}
-    return [f"stages/tasks/{module}.py" for module in (*TASK_CODE, *sorted(modules))]
+    modules = {module for task in tasks for module in kind_modules(params.tasks[task].kind)}
+    return [f"stages/tasks/{module}.py" for module in sorted(modules)]
 
 
 def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
@@ -206,7 +217,7 @@ def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
             *_task_code(search_tasks(merge, params), params),
         ],
         "outs": [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")],
-        "plots": [{str(SEARCH / name / "sweep.csv"): plot}],
+        "plots": [{str(SEARCH / name / SWEEP): plot}],
     }
 
 
@@ -250,7 +261,7 @@ def _similarity_stage(params: Params) -> dict[str, Any]:
     return {
         "wdir": "..",
         "cmd": "python -m stages.similarity",
-        "deps": [*(str(FISHERS / model) for model in models_to_compare(params)), "stages/similarity.py"],
+        "deps": [*(str(FISHERS / model) for model in models_with_fishers(params)), "stages/similarity.py"],
         "outs": [str(SIMILARITY)],
     }
 
@@ -267,9 +278,9 @@ def _scores_stage(params: Params) -> dict[str, Any]:
                 str(SEARCH / name / file)
                 for name, merge in params.merges.items()
                 if merge.search is not None
-                for file in (CONTENTS, "sweep.csv")
+                for file in (CONTENTS, SWEEP)
             ),
-            *([str(SIMILARITY)] if models_to_compare(params) else []),
+            *([str(SIMILARITY)] if models_with_fishers(params) else []),
             "stages/scores.py",
         ],
         "outs": [str(SCORES)],
@@ -278,6 +289,11 @@ def _scores_stage(params: Params) -> dict[str, Any]:
 
 def plan() -> None:
     """Write models/dvc.yaml."""
+    write_plan(load_params(), PLAN_FILE)
+
+
+def write_plan(params: Params, file: Path) -> None:
+    """Write the plan of these parameters as `file`, whole or not at all."""
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -285,16 +301,15 @@ def plan() -> None:
     yaml.width = 200
     yaml.indent(mapping=2, sequence=4, offset=2)
     text = StringIO()
-    params = load_params()
     yaml.dump({"stages": planned_stages(params), "artifacts": planned_artifacts(params)}, text)
-    PLAN_FILE.parent.mkdir(exist_ok=True)
-    partial = PLAN_FILE.with_name(".partial-dvc.yaml")
+    file.parent.mkdir(exist_ok=True)
+    partial = file.with_name(f"{PARTIAL_PREFIX}{file.name}")
     partial.write_text(HEADER + text.getvalue(), encoding="utf-8")
-    partial.replace(PLAN_FILE)
+    partial.replace(file)
 
 
 def check_plan(params: Params) -> None:
-    """Raise `InputError` unless models/dvc.yaml is what params.yaml asks for; it says which merges differ."""
+    """Raise `InputError` unless models/dvc.yaml is what params.yaml asks for; it says which entries differ."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

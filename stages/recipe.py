@@ -7,7 +7,6 @@ repository's DVC cache: what another recipe or the default has made is not made 
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,11 @@ from typing import TYPE_CHECKING
 
 from stages.artifacts import FORMAT_VERSION, PARTIAL_PREFIX, read_json, write_json
 from stages.command import run_stage
+from stages.dvc import dvc, recorded_outputs, started
 from stages.errors import InputError
+from stages.params import load_params
 from stages.paths import SCORES
+from stages.plan import PLAN_FILE, write_plan
 
 if TYPE_CHECKING:  # charts, which recipes that fail need not wait for
     from stages.reporting.experiment import Experiment
@@ -29,7 +31,6 @@ CODE = ("stages", "recipes")
 TIMES = WORKSPACES / "times.json"  # of all workspaces, since they share what has been made
 REPORT = "report.html"
 TITLE = "The paper’s experiments, as they come out here"
-LOCKS = ("dvc.lock", "models/dvc.lock")
 
 
 def recipe(name: str) -> None:
@@ -42,8 +43,8 @@ def recipe(name: str) -> None:
     known = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
     if name not in known:
         raise InputError(f"{file}: there is no such recipe; known: {', '.join(known)}")
-    workspace = open_workspace(file, WORKSPACES / name)
-    run(workspace, TIMES)
+    open_workspace(file, WORKSPACES / name)
+    run(WORKSPACES / name, TIMES)
     found = []
     for other in known:
         if (WORKSPACES / other / SCORES).is_dir():
@@ -68,24 +69,17 @@ def write_report(experiments: "Sequence[Experiment]", file: Path) -> None:
 
 def experiment(name: str) -> "Experiment":
     """A recipe's part of the report: what its file says of it, its scores, and what its stages have cost."""
-    from stages.costs import open_workspace as counted
-    from stages.costs import result_costs, stage_costs
-    from stages.params import load_params
+    from stages.costs import count_forward_passes, result_costs, stage_costs
     from stages.reporting.experiment import Experiment
-    from stages.reporting.transfers import transfer_figures
     from stages.scores import read_scores
 
-    root = WORKSPACES / name
-    params = load_params(root / "params.yaml")
-    workspace = counted(root, params)
+    workspace = WORKSPACES / name
+    counted = count_forward_passes(workspace, load_params(workspace / "params.yaml"))
     times = read_times(TIMES)
-    seconds = {stage: times[digest] for stage, digest in made(root).items() if digest in times}
-    costs = stage_costs(workspace, seconds, hardware())
-    scores = read_scores(root / SCORES)
-    title, introduction = heading(root / "params.yaml")
-    return Experiment(
-        title, scores, introduction, costs, result_costs(workspace, costs), transfer_figures(scores.results)
-    )
+    seconds = {stage: times[digest] for stage, digest in _digests(workspace).items() if digest in times}
+    costs = stage_costs(counted, seconds, hardware())
+    title, introduction = heading(workspace / "params.yaml")
+    return Experiment(title, read_scores(workspace / SCORES), introduction, costs, result_costs(counted, costs))
 
 
 def heading(file: Path) -> tuple[str, str]:
@@ -108,7 +102,7 @@ def hardware() -> str:
     return f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores"
 
 
-def open_workspace(file: Path, workspace: Path) -> Path:
+def open_workspace(file: Path, workspace: Path) -> None:
     """Make the workspace of a recipe, or bring its code, parameters and settings up to date; results stay."""
     (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
     for code in CODE:
@@ -120,11 +114,9 @@ def open_workspace(file: Path, workspace: Path) -> Path:
     for settings in ("config", "config.local"):
         if (found := Path(".dvc") / settings).is_file():
             shutil.copyfile(found, workspace / ".dvc" / settings)
-    cache = _output("dvc", "cache", "dir")
-    for setting in (("core.no_scm", "true"), ("cache.dir", cache)):
-        _output("dvc", "config", "--local", *setting, cwd=workspace)
-    _output(sys.executable, "-m", "stages.plan", cwd=workspace)
-    return workspace
+    for name, value in {"core.no_scm": "true", "cache.dir": dvc("cache", "dir").strip()}.items():
+        dvc("config", "--local", name, value, project=workspace)
+    write_plan(load_params(workspace / "params.yaml"), workspace / PLAN_FILE)
 
 
 def run(workspace: Path, times: Path) -> None:
@@ -136,24 +128,7 @@ def run(workspace: Path, times: Path) -> None:
     seconds: dict[str, float] = {}
     for stage, took in _timed_stages(workspace):
         seconds[stage] = took
-        write_times(times, {digest: seconds[name] for name, digest in made(workspace).items() if name in seconds})
-
-
-def made(workspace: Path) -> dict[str, str]:
-    """Stage → the MD5 that DVC has of its first output: the same wherever the same was made of the same."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    digests = {}
-    for lock in LOCKS:
-        try:
-            content = YAML(typ="safe", pure=True).load((workspace / lock).read_text(encoding="utf-8"))
-        except (FileNotFoundError, YAMLError):  # dvc may be writing it just now
-            content = None
-        for stage, entry in (content or {}).get("stages", {}).items():
-            if outputs := entry.get("outs"):
-                digests[stage] = outputs[0]["md5"]
-    return digests
+        write_times(times, {digest: seconds[name] for name, digest in _digests(workspace).items() if name in seconds})
 
 
 def read_times(file: Path) -> dict[str, float]:
@@ -168,12 +143,17 @@ def write_times(file: Path, seconds: Mapping[str, float]) -> None:
     partial.replace(file)
 
 
+def _digests(workspace: Path) -> dict[str, str]:
+    """Stage → the MD5 of its first output: the same wherever the same was made of the same."""
+    return {stage: next(iter(outputs.values())) for stage, outputs in recorded_outputs(workspace).items() if outputs}
+
+
 def _timed_stages(workspace: Path) -> Iterator[tuple[str, float]]:
     """Run the stages that have to be; each that ended well with its time, once dvc has recorded its outputs.
 
     The time is from dvc's announcement of the stage to that of its record.
     """
-    process = subprocess.Popen(["dvc", "repro"], cwd=workspace, stdout=subprocess.PIPE, text=True)
+    process = started("repro", project=workspace)
     assert process.stdout is not None
     stage: str | None = None
     done: tuple[str, float] | None = None
@@ -191,15 +171,6 @@ def _timed_stages(workspace: Path) -> Iterator[tuple[str, float]]:
         yield done
     if process.wait() != 0:
         raise InputError(f"{workspace}: dvc repro has failed, for the reason above; mend it, then run the recipe again")
-
-
-def _output(*command: str, cwd: Path | None = None) -> str:
-    """What a command prints. Raises `InputError` with its own last words if it fails."""
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        said = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-        raise InputError(f"{' '.join(command)}: {said[-1] if said else 'failed'}")
-    return result.stdout.strip()
 
 
 if __name__ == "__main__":

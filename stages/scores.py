@@ -9,13 +9,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import CORRECT, FORMAT_VERSION, METRICS, ORIGIN, atomic_directory, read_json, write_json
+from stages.artifacts import (
+    CORRECT,
+    FORMAT_VERSION,
+    METRICS,
+    ORIGIN,
+    SIMILARITY_FILE,
+    SWEEP,
+    atomic_directory,
+    read_json,
+    write_json,
+)
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
 from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, SCORES, SEARCH, SIMILARITY
-from stages.plan import check_plan, evaluated_models, models_to_compare
+from stages.plan import check_plan, evaluated_models, models_with_fishers
 
 FILE = "scores.json"
 
@@ -64,8 +74,8 @@ def scores() -> None:
     searched = [name for name, merge in params.merges.items() if merge.search is not None]
     found = Scores(
         [_result(name, role, name in searched) for name, role in _roles(params).items()],
-        {name: _read_sweep(SEARCH / name / "sweep.csv") for name in searched},
-        _read_similarity() if models_to_compare(params) else {},
+        {name: _read_sweep(SEARCH / name / SWEEP) for name in searched},
+        _read_similarity() if models_with_fishers(params) else {},
     )
     with atomic_directory(SCORES) as partial:
         write_json(partial / FILE, {"format_version": FORMAT_VERSION, **asdict(found)})
@@ -99,7 +109,7 @@ def _result(name: str, role: str, searched: bool) -> Result:
 
 def _read_similarity() -> dict[str, Any]:
     verify_contents(SIMILARITY)
-    return read_json(SIMILARITY / "similarity.json")
+    return read_json(SIMILARITY / SIMILARITY_FILE)
 
 
 def _read_sweep(file: Path) -> list[dict[str, float]]:

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages.artifacts import COEFFICIENTS, FORMAT_VERSION, atomic_directory, library_versions, tree_sha256, write_json
+from stages.artifacts import (
+    COEFFICIENTS,
+    FORMAT_VERSION,
+    SWEEP,
+    atomic_directory,
+    library_versions,
+    tree_sha256,
+    write_json,
+)
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.errors import InputError
@@ -91,7 +99,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
         )
         columns = [f"{task.name} {settings.metric}" for task in tasks]
         table = sweep_table(points, scores, means, columns)
-        table.to_csv(partial / "sweep.csv", index=False)
+        table.to_csv(partial / SWEEP, index=False)
         sweep_chart(table, list(start), columns, settings.metric, winner).save(partial / "sweep.svg")
         write_contents(partial)
     progress.remove()

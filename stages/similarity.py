@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts import FORMAT_VERSION, atomic_directory, write_json
+from stages.artifacts import FORMAT_VERSION, SIMILARITY_FILE, atomic_directory, write_json
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.merging.inputs import open_statistic
 from stages.params import load_params
 from stages.paths import FISHERS, SIMILARITY
-from stages.plan import check_plan, models_to_compare
+from stages.plan import check_plan, models_with_fishers
 from stages.tensors import TensorFiles, check_fingerprint
 
-FILE = "similarity.json"
 CHUNK = 1 << 20  # values in memory at a time, of all models together
 DIGITS = 9  # that are written
 
@@ -27,9 +26,9 @@ def similarity() -> None:
     """Compare the Fishers of all models of params.yaml that have one."""
     params = load_params()
     check_plan(params)
-    content = compare_fishers({model: FISHERS / model for model in models_to_compare(params)})
+    content = compare_fishers({model: FISHERS / model for model in models_with_fishers(params)})
     with atomic_directory(SIMILARITY) as partial:
-        write_json(partial / FILE, {"format_version": FORMAT_VERSION, **content})
+        write_json(partial / SIMILARITY_FILE, {"format_version": FORMAT_VERSION, **content})
         write_contents(partial)
 
 

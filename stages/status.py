@@ -5,13 +5,13 @@ No stage of the pipeline: it only asks dvc, in four commands, and changes nothin
 
 import json
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.artifacts import COEFFICIENTS, METRICS
 from stages.command import run_stage
-from stages.errors import InputError
+from stages.dvc import dvc, recorded_outputs
 from stages.params import Params, load_params
 from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, SEARCH
 from stages.plan import FACTORS, PLAN_FILE, STATISTICS, check_plan, planned_stages
@@ -23,12 +23,12 @@ def status() -> None:
     """Print the table."""
     params = load_params()
     check_plan(params)
-    data = json.loads(_dvc("data", "status", "--not-in-remote", "--json"))
-    has_remote = bool(_dvc("config", "core.remote", check=False).strip())
-    changes = {_short(stage): reasons for stage, reasons in json.loads(_dvc("status", "--json")).items()}
-    why = would_run(changes, _edges(_dvc("dag", "--dot")))
+    data = json.loads(dvc("data", "status", "--not-in-remote", "--json"))
+    has_remote = bool(dvc("config", "core.remote", check=False).strip())
+    changes = {_short(stage): reasons for stage, reasons in json.loads(dvc("status", "--json")).items()}
+    why = would_run(changes, _edges(dvc("dag", "--dot")))
     absent, not_pushed = (set(data.get(key, [])) for key in ("not_in_cache", "not_in_remote"))
-    made = _outputs_in_locks()
+    made = {path for outputs in recorded_outputs(Path()).values() for path in outputs}
     rows = [["", "stage", "here", "remote", "would run"]]
     for owner, stage, output in _stages(params):
         names = {output, f"{output}/"}  # a directory's name has a slash at its end
@@ -88,29 +88,18 @@ def _stages(params: Params) -> Iterator[tuple[str, str, str]]:
         statistics = {f"fisher-{model}": FISHERS, **{f"{kind}-{model}": STATISTICS[kind] for kind in FACTORS}}
         yield from (("", stage, str(place / model)) for stage, place in statistics.items() if stage in planned)
         if f"evaluate-{model}" in planned:
-            yield "", f"evaluate-{model}", str(EVAL / model / "metrics.json")
+            yield "", f"evaluate-{model}", str(EVAL / model / METRICS)
     for merge in params.merges:
         outputs = {
-            f"search-{merge}": SEARCH / merge / "coefficients.json",
+            f"search-{merge}": SEARCH / merge / COEFFICIENTS,
             f"merge-{merge}": MERGED / merge,
-            f"evaluate-{merge}": EVAL / merge / "metrics.json",
+            f"evaluate-{merge}": EVAL / merge / METRICS,
         }
         owner = merge
         for stage, output in outputs.items():
             if stage in planned:
                 yield owner, stage, str(output)
                 owner = ""
-
-
-def _outputs_in_locks() -> set[str]:
-    """The outputs that have been made, from the project's root."""
-    from ruamel.yaml import YAML
-
-    made = set()
-    for lock in (Path("dvc.lock"), PLAN_FILE.with_name("dvc.lock")):
-        content = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
-        made |= {out["path"] for stage in content.get("stages", {}).values() for out in stage.get("outs", [])}
-    return made
 
 
 def _edges(dot: str) -> list[tuple[str, str]]:
@@ -120,15 +109,6 @@ def _edges(dot: str) -> list[tuple[str, str]]:
 
 def _short(stage: str) -> str:
     return stage.removeprefix(f"{PLAN_FILE}:")
-
-
-def _dvc(*arguments: str, check: bool = True) -> str:
-    """What a dvc command prints. Raises `InputError` with its own last line if it fails."""
-    result = subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
-    if check and result.returncode != 0:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        raise InputError(f"dvc {' '.join(arguments)}: {errors[-1] if errors else 'failed'}")
-    return result.stdout
 
 
 def aligned(rows: Iterable[list[str]]) -> str:

@@ -143,18 +143,16 @@ def fingerprint(tensors: TensorFiles) -> str:
     return combined_fingerprint(tensors.specs, tensors.digests)
 
 
-def verified_fingerprint(checkpoint: Path) -> str:
-    """The fingerprint of the weights in a directory, after comparing all its files with what its cards say.
+def verify_checkpoint(checkpoint: Path) -> None:
+    """Compare all files of a directory, weights too, with what its cards say; without any, all is well.
 
     Raises:
         InputError: the weights, or other files, are not as they were written.
     """
     verify_contents(checkpoint)
-    tensors = TensorFiles(checkpoint)
     card = checkpoint / CHECKPOINT_CARD
     if card.is_file():
-        check_fingerprint(tensors, read_json(card), card.name)
-    return fingerprint(tensors)
+        check_fingerprint(TensorFiles(checkpoint), read_json(card), card.name)
 
 
 def check_fingerprint(tensors: TensorFiles, card: Mapping[str, Any], card_name: str) -> None:

@@ -48,13 +48,6 @@ def test_a_refusal_of_the_system_is_one_line(tmp_path: Path, number: int, remedy
     assert line.endswith("then run `dvc repro` again")
 
 
-def test_dvc_that_is_not_on_the_path(tmp_path: Path) -> None:
-    process = start(tmp_path, "import subprocess; os.environ['PATH'] = ''; subprocess.run(['dvc'])")
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    assert errors == "error: dvc: there is no such program; `source .venv/bin/activate`, or use make\n"
-
-
 def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     paths = f"{tmp_path}{os.pathsep}{ROOT}"

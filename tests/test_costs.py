@@ -1,14 +1,12 @@
-"""FLOPs against a count by hand, and which stages a result needs."""
+"""FLOPs against a count by hand."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from stages.costs import forward_flops, stages_before
+from stages.costs import forward_flops
 from stages.params import Task
-from stages.params.loading import parse_params
 from stages.tasks.data import TaskData, write_task
-from tests.project import tiny_params
 from tests.tiny import tiny_bert, tiny_config, tiny_tokenizer
 
 
@@ -27,26 +25,3 @@ def test_a_forward_pass_counts_its_matrix_products(tmp_path: Path) -> None:
     by_hand = config.num_hidden_layers * layer + 2 * (hidden * hidden + hidden * 2)  # pooler and classifier: one token
     assert forward_flops(tmp_path / "model", tmp_path / "task") == by_hand
     assert TaskData.open(tmp_path / "task").kind == "text-classification"
-
-
-def test_a_result_needs_what_came_before_it(tmp_path: Path) -> None:
-    content = tiny_params(tmp_path)
-    content["models"]["later"] = {"base": "books", "task": "films", "fisher": False}
-    content["merges"]["one"] = {
-        "method": "isotropic",
-        "coefficients": {"films": 0.5, "later": 0.5},
-        "search": {"sampler": "grid"},
-    }
-    before = stages_before(parse_params(content))
-    assert before["evaluate-average"] == ["finetune-books", "finetune-films", "merge-average", "evaluate-average"]
-    assert set(before["evaluate-one"]) == {
-        "finetune-books",
-        "finetune-films",
-        "finetune-later",
-        "search-one",
-        "merge-one",
-        "evaluate-one",
-    }
-    assert {"evaluate-books", "finetune-films"} < set(before["evaluate-ensemble"])
-    assert "fisher-books" in before["evaluate-fisher"]
-    assert "fisher-books" not in before["evaluate-average"]

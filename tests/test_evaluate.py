@@ -78,6 +78,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir()
     (tmp_path / "it/predictions.parquet").write_bytes(b"PAR1")
+    write_json(tmp_path / "it/correct.json", {"tasks": {"t": {"examples": "t", "correct": ""}}})
     with pytest.raises(InputError, match=r"predictions\.parquet: cannot be read .*; remove .*it and run `dvc repro`"):
         ensemble({"it": tmp_path / "it"}, {"it": 1.0})
 
@@ -130,16 +131,19 @@ def test_the_ensemble_is_the_weighted_mean_of_probabilities(tmp_path: Path) -> N
         frame = pd.DataFrame({"task": ["t"] * 6 + ["u"] * 4, "label": [0, 1] * 5, "logits": list(logits)})
         frame.to_parquet(tmp_path / name / "predictions.parquet")
     places = {name: tmp_path / name for name in tables}
-    found = ensemble(places, {"a": 0.75, "b": 0.25})
+    for place in places.values():
+        tasks = {task: {"examples": task, "correct": ""} for task in ("t", "u")}
+        write_json(place / "correct.json", {"tasks": tasks})
+    found, shared = ensemble(places, {"a": 0.75, "b": 0.25})
+    assert shared == {"t": "t", "u": "u"}
     p = {name: np.exp(z) / np.exp(z).sum(1, keepdims=True) for name, z in tables.items()}
     np.testing.assert_allclose(np.exp(np.stack(list(found["logits"]))), 0.75 * p["a"] + 0.25 * p["b"], rtol=1e-5)
     assert list(metrics(found)) == ["t", "u", "mean"]
 
-    frame = pd.read_parquet(tmp_path / "b/predictions.parquet")
-    frame.assign(label=1).to_parquet(tmp_path / "b/predictions.parquet")
+    write_json(places["b"] / "correct.json", {"tasks": {"t": {"examples": "others", "correct": ""}}})
     with pytest.raises(InputError, match="other examples of t than a's"):
         ensemble(places, {"a": 0.5, "b": 0.5})
-    frame.assign(task="v").to_parquet(tmp_path / "b/predictions.parquet")
+    write_json(places["b"] / "correct.json", {"tasks": {"v": {"examples": "v", "correct": ""}}})
     with pytest.raises(InputError, match="no task in common"):
         ensemble(places, {"a": 0.5, "b": 0.5})
 

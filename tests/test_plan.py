@@ -8,7 +8,8 @@ from ruamel.yaml import YAML
 
 from stages.errors import InputError
 from stages.params import load_params
-from stages.plan import PLAN_FILE, check_plan, plan, planned_artifacts, planned_stages
+from stages.params.loading import parse_params
+from stages.plan import PLAN_FILE, check_plan, plan, planned_artifacts, planned_stages, stages_before
 from tests.project import ROOT, Project, tiny_params
 
 
@@ -248,3 +249,26 @@ def test_merge_and_plan_start_without_transformers(in_project: Project) -> None:
     )
     result = in_project.run("python", "-c", code, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_result_needs_what_came_before_it(tmp_path: Path) -> None:
+    content = tiny_params(tmp_path)
+    content["models"]["later"] = {"base": "books", "task": "films", "fisher": False}
+    content["merges"]["one"] = {
+        "method": "isotropic",
+        "coefficients": {"films": 0.5, "later": 0.5},
+        "search": {"sampler": "grid"},
+    }
+    before = stages_before(parse_params(content))
+    assert before["evaluate-average"] == ["finetune-books", "finetune-films", "merge-average", "evaluate-average"]
+    assert set(before["evaluate-one"]) == {
+        "finetune-books",
+        "finetune-films",
+        "finetune-later",
+        "search-one",
+        "merge-one",
+        "evaluate-one",
+    }
+    assert {"evaluate-books", "finetune-films"} < set(before["evaluate-ensemble"])
+    assert "fisher-books" in before["evaluate-fisher"]
+    assert "fisher-books" not in before["evaluate-average"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from stages.reporting.blocks import Block, Figure, Section, Text
+from stages.reporting.blocks import Block, Section, Text
 from stages.reporting.costs import Cost, ResultCost, costs_section, results_section
 from stages.reporting.figures import (
     accuracy_figure,
@@ -28,6 +28,7 @@ from stages.reporting.tables import (
     similarity_note,
     statistics_table,
 )
+from stages.reporting.transfers import transfer_figures
 from stages.reporting.wording import escaped, listing
 from stages.scores import Result, Scores
 
@@ -42,7 +43,6 @@ class Experiment:
         introduction: Markdown, before everything else.
         costs: of its stages, if they are known.
         result_costs: of its results, if they are known.
-        figures: more of them, for the end.
     """
 
     title: str
@@ -50,7 +50,6 @@ class Experiment:
     introduction: str = ""
     costs: Sequence[Cost] = ()
     result_costs: Sequence[ResultCost] = ()
-    figures: Sequence[Figure] = ()
 
     @cached_property
     def sections(self) -> Sequence[Section]:
@@ -106,6 +105,8 @@ def _sections(experiment: Experiment) -> list[Section]:
     along += [search_figure(name, points) for name, points in experiment.scores.sweeps.items() if points]
     if along:
         found.append(Section("coefficients", "Along λ", along))
+    if transfers := transfer_figures(results):
+        found.append(Section("transfers", "What donors give", transfers))
     fishers = experiment.scores.fishers
     if fishers:
         masses = {model: mass_by_layer(tensors) for model, tensors in fishers["tensors"].items()}
@@ -118,8 +119,6 @@ def _sections(experiment: Experiment) -> list[Section]:
         found.append(results_section(experiment.result_costs))
     if experiment.costs:
         found.append(costs_section(experiment.costs))
-    if experiment.figures:
-        found.append(Section("more", "More", experiment.figures))
     return found
 
 

@@ -17,7 +17,7 @@ from stages.tasks import task_kind
 from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import SCORES
-from stages.tasks.prediction import examples_for
+from stages.tasks.prediction import Examples, examples_for, predict
 
 
 class LiveModel:
@@ -32,7 +32,7 @@ class LiveModel:
         self._score = SCORES[settings.metric]
         self._device = compute_device()
         self._merging = self._evaluating = 0.0  # seconds
-        self._tasks: list[tuple[Any, Any, Any, np.ndarray]] = []  # kind, model, examples, labels
+        self._tasks: list[tuple[Any, Examples, np.ndarray]] = []  # model, examples, labels
         target = ingredients.target
         body = None
         for task, expert in experts.items():
@@ -57,7 +57,7 @@ class LiveModel:
                 model = body
             frame = task.read("validation")
             examples = examples_for(kind, target.directory, model, frame, task, self._device)
-            self._tasks.append((kind, model.to(self._device), examples, frame["label"].to_numpy()))
+            self._tasks.append((model.to(self._device), examples, frame["label"].to_numpy()))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
         stored = stored_names(body)
@@ -96,7 +96,7 @@ class LiveModel:
     def scores(self) -> list[float]:
         """Every task's score."""
         began = time.perf_counter()
-        found = [self._score(kind.predict(model, examples), labels) for kind, model, examples, labels in self._tasks]
+        found = [self._score(predict(model, examples), labels) for model, examples, labels in self._tasks]
         self._evaluating += time.perf_counter() - began
         return found
 
@@ -117,7 +117,7 @@ def expert_score(checkpoint: Path, task: TaskData, settings: Search) -> float:
     model = kind.load_model(checkpoint, task.labels).to(device)
     frame = task.read("validation")
     examples = examples_for(kind, checkpoint, model, frame, task, device)
-    score = SCORES[settings.metric](kind.predict(model, examples), frame["label"].to_numpy())
+    score = SCORES[settings.metric](predict(model, examples), frame["label"].to_numpy())
     if score == 0:
         raise InputError(f"{checkpoint}: has a {settings.metric} of 0 on {task.name}; `search.normalize` cannot be had")
     return score

@@ -1,4 +1,4 @@
-"""What a task is, one module a kind: its examples, model class, collation, likelihood and metrics.
+"""What a task is, one module a kind: its examples, model class, collation and likelihood.
 
 The stages ask a kind for the following, and for nothing else of it:
 
@@ -10,11 +10,12 @@ The stages ask a kind for the following, and for nothing else of it:
 - `load_processor(checkpoint)`: what makes a model's inputs of examples (a tokenizer, an image processor); its
   `save_pretrained(directory)` writes it beside a checkpoint's weights.
 - `position_limit(model)`: how long an example may be, in tokens, if that is limited.
-- `encode(processor, frame, task, positions)`: the examples of a table as a mapping of model inputs, and `labels`, to
-  lists with an entry an example: numbers, lists of them or arrays. What cannot be a model's input is an `InputError`.
+- `encode(processor, frame, task, positions, seed)`: the examples of a table as a mapping of model inputs, and `labels`,
+  to lists with an entry an example: numbers, lists of them or arrays. What is drawn at random in them (hidden tokens)
+  comes from the seed. What cannot be a model's input is an `InputError`.
+- `training_set(processor, encoded, seed)`: those examples to train on, perhaps drawn anew in every epoch.
 - `collator(processor)`: makes a batch, a mapping of inputs to tensors, of a list of such examples.
 - `largest_first(encoded)`: the examples' positions, in the order in which memory runs out at once or not at all.
-- `predict(model, examples)`: the logits, of `stages.tasks.prediction.Examples`; `accuracy(logits, labels)` of them.
 
 What kinds share is in `stages.tasks.checkpoints` (loading) and `stages.tasks.prediction`. How `prepare` makes a kind's
 table is in `stages.tasks.tables`, and for images in `stages.tasks.images`.
@@ -22,9 +23,24 @@ table is in `stages.tasks.tables`, and for images in `stages.tasks.images`.
 
 from types import ModuleType
 
+SHARED_MODULES = ("data", "checkpoints", "prediction")  # of all kinds
+OTHER_MODULES = {  # of a kind, beside its own
+    "image-classification": ("images",),
+    "masked-lm": ("text_classification",),
+}
+
 
 def task_kind(kind: str) -> ModuleType:
     """The module of a task kind, imported only when asked for (it brings transformers with it)."""
     from importlib import import_module
 
-    return import_module(f"stages.tasks.{kind.replace('-', '_')}")
+    return import_module(f"{__name__}.{_own_module(kind)}")
+
+
+def kind_modules(kind: str) -> list[str]:
+    """The modules of this package that a model of the kind is loaded, trained and measured by."""
+    return [*SHARED_MODULES, _own_module(kind), *OTHER_MODULES.get(kind, ())]
+
+
+def _own_module(kind: str) -> str:
+    return kind.replace("-", "_")

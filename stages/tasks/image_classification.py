@@ -16,22 +16,7 @@ from stages.tasks import checkpoints
 from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData
 from stages.tasks.images import images, with_channels
-from stages.tasks.prediction import Collator, accuracy, predict, training_set
-
-__all__ = [
-    "LIKELIHOOD",
-    "TRAIN_SAMPLING",
-    "accuracy",
-    "collator",
-    "encode",
-    "largest_first",
-    "load_model",
-    "load_processor",
-    "new_model",
-    "position_limit",
-    "predict",
-    "training_set",
-]
+from stages.tasks.prediction import Collator, rows
 
 LIKELIHOOD = "categorical"
 TRAIN_SAMPLING = "random"
@@ -122,6 +107,11 @@ def encode(
     found = list(images(frame))
     processor.check(found)
     return {"pixel_values": found, "labels": frame["label"].tolist()}
+
+
+def training_set(processor: ImageProcessor, encoded: Mapping[str, list[Any]], seed: int) -> list[dict[str, Any]]:
+    """The examples to train on; nothing is drawn anew in an epoch."""
+    return rows(encoded)
 
 
 def collator(processor: ImageProcessor) -> Collator:

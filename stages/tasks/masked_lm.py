@@ -18,18 +18,7 @@ from stages.tasks.data import TaskData
 from stages.tasks.prediction import Collator
 from stages.tasks.text_classification import TRAIN_SAMPLING, Tokenizer, largest_first, position_limit, tokens
 
-__all__ = [
-    "LIKELIHOOD",
-    "TRAIN_SAMPLING",
-    "collator",
-    "encode",
-    "largest_first",
-    "load_model",
-    "load_processor",
-    "new_model",
-    "position_limit",
-    "training_set",
-]
+__all__ = ["TRAIN_SAMPLING", "largest_first", "position_limit"]  # of texts, whatever is done with them
 
 LIKELIHOOD = "token"
 MASKED = 0.15  # of a text's tokens, at least one

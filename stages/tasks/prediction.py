@@ -54,11 +54,6 @@ def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
-def training_set(processor: Any, encoded: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any]]:
-    """The examples to train on; of what is drawn anew in every epoch, by the seed, here is nothing."""
-    return rows(encoded)
-
-
 def examples_for(
     kind: ModuleType, checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, device: torch.device
 ) -> Examples:
@@ -91,8 +86,3 @@ def predict(model: Model, examples: Examples) -> np.ndarray:
     logits = np.empty((len(examples.order), rows[0].shape[-1]), dtype=np.float32)
     logits[examples.order] = torch.cat(rows).numpy()
     return logits
-
-
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the examples [B, K] whose largest logit is their label's [B]."""
-    return float((logits.argmax(-1) == labels).mean())

@@ -13,22 +13,7 @@ from stages.errors import InputError
 from stages.tasks import checkpoints
 from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData
-from stages.tasks.prediction import Collator, accuracy, predict, training_set
-
-__all__ = [
-    "LIKELIHOOD",
-    "TRAIN_SAMPLING",
-    "accuracy",
-    "collator",
-    "encode",
-    "largest_first",
-    "load_model",
-    "load_processor",
-    "new_model",
-    "position_limit",
-    "predict",
-    "training_set",
-]
+from stages.tasks.prediction import Collator, rows
 
 LIKELIHOOD = "categorical"
 TRAIN_SAMPLING = "group_by_length"  # little padding
@@ -89,6 +74,11 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions:
         )
     pair = frame["text_pair"].tolist() if "text_pair" in frame else None
     return dict(tokenizer(frame["text"].tolist(), pair, truncation=True, max_length=task.max_length))
+
+
+def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> list[dict[str, Any]]:
+    """The examples to train on; nothing is drawn anew in an epoch."""
+    return rows(encoded)
 
 
 def collator(tokenizer: Tokenizer) -> Collator:

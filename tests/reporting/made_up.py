@@ -1,5 +1,7 @@
 """Scores like those of a real run: four models on four tasks, merges, a baseline, sweeps along λ, a search, Fishers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,16 @@ def made_up_scores() -> Scores:
             results.append(result(f"{method}-{step}", "merge", skills(λ, hump), merged(method, λ)))
     results.append(result("ensemble", "baseline", skills(QUARTERS), {"method": "ensemble", "coefficients": QUARTERS}))
     return Scores(results, {"fisher-searched": _points(random)}, _fishers(random))
+
+
+def made_up_transfers(results: Sequence[Result]) -> list[Result]:
+    """Merges of `books` with one donor each, as good as the average of all, that keep its head."""
+    average = next(result for result in results if result.name == "average")
+    kept = {"target": "books", "heads": "target"}
+    return [
+        replace(average, name=f"books-{donor}", origin=merged("fisher", {"books": 0.7, donor: 0.3}) | kept)
+        for donor in ("news", "posts")
+    ]
 
 
 def merged(method: str, λ: dict[str, float]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def test_everything_is_drawn_and_nothing_fetched(
 ) -> None:
     assert chromium.open(report, width=width, scheme=scheme, scripts=scripts) == [report.as_uri()]
     pictures = chromium.evaluate(PICTURES)
-    # Accuracy, λ, the search: one for each of four tasks or models. Trade-off; masses; two matrices; three bars.
-    assert len(pictures) == 4 + 4 + 1 + 4 + 4 + 2 + 3
+    # Accuracy, λ, the search: one for each of four tasks or models. Trade-off; masses; two matrices; a grid; two bars.
+    assert len(pictures) == 4 + 4 + 1 + 4 + 4 + 2 + 1 + 2
     assert all(picture["width"] > 50 and picture["height"] > 50 for picture in pictures)
     assert chromium.evaluate(CUT_TEXTS) == []
     artefacts = Path(os.environ.get("ARTIFACTS", tmp_path))

@@ -7,11 +7,10 @@ from functools import cache
 from stages.reporting.blocks import Cell, Section, Table, Text
 from stages.reporting.costs import Cost, ResultCost, costs_section
 from stages.reporting.experiment import Experiment
-from stages.reporting.figures import bars_figure
 from stages.reporting.markdown import markdown_table
 from stages.reporting.page import html_table, page
 from stages.scores import Scores
-from tests.reporting.made_up import made_up_scores
+from tests.reporting.made_up import made_up_scores, made_up_transfers
 from tests.test_report import RESULTS, Page
 
 COSTS = [
@@ -23,10 +22,11 @@ COSTS = [
 @cache
 def full_experiment() -> Experiment:
     """With everything that a report can show."""
-    figure = bars_figure("parameters", {"all": 22.7e6, "merged": 22.6e6}, "parameters", "Parameters of a model.")
+    scores = made_up_scores()
+    scores = replace(scores, results=[*scores.results, *made_up_transfers(scores.results)])
     introduction = "Is a *merge* as good as its parts? ![no](https://example.org/tracker.png) <b>No HTML.</b>"
     results = [ResultCost("fisher", [Cost("finetune-a", "training", 4e12, 60.0, "two cores"), *COSTS], 2e8)]
-    return Experiment("Four domains", made_up_scores(), introduction, COSTS, results, [figure])
+    return Experiment("Four domains", scores, introduction, COSTS, results)
 
 
 def test_ids_and_links_of_several_experiments() -> None:
@@ -48,11 +48,11 @@ def test_sections_and_their_order() -> None:
         "accuracy",
         "significance",
         "coefficients",
+        "transfers",
         "mass",
         "similarity",
         "result-cost",
         "cost",
-        "more",
     ]
     assert [section.slug for section in full_experiment().sections] == wanted
     assert [section.slug for section in Experiment("Little", Scores(RESULTS[:1])).sections] == ["overview", "accuracy"]

@@ -1,0 +1,35 @@
+"""What dvc is asked, with the real one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.dvc import dvc, recorded_outputs
+from stages.errors import InputError
+from tests.project import Project, tiny_params
+
+
+def test_a_failure_is_dvcs_own_last_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^dvc status: ERROR: you are not inside of a DVC repository"):
+        dvc("status", project=tmp_path)
+    assert dvc("status", project=tmp_path, check=False) == ""
+
+
+def test_dvc_that_is_not_on_the_path(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
+    project.run("python", "-m", "stages.plan")
+    result = project.run("env", "PATH=/nowhere", sys.executable, "-m", "stages.status", check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: dvc: there is no such program; `source .venv/bin/activate`, or use make\n"
+
+
+def test_outputs_are_those_of_both_locks(tmp_path: Path) -> None:
+    assert recorded_outputs(tmp_path) == {}
+    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
+    project.run("python", "-m", "stages.plan")
+    project.repro("models/dvc.yaml:finetune-books")
+    found = recorded_outputs(project.root)
+    assert found.keys() == {"fetch@base", "fetch@tables", "prepare@books", "finetune-books"}
+    assert found["finetune-books"].keys() == {"models/finetuned/books", "results/training/books"}
+    assert all(digest.endswith(".dir") for outputs in found.values() for digest in outputs.values())
