@@ -225,7 +225,10 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["tasks"]["reviews"].update(text_pair="text"), "reviews: .* must be different columns"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a"]), "`labels` must name at least two"),
         (lambda c: c["tasks"]["reviews"].pop("labels"), r"tasks\.reviews: `labels` is missing, which a text-classif"),
-        (lambda c: c["tasks"]["reviews"].update(kind="masked-lm"), "a masked-lm task has no labels: .*remove `labels`"),
+        (
+            lambda c: c["tasks"]["reviews"].update(kind="masked-lm"),
+            "`labels` is for tasks of .*, and this one is masked-lm; remove it",
+        ),
         (lambda c: c["tasks"]["reviews"].update(file=[]), r"tasks\.reviews\.file"),
         (lambda c: c["tasks"]["reviews"].update(file=["a.csv", "../b.csv"]), "must stay inside the source"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a", "a"]), "names a label twice"),

@@ -123,12 +123,10 @@ class Corruption(Section):
         return self
 
 
-KIND_KEYS = {  # of a task, that only tasks of some kinds have
-    "text": ("text-classification", "masked-lm"),
-    "text_pair": ("text-classification", "masked-lm"),
-    "max_length": ("text-classification", "masked-lm"),
-    "image": ("image-classification",),
-    "corruptions": ("image-classification",),
+KEYS_OF_OTHERS: dict[str, tuple[str, ...]] = {  # by a task's kind, the keys that it has no use for
+    "text-classification": ("image", "corruptions"),
+    "image-classification": ("text", "text_pair", "max_length"),
+    "masked-lm": ("image", "corruptions", "label", "labels"),
 }
 
 
@@ -140,8 +138,8 @@ class Task(Section):
     file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl or .parquet file in the source (all but the last
         may be compressed, .csv.gz), split by `split`, or a list of files with the same columns, which are read one
         after the other; or such a file or list per split (`{train: …, validation: …, test: …}`; a missing validation is
-        taken from train). A text of the test file is in no other split; in one table, a `masked-lm` task is split
-        otherwise than a task with labels, so it does see that task's test texts.
+        taken from train). A text of the test file is in no other split. In one table, a `masked-lm` task is split
+        otherwise than a task with labels, and sees that task's test texts unless their `part`s keep them apart.
     columns: the columns' names, for a table without a header row.
     text, text_pair, label: the names of the columns used.
     image: where the images are.
@@ -178,42 +176,41 @@ class Task(Section):
         return [name for part in parts for name in ([part] if isinstance(part, str) else part)]
 
     @model_validator(mode="after")
-    def _keys_of_its_kind(self) -> "Task":
-        for key, kinds in KIND_KEYS.items():
-            given = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
-            if given and self.kind not in kinds:
-                raise ValueError(f"`{key}` is for tasks of the kind {' or '.join(kinds)}, and this one is {self.kind}")
-        if self.kind == "image-classification":
-            if self.image is None:
-                raise ValueError("a task of images needs `image`: {column: …} or {pixels: [height, width]}")
-            if self.image.column == self.label:
-                raise ValueError("`image.column` and `label` must be different columns")
-            if self.image.pixels and self.columns is not None and self.columns.count("pixels") != 1:
-                raise ValueError("`columns` must have `pixels` once, for all of an image's columns")
-        return self
-
-    @model_validator(mode="after")
-    def _usable_columns_and_labels(self) -> "Task":
+    def _usable(self) -> "Task":
+        self._refuse_keys_of_other_kinds()
         if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
             raise ValueError("`file` must name at least a train and a test file")
-        if self.kind == "masked-lm":
-            self._refuse_labels()
+        if self.part is not None and not self.part[0] < self.part[1]:
+            raise ValueError(f"`part`: {self.part} is empty; the first share must be the smaller one")
+        if self.kind == "image-classification":
+            self._check_images()
         else:
+            self._check_text_columns()
+        if "labels" not in KEYS_OF_OTHERS[self.kind]:
             self._check_labels()
         return self
 
-    def _refuse_labels(self) -> None:
-        if given := [key for key in ("label", "labels") if key in self.model_fields_set]:
-            raise ValueError(f"a {self.kind} task has no labels: the texts are all that it takes; remove `{given[0]}`")
-        if self.text_pair == self.text:
-            raise ValueError("`text` and `text_pair` must be different columns")
+    def _refuse_keys_of_other_kinds(self) -> None:
+        for key in KEYS_OF_OTHERS[self.kind]:
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                kinds = " or ".join(kind for kind, others in KEYS_OF_OTHERS.items() if key not in others)
+                raise ValueError(f"`{key}` is for tasks of the kind {kinds}, and this one is {self.kind}; remove it")
+
+    def _check_images(self) -> None:
+        if self.image is None:
+            raise ValueError("a task of images needs `image`: {column: …} or {pixels: [height, width]}")
+        if self.image.column == self.label:
+            raise ValueError("`image.column` and `label` must be different columns")
+        if self.image.pixels and self.columns is not None and self.columns.count("pixels") != 1:
+            raise ValueError("`columns` must have `pixels` once, for all of an image's columns")
+
+    def _check_text_columns(self) -> None:
+        keys = [key for key in ("text", "text_pair", "label") if key not in KEYS_OF_OTHERS[self.kind]]
+        columns = [column for key in keys if (column := getattr(self, key)) is not None]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"{', '.join(f'`{key}`' for key in keys)} must be different columns")
 
     def _check_labels(self) -> None:
-        columns = [column for column in (self.text, self.text_pair, self.label) if column is not None]
-        if self.image is None and len(set(columns)) < len(columns):
-            raise ValueError("`text`, `text_pair` and `label` must be different columns")
-        if self.part is not None and not self.part[0] < self.part[1]:
-            raise ValueError(f"`part`: {self.part} is empty; the first share must be the smaller one")
         names = list(self.labels)
         if "labels" not in self.model_fields_set:
             raise ValueError(f"`labels` is missing, which a {self.kind} task needs")

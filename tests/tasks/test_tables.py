@@ -256,3 +256,11 @@ def test_examples_are_drawn_at_random_with_the_seed() -> None:
     assert draw_examples(frame, 1000, seed=3) is frame
     assert examples_fingerprint(drawn) != examples_fingerprint(draw_examples(frame, 10, seed=4))
     assert examples_fingerprint(drawn) == examples_fingerprint(drawn.copy())
+
+
+def test_a_part_is_checked_for_texts_without_labels_too() -> None:
+    texts = {"kind": "masked-lm", "source": "s", "file": "f.csv", "text": "label"}
+    assert Task.model_validate(texts).text == "label"  # whose name means nothing here
+    for wrong, message in (({"part": [0.5, 0.5]}, "is empty"), ({"text_pair": "label"}, "must be different columns")):
+        with pytest.raises(ValueError, match=message):
+            Task.model_validate(texts | wrong)
