@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.contents import write_contents
-from tests.fuzz.test_merging import write_model
+from tests.fuzz.menagerie import write_model
 from tests.project import Project, tiny_params
 
 FINETUNED, FISHERS = Path("models/finetuned"), Path("models/fishers")
