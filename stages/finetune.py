@@ -51,7 +51,6 @@ def finetune(name: str) -> None:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
     base, task = base_place(model.base, params), TaskData.open(TASKS / model.task)
-    verify_checkpoint(base)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.finetune is False:
@@ -80,8 +79,9 @@ def train(
     moments are written beside the checkpoint's weights.
 
     Raises:
-        InputError: the base cannot be loaded, or training diverged.
+        InputError: the base is damaged or cannot be loaded, or training diverged.
     """
+    verify_checkpoint(base)
     kind = task_kind(task.kind)
     transformers.set_seed(settings.seed)  # before the head is made
     if settings.from_scratch:
@@ -163,10 +163,11 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     """Copy a finished checkpoint, its outputs named after the task's labels, into `out`.
 
     Raises:
-        InputError: it is no model for the task: a tensor is missing or not finite, or its labels are others.
+        InputError: it is damaged or no model for the task: a tensor is missing or not finite, or its labels are others.
     """
     kind = task_kind(task.kind)
     checkpoint = Checkpoint(base)
+    checkpoint.verify()
     labels = checkpoint.labels
     nameless = labels is None or labels == [f"LABEL_{i}" for i in range(len(task.labels))]
     if task.labels and not nameless and labels != list(task.labels):

@@ -16,7 +16,9 @@ from stages.tasks import checkpoints
 from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData
 from stages.tasks.images import images, with_channels
-from stages.tasks.prediction import Collator, rows
+from stages.tasks.prediction import Collator, training_set
+
+__all__ = ["training_set"]  # nothing is drawn anew in an epoch
 
 LIKELIHOOD = "categorical"
 TRAIN_SAMPLING = "random"
@@ -107,11 +109,6 @@ def encode(
     found = list(images(frame))
     processor.check(found)
     return {"pixel_values": found, "labels": frame["label"].tolist()}
-
-
-def training_set(processor: ImageProcessor, encoded: Mapping[str, list[Any]], seed: int) -> list[dict[str, Any]]:
-    """The examples to train on; nothing is drawn anew in an epoch."""
-    return rows(encoded)
 
 
 def collator(processor: ImageProcessor) -> Collator:

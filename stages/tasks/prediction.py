@@ -54,6 +54,11 @@ def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
+def training_set(processor: Any, encoded: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any]]:
+    """The examples to train on, the same in every epoch; see `stages.tasks`."""
+    return rows(encoded)
+
+
 def examples_for(
     kind: ModuleType, checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, device: torch.device
 ) -> Examples:

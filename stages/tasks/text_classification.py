@@ -13,7 +13,9 @@ from stages.errors import InputError
 from stages.tasks import checkpoints
 from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData
-from stages.tasks.prediction import Collator, rows
+from stages.tasks.prediction import Collator, training_set
+
+__all__ = ["training_set"]  # nothing is drawn anew in an epoch
 
 LIKELIHOOD = "categorical"
 TRAIN_SAMPLING = "group_by_length"  # little padding
@@ -74,11 +76,6 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions:
         )
     pair = frame["text_pair"].tolist() if "text_pair" in frame else None
     return dict(tokenizer(frame["text"].tolist(), pair, truncation=True, max_length=task.max_length))
-
-
-def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> list[dict[str, Any]]:
-    """The examples to train on; nothing is drawn anew in an epoch."""
-    return rows(encoded)
 
 
 def collator(tokenizer: Tokenizer) -> Collator:
