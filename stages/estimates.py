@@ -16,6 +16,7 @@ from stages.artifacts import library_versions, tree_sha256
 from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation
 from stages.curvature.estimation import Statistic
 from stages.curvature.memory import out_of_memory
+from stages.curvature.precision import float32_products
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.params import FisherSettings
@@ -114,7 +115,8 @@ def estimated_statistics(
     vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
     with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
         try:
-            Share(estimation, batch, len(order), settings, progress, processes, name).add()
+            with float32_products():
+                Share(estimation, batch, len(order), settings, progress, processes, name).add()
         except ValueError as error:
             raise InputError(f"{checkpoint}: {error}") from None
         if processes.num_processes > 1:

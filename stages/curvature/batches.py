@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from stages.curvature.errors import UnsupportedModelError
@@ -10,6 +11,11 @@ from stages.curvature.errors import UnsupportedModelError
 def batch_size(batch: Mapping[str, Tensor]) -> int:
     """The number of examples."""
     return len(next(iter(batch.values())))
+
+
+def device_of(batch: Mapping[str, Tensor]) -> torch.device:
+    """Where the batch is."""
+    return next(iter(batch.values())).device
 
 
 def rows_of(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:

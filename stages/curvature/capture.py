@@ -1,7 +1,7 @@
 """Observing a forward pass: the calls of modules that own parameters, and the gradients at their outputs."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,8 @@ from stages.curvature.rules import Call, Linear, Rule, positions, rule_for
 from stages.curvature.squares import active_ranges, add_squared_products
 from stages.curvature.sums import Sums
 
+Owners = Mapping[nn.Module, dict[str, str]]  # module → its name of a parameter → the model's
+
 
 class Capture:
     """Adds a batch to `sums` while the model is called on it and backward passes go through it.
@@ -20,7 +22,7 @@ class Capture:
     Inside the context, call the model once on a batch of `examples`, then for each output vector `backward`.
 
     Args:
-        model: its parameters must not require gradients.
+        observed: modules and the parameters they own, which must not require gradients; see `owners`.
         sums: what is wanted, and where it is added; the number of examples is left to the caller.
         examples: the batch's size.
         masks: [B, T] each, which positions are no padding; an input [B, T, …] is added up where its mask says so.
@@ -34,7 +36,7 @@ class Capture:
     """
 
     def __init__(
-        self, model: nn.Module, sums: Sums, examples: int, masks: Sequence[Tensor] = (), expand: bool = True
+        self, observed: Owners, sums: Sums, examples: int, masks: Sequence[Tensor] = (), expand: bool = True
     ) -> None:
         self._sums = sums
         self._examples = examples
@@ -44,14 +46,14 @@ class Capture:
         self._leaves: list[Tensor] = []  # outputs that no earlier observed output leads to: there the graph begins
         self._uses: Counter[str] = Counter()
         self._deferred: defaultdict[str, list[tuple[Rule, Call, Tensor, str]]] = defaultdict(list)
-        self._owners = owners(model, {*sums.diagonal, *sums.outputs, *sums.inputs})
+        self._observed = observed
         self._hooks = ExitStack()
         self._left_out: set[str] = set()
         self.not_by_example: set[str] = set()
         self.arrived: set[str] = set()
 
     def __enter__(self) -> "Capture":
-        for module, names in self._owners.items():
+        for module, names in self._observed.items():
             handle = module.register_forward_hook(self._hook(names), with_kwargs=True)
             self._hooks.callback(handle.remove)
         return self
@@ -199,7 +201,7 @@ class _LinearOutput(torch.autograd.Function):
             return gradient.to(dtype).reshape(shape), None, None, None, None, None
 
 
-def owners(model: nn.Module, names: Collection[str]) -> dict[nn.Module, dict[str, str]]:
+def owners(model: nn.Module, names: Collection[str]) -> Owners:
     """The modules that own the named parameters directly: module → its name of the parameter → the model's.
 
     A parameter that several modules share has one name in the model and several owners; a module that has it from one

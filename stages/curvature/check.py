@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.curvature.autograd import add_square, differentiable, gradients_at
-from stages.curvature.batches import batch_size, model_outputs, rows_of
-from stages.curvature.capture import Capture
+from stages.curvature.batches import batch_size, device_of, model_outputs, rows_of
+from stages.curvature.capture import Capture, owners
 from stages.curvature.errors import UnsupportedModelError
-from stages.curvature.linear import LinearByOneDNN
+from stages.curvature.linear import by_onednn
 from stages.curvature.memory import out_of_memory
+from stages.curvature.precision import float32_products
 from stages.curvature.sums import Sums
 
 TOLERANCE = 1e-3  # relative; float32's rounding is a thousand times smaller, a missed use of a parameter is not small
@@ -62,7 +63,8 @@ def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: 
             raise _mixing(f"module {name} ({type(module).__name__} without running statistics)")
     rows = [0, 0, min(1, batch_size(batch) - 1)]
     three = {key: tensor[rows] for key, tensor in batch.items()}
-    with torch.autocast(next(iter(batch.values())).device.type, enabled=False):
+    # TF32's rounding would be taken for a missed use of a parameter.
+    with torch.autocast(device_of(batch).type, enabled=False), float32_products():
         together, not_by_example = _add_by_hooks(model, three, zeros, expand=True)
         if not torch.isfinite(together).all():
             raise ValueError("the model's outputs are not finite; its weights or inputs are out of range")
@@ -73,7 +75,8 @@ def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: 
         tolerance = max(TOLERANCE, 30 * torch.finfo(alone.dtype).eps)
         if not torch.allclose(together[:1], alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
             raise _mixing(f"the model ({type(model).__name__})")
-        unknown = {name for name in zeros if name not in gradients or float(gradients[name].norm()) == 0}
+        used = _norms(gradients)
+        unknown = {name for name in zeros if used.get(name, 0.0) == 0}
         expanded = _different(zeros, gradients, tolerance)
         if not expanded:
             return Verdict(True, expanded, unknown, not_by_example)
@@ -91,10 +94,10 @@ def _add_by_hooks(
 
     Returns the outputs, and the parameters whose modules' results were not by example.
     """
-    capture = Capture(model, Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand)
+    capture = Capture(owners(model, sums), Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand)
     try:
         with capture:
-            with LinearByOneDNN():
+            with by_onednn(device_of(three)):
                 outputs = model_outputs(model, three)
             vector = _random_vector(outputs)
             capture.backward(outputs, torch.cat([vector, 2 * vector, torch.zeros_like(vector)]), last=True)
@@ -112,17 +115,23 @@ def _random_vector(outputs: Tensor) -> Tensor:
 
 def _different(found: Mapping[str, Tensor], gradients: Mapping[str, Tensor], tolerance: float) -> set[str]:
     """The names for which `found`, which is zeroed, is not 5 G²; a name that `gradients` lacks has G = 0."""
-    norms = {name: float(value.norm()) for name, value in found.items()}
+    norms = _norms(found)
     # What is zero but for rounding (BERT's key biases) has squares of the order of tolerance².
     negligible = (tolerance / 100) ** 2 * max(norms.values(), default=0.0)
-    different = set()
     for name, value in found.items():
         if name in gradients:
             add_square(value, gradients[name], -5)
-        if not float(value.norm()) <= tolerance * norms[name] + negligible:
-            different.add(name)
+    left = _norms(found)
+    for value in found.values():
         value.zero_()
-    return different
+    return {name for name in found if not left[name] <= tolerance * norms[name] + negligible}
+
+
+def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """All at once: a GPU is waited for only here."""
+    norms = [tensor.norm() for tensor in tensors.values()]
+    values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist() if norms else []
+    return dict(zip(tensors, values, strict=True))
 
 
 def _mixing(culprit: str) -> UnsupportedModelError:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from stages.curvature.autograd import add_by_autograd, warn_of_slowness
-from stages.curvature.batches import batch_size, model_inputs, model_outputs, padding_masks
-from stages.curvature.capture import Capture, owners
+from stages.curvature.batches import batch_size, device_of, model_inputs, model_outputs, padding_masks
+from stages.curvature.capture import Capture, Owners, owners
 from stages.curvature.check import Verdict, compare_with_autograd
 from stages.curvature.errors import UnsupportedModelError
-from stages.curvature.linear import LinearByOneDNN
+from stages.curvature.linear import by_onednn
 from stages.curvature.rules import Linear, Rule, rule_for
 from stages.curvature.sums import Sums
 from stages.curvature.vectors import BackwardVectors
@@ -74,6 +74,7 @@ class Estimation:
         self._model = model
         self._vectors = vectors
         self._verdict: Verdict | None = None
+        self._observed: Owners | None = None  # found once: it takes as long as a small batch
         self._warned = False
         self._frozen = ExitStack()
         self.torn = False
@@ -137,6 +138,7 @@ class Estimation:
         with torch.enable_grad():
             self._verdict = compare_with_autograd(self._model, batch, zeros)
         self.sums.drop_factors(self._verdict.wrong & self.sums.outputs.keys())  # not a plain Linear after all
+        self._observed = None
         return self._verdict
 
     def add(self, batch: Mapping[str, Tensor], first: int | None = None) -> None:
@@ -151,8 +153,8 @@ class Estimation:
             verdict = self._verdict or self._compare(batch)
             self._add_with_gradients(batch, self.sums.examples if first is None else first, verdict)
         else:
-            capture = Capture(self._model, self.sums, batch_size(batch), padding_masks(batch))
-            with torch.no_grad(), capture, LinearByOneDNN():
+            capture = self._capture(self.sums, batch)
+            with torch.no_grad(), capture, by_onednn(device_of(batch)):
                 self.torn = True
                 self._model(**model_inputs(batch))
         self.sums.examples += batch_size(batch)
@@ -160,11 +162,10 @@ class Estimation:
 
     def _add_with_gradients(self, batch: Mapping[str, Tensor], first: int, verdict: Verdict) -> None:
         by_hooks = {name: total for name, total in self.sums.diagonal.items() if name not in verdict.wrong}
-        sums = replace(self.sums, diagonal=by_hooks)
-        capture = Capture(self._model, sums, batch_size(batch), padding_masks(batch), verdict.expand)
+        capture = self._capture(replace(self.sums, diagonal=by_hooks), batch, verdict.expand)
         with torch.enable_grad(), capture:
             self.torn = bool(self.sums.inputs)  # they are added to in the forward pass
-            with LinearByOneDNN():
+            with by_onednn(device_of(batch)):
                 outputs = model_outputs(self._model, batch)
             self._refuse_changed_use(capture, verdict)
             capture.leave_out(verdict.unknown)
@@ -179,6 +180,11 @@ class Estimation:
             self._warned = True
             with torch.enable_grad():
                 add_by_autograd(self._model, batch, {name: self.sums.diagonal[name] for name in slow}, vectors)
+
+    def _capture(self, sums: Sums, batch: Mapping[str, Tensor], expand: bool = True) -> Capture:
+        if self._observed is None:
+            self._observed = owners(self._model, {*sums.diagonal, *sums.outputs, *sums.inputs})
+        return Capture(self._observed, sums, batch_size(batch), padding_masks(batch), expand)
 
     def _refuse_changed_use(self, capture: Capture, verdict: Verdict) -> None:
         """Hooks rely on modules that give an entry per example, as in the comparison with autograd, in every batch."""

@@ -6,6 +6,7 @@ time there. torch has oneDNN's product as an operator for its compiler: without 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,6 +44,11 @@ class LinearByOneDNN(TorchFunctionMode):
     ) -> Any:
         function = _differentiable_linear if func is functional.linear else func
         return function(*args, **(kwargs or {}))
+
+
+def by_onednn(device: torch.device) -> AbstractContextManager[Any]:
+    """`LinearByOneDNN` for passes on a CPU; elsewhere it could do nothing but slow every call down."""
+    return LinearByOneDNN() if device.type == "cpu" else nullcontext()
 
 
 def _differentiable_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

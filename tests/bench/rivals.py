@@ -275,14 +275,14 @@ def _with_row_ids(batch: Batch) -> Batch:
     ids = batch["input_ids"]
     return {
         **batch,
-        "position_ids": torch.arange(ids.shape[1]).expand_as(ids),
+        "position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids),
         "token_type_ids": torch.zeros_like(ids),
     }
 
 
 def _any_labels(batch: Batch) -> Tensor:
     """Labels for a loss whose GGN does not depend on them."""
-    return torch.zeros(_size(batch), dtype=torch.long)
+    return torch.zeros(_size(batch), dtype=torch.long, device=batch["input_ids"].device)
 
 
 def _class_losses(logits: Tensor) -> Tensor:

@@ -35,6 +35,22 @@ def test_adds_what_float64_says(examples: int, positions: int, m: int, n: int, d
     assert float((total.cpu().double() - wanted).norm() / wanted.norm()) < 1e-6
 
 
+@pytest.mark.parametrize("positions", [5, 16, 33])
+def test_tf32(positions: int) -> None:
+    """Which the interpreter, unlike a GPU, computes in float32."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(3, positions, width, generator=generator) for width in (20, 70))
+    total = torch.zeros(20, 70).to(DEVICE)
+    torch.set_float32_matmul_precision("high")
+    try:
+        add_squared_products_on_gpu(total, left.to(DEVICE), right.to(DEVICE))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    wanted = (left.double().transpose(1, 2) @ right.double()).square().sum(0)
+    error = float((total.cpu().double() - wanted).norm() / wanted.norm())
+    assert error < (1e-6 if DEVICE == "cpu" else 5e-3)
+
+
 def test_strided_inputs_and_results() -> None:
     left, right = torch.randn(5, 2, 6).transpose(0, 1), torch.randn(2, 9, 5).transpose(1, 2)
     total = torch.zeros(9, 6).to(DEVICE).t()
