@@ -17,7 +17,7 @@ from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation
 from stages.curvature.estimation import Statistic
 from stages.curvature.memory import out_of_memory
 from stages.curvature.precision import float32_products
-from stages.device import compute_device
+from stages.device import compute_device, reproducible
 from stages.errors import InputError
 from stages.params import FisherSettings
 from stages.progress import Progress
@@ -115,7 +115,7 @@ def estimated_statistics(
     vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
     with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
         try:
-            with float32_products():
+            with float32_products(), reproducible(processes.device):
                 Share(estimation, batch, len(order), settings, progress, processes, name).add()
         except ValueError as error:
             raise InputError(f"{checkpoint}: {error}") from None

@@ -27,7 +27,7 @@ from stages.artifacts import (
 )
 from stages.command import run_stage
 from stages.contents import write_contents
-from stages.device import compute_device
+from stages.device import compute_device, reproducible
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
 from stages.params import FinetuneSettings, load_params
@@ -79,7 +79,7 @@ def train(
     moments are written beside the checkpoint's weights.
 
     Raises:
-        InputError: the base is damaged or cannot be loaded, or training diverged.
+        InputError: the base is damaged or cannot be loaded, training diverged, or see `stages.device.reproducible`.
     """
     verify_checkpoint(base)
     kind = task_kind(task.kind)
@@ -138,7 +138,8 @@ def train(
             for file in [here, here.with_name("training_progress.py"), *sorted((here.parent / "tasks").glob("*.py"))]
         ],
     }
-    TrainingProgress(trainer, identity).train()
+    with reproducible(trainer.args.device):
+        TrainingProgress(trainer, identity).train()
     history = trainer.state.log_history
     write_curves(history, curves)
     if keep_moments:

@@ -83,14 +83,18 @@ def experiment(name: str) -> "Experiment":
 
 
 def heading(file: Path) -> tuple[str, str]:
-    """A recipe's title and introduction: the comment that it begins with, whose first sentence's start is the title."""
+    """A recipe's title and introduction: the comment that it begins with, which is `Title: what it is about.`
+
+    Without a colon it is all introduction, and the workspace's name the title.
+    """
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
-    paragraphs = " ".join(line or "\n\n" for line in lines).strip()
-    return paragraphs.partition(":")[0], paragraphs
+    comment = " ".join(line or "\n\n" for line in lines).strip()
+    title, colon, introduction = comment.partition(": ")
+    return (title, introduction[:1].upper() + introduction[1:]) if colon else (file.parent.name, comment)
 
 
 def hardware() -> str:

@@ -230,8 +230,9 @@ def test_passes_in_bfloat16(tmp_path: Path, checkpoint: Path, task: TaskData) ->
     assert float((found - wanted).norm() / wanted.norm()) < 0.05
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    """Through the launcher that the environment names, with torchrun and gloo."""
+def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the launcher that the environment names, with torchrun and gloo: NCCL wants a GPU for each."""
+    monkeypatch.setenv("FISHER_DEVICE", "cpu")
     params = tiny_params(tmp_path / "inputs")
     params["fisher"] = {"examples": 22, "batch_size": 4, "estimator": "sampled", "samples": 2}
     project = Project(tmp_path / "project", params)

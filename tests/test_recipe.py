@@ -112,6 +112,8 @@ def test_times_add_up(tmp_path: Path) -> None:
 
 
 def test_a_heading_is_the_first_comment(tmp_path: Path) -> None:
-    file = tmp_path / "r.yaml"
-    file.write_text("# A title: and\n# words.\n#\n# More.\n\nsources: # not this\n")
-    assert heading(file) == ("A title", "A title: and words. \n\n More.")
+    file = tmp_path / "params.yaml"
+    file.write_text("# A title: these\n# words.\n#\n# More: this.\n\nsources: # not this\n")
+    assert heading(file) == ("A title", "These words. \n\n More: this.")
+    file.write_text("# Words only.\n")
+    assert heading(file) == (tmp_path.name, "Words only.")

@@ -101,6 +101,8 @@ def _sum(values: Sequence[float | None]) -> float | None:
 def _flops(value: float | None) -> str:
     if value is None:
         return MISSING
+    if value == 0:
+        return "0"
     digits, exponent = f"{value:.2e}".split("e")
     return f"{digits} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 

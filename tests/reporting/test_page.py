@@ -88,6 +88,9 @@ def test_costs_and_their_sums() -> None:
         ["merge", "four models", "–", "1.0", "two cores"],
         ["all", "", "–", "32.3", ""],
     ]
+    nothing = costs_section([Cost("merge", "a search's best", 0, 0.0, "two cores")]).blocks[0]
+    assert isinstance(nothing, Table)
+    assert nothing.rows[0][2:4] == ["0", "0.0"]
 
 
 def test_results_that_do_different_tasks_are_compared_task_by_task() -> None:
