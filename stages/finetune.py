@@ -96,6 +96,8 @@ def train(
         for split, table in (("train", frame), ("validation", task.read("validation")))
     }
 
+    validation = rows(examples["validation"])
+
     def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
         return {"accuracy": metrics.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
 
@@ -120,7 +122,8 @@ def train(
             dataloader_pin_memory=False,
         ),
         train_dataset=kind.training_set(processor, examples["train"], settings.seed),
-        eval_dataset=rows(examples["validation"]),
+        # Examples of a size together, or most of a batch is padding.
+        eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
         data_collator=kind.collator(processor),
         compute_metrics=accuracy if task.labels else None,
     )

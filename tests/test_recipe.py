@@ -84,7 +84,7 @@ def test_a_recipe_that_is_half_there_is_left_out_of_the_report(project: Project)
     )
     page = (project.root / "workspaces/report.html").read_text()
     assert "Averaging" not in page
-    assert "with Fishers and an ensemble" in page
+    assert "With Fishers and an ensemble" in page
 
 
 def test_a_recipe_that_there_is_not(project: Project) -> None:
