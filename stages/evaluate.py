@@ -51,7 +51,8 @@ def evaluate(name: str) -> None:
         tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
         predictions = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
-        origin = read_json(checkpoint / CHECKPOINT_CARD)["origin"]
+        card = read_json(checkpoint / CHECKPOINT_CARD)
+        origin = card["origin"] if merge is not None else {"task": card["task"], **card["origin"]}
     with atomic_directory(EVAL / name) as partial:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
         write_json(partial / METRICS, metrics(predictions))

@@ -87,6 +87,7 @@ def test_a_coefficient_reruns_its_merge_only(project: Project) -> None:
     assert project.repro() == ["merge-fisher", "evaluate-fisher", "scores", "report"]
     origin = json.loads((project.root / "results/eval/fisher/origin.json").read_text())
     assert origin["coefficients"] == pytest.approx({"books": 0.5 / 0.9, "films": 0.4 / 0.9})
+    assert json.loads((project.root / "results/eval/films/origin.json").read_text())["task"] == "films"
     assert project.repro() == []
 
 

@@ -34,7 +34,15 @@ RESULTS = [
         "books",
         "model",
         {"books": entry(0.9), "films": entry(0.7), "mean": {"accuracy": 0.8}},
-        {"method": "finetuned", "base": "tiny", "examples": 40, "epochs": 2, "learning_rate": 1e-4, "seed": 0},
+        {
+            "task": "reading",
+            "method": "finetuned",
+            "base": "tiny",
+            "examples": 40,
+            "epochs": 2,
+            "learning_rate": 1e-4,
+            "seed": 0,
+        },
         correct=correct(books=90, films=70),
     ),
     Result(
@@ -70,7 +78,7 @@ def test_tables(tmp_path: Path) -> None:
     assert "| films | model | – | **85.0**\u00a0(80.0–90.0) | – |" in text  # one task's mean is no mean
     assert "| both | fisher | 0.25 | 0.75 | floor = 1e-06, normalize = l2 | books | merged |" in text
     assert "| books | Fisher | exact | categorical | 7 | 3 |" in text
-    assert "| books | finetuned | tiny | 40 | 2 | 0.0001 | – | 0 |" in text
+    assert "| books | reading | finetuned | tiny | 40 | 2 | 0.0001 | – | 0 |" in text
     assert "| both | 0.0 |  |" in text  # the matrix of differences: 10 points lost on one task, 10 won on the other
     assert len(pd.read_csv(tmp_path / "accuracy.csv")) == 5
     assert pd.read_csv(tmp_path / "mean_accuracy.csv")["mean accuracy"].tolist() == [0.8, 0.85, 0.8]

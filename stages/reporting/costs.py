@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from stages.reporting.blocks import Block, Section, Table, Text
 from stages.reporting.figures import bars_figure
-from stages.reporting.wording import MISSING
+from stages.reporting.wording import MISSING, UNBROKEN
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -104,7 +104,7 @@ def _flops(value: float | None) -> str:
     if value == 0:
         return "0"
     digits, exponent = f"{value:.2e}".split("e")
-    return f"{digits} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return f"{digits}{UNBROKEN}×{UNBROKEN}10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
 def _seconds(value: float | None) -> str:

@@ -13,7 +13,7 @@ from stages.reporting.blocks import Figure, Picture
 from stages.reporting.fisher_mass import SHOWN_KINDS
 from stages.reporting.palette import LIGHT, SERIES, with_variables
 from stages.reporting.sweeps import Sweep, own_task
-from stages.reporting.wording import listing, percent
+from stages.reporting.wording import listing, percent, points
 from stages.scores import Result
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.FacetChart
@@ -308,7 +308,7 @@ def gain_picture(
             **cell,
             "size": abs(cell["gain"]),
             "tone": "better" if cell["gain"] >= 0 else "worse",
-            "shown": f"{percent(cell['accuracy'])} ({100 * cell['gain']:+.1f})".replace("-", "\u2212"),
+            "shown": f"{percent(cell['accuracy'])} ({points(cell['gain'])})",
         }
         for cell in cells
     ]

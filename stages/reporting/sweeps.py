@@ -65,9 +65,9 @@ def without_sweeps(results: Sequence[Result], sweeps: Sequence[Sweep]) -> list[R
 
 
 def own_task(model: str, results: Sequence[Result]) -> str | None:
-    """The task that a model was fine-tuned for, as the merges it is in have noted it."""
-    entries = (result.origin.get("models", {}).get(model, {}) for result in results)
-    return next((entry["task"] for entry in entries if entry.get("task")), None)
+    """The task that a model was fine-tuned for; None where there is no such model among the results."""
+    found = (result.origin.get("task") for result in results if result.role == "model" and result.name == model)
+    return next(found, None)
 
 
 def _λ_of(model: str, members: Sequence[Result]) -> dict[float, Result]:

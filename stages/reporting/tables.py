@@ -118,7 +118,7 @@ def statistics_table(results: Sequence[Result]) -> Table | None:
 
 def models_table(results: Sequence[Result]) -> Table:
     """How the models were made."""
-    keys = ["method", "base", "examples", "epochs", "learning_rate", "batch_size", "seed"]
+    keys = ["task", "method", "base", "examples", "epochs", "learning_rate", "batch_size", "seed"]
     rows: list[list[Cell | str]] = [
         [r.name, *(plain(r.origin.get(key)) for key in keys)] for r in results if r.role == "model"
     ]

@@ -31,7 +31,7 @@ class Transfer:
 def find_transfers(results: Sequence[Result]) -> list[Transfer]:
     """The transfers among the results: merges with `heads: target`, and models fine-tuned from the donor itself.
 
-    A model counts as the latter if its base is a donor in some merge whose target has the same task.
+    A model counts as the latter if its base is a donor in some merge whose target was fine-tuned for the same task.
     """
     models = {result.name: result for result in results if result.role == "model"}
     found = []
@@ -48,7 +48,7 @@ def find_transfers(results: Sequence[Result]) -> list[Transfer]:
         found.append(Transfer(str(result.origin["method"]), target, donors[0], accuracy, accuracy - alone))
     for model in models.values():
         for (task, donor), target in pairs.items():
-            if model.origin.get("base") == donor and task in model.metrics and model.name != target:
+            if model.origin.get("base") == donor and model.origin.get("task") == task and model.name != target:
                 alone, accuracy = models[target].metrics[task]["accuracy"], model.metrics[task]["accuracy"]
                 found.append(Transfer("fine-tuned after the donor", target, donor, accuracy, accuracy - alone))
     return found

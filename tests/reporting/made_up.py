@@ -37,7 +37,9 @@ def made_up_scores() -> Scores:
         return {task: 0.7 + bonus + 1.1 * λ.get(task, 0.0) ** 0.7 for task in TASKS}
 
     finetuned = {"method": "finetuned", "base": "base", "examples": 2000, "epochs": 2, "learning_rate": 1e-4, "seed": 0}
-    results = [result(name, "model", skills({name: 1.0}), finetuned | {"batch_size": 32}) for name in TASKS]
+    results = [
+        result(name, "model", skills({name: 1.0}), finetuned | {"task": name, "batch_size": 32}) for name in TASKS
+    ]
     for name, method, bonus in (
         ("average", "isotropic", 0.1),
         ("fisher", "fisher", 0.15),

@@ -84,7 +84,7 @@ def test_costs_and_their_sums() -> None:
     table = section.blocks[0]
     assert isinstance(table, Table)
     assert table.rows == [
-        ["fisher", "512 sentences", "1.50 × 10¹²", "31.3", "two cores"],
+        ["fisher", "512 sentences", "1.50\u00a0×\u00a010¹²", "31.3", "two cores"],
         ["merge", "four models", "–", "1.0", "two cores"],
         ["all", "", "–", "32.3", ""],
     ]

@@ -14,9 +14,9 @@ def result(name: str, role: str, accuracies: dict[str, float], **origin: Any) ->
 
 MODELS = {"few": {"task": "plays"}, "news": {"task": "topics"}, "long": {"task": "books"}}
 RESULTS = [
-    result("few", "model", {"plays": 0.7}, method="finetuned", base="mini"),
-    result("news", "model", {"topics": 0.9}, method="finetuned", base="mini"),
-    result("long", "model", {"books": 0.9, "plays": 0.72}, method="finetuned", base="mini"),
+    result("few", "model", {"plays": 0.7, "books": 0.5}, method="finetuned", base="mini", task="plays"),
+    result("news", "model", {"topics": 0.9}, method="finetuned", base="mini", task="topics"),
+    result("long", "model", {"books": 0.9, "plays": 0.72}, method="finetuned", base="mini", task="books"),
     *(
         result(
             f"few-{donor}-{method}",
@@ -29,18 +29,32 @@ RESULTS = [
         )
         for donor, method, accuracy in (("news", "fisher", 0.71), ("long", "fisher", 0.78), ("long", "isotropic", 0.65))
     ),
-    result("few-after-long", "model", {"plays": 0.8}, method="finetuned", base="long"),
+    result("few-after-long", "model", {"plays": 0.8, "films": 0.6}, method="finetuned", base="long", task="plays"),
+    # Another target, whose labels are the same, so that each is measured on the other's task too.
+    result("other", "model", {"plays": 0.6, "films": 0.75}, method="finetuned", base="mini", task="films"),
+    result(
+        "other-long-fisher",
+        "merge",
+        {"plays": 0.6, "films": 0.76},
+        method="fisher",
+        target="other",
+        heads="target",
+        models={"other": {"task": "films"}, "long": MODELS["long"]},
+    ),
     result("all", "merge", {"plays": 0.5}, method="fisher", target="few", heads="merge", models=MODELS),
 ]
 
 
 def test_gains_are_over_the_target_alone() -> None:
-    found = {(t.method, t.target, t.donor): t.gain for t in find_transfers(RESULTS)}
+    transfers = find_transfers(RESULTS)
+    found = {(t.method, t.target, t.donor): t.gain for t in transfers}
+    assert len(found) == len(transfers)
     assert found == pytest.approx(
         {
             ("fisher", "few", "news"): 0.01,
             ("fisher", "few", "long"): 0.08,
             ("isotropic", "few", "long"): -0.05,
+            ("fisher", "other", "long"): 0.01,
             ("fine-tuned after the donor", "few", "long"): 0.1,
         }
     )
