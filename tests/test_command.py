@@ -49,7 +49,7 @@ def test_a_refusal_of_the_system_is_one_line(tmp_path: Path, number: int, remedy
 
 
 def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     paths = f"{tmp_path}{os.pathsep}{ROOT}"
     process = subprocess.run(
         [sys.executable, "-m", "stages.fisher", "books"],
