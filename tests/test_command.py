@@ -48,6 +48,11 @@ def test_a_refusal_of_the_system_is_one_line(tmp_path: Path, number: int, remedy
     assert line.endswith("then run `dvc repro` again")
 
 
+def listen_to_ctrl_c() -> None:
+    """Also where these tests run in the background, whose processes a shell lets ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     paths = f"{tmp_path}{os.pathsep}{ROOT}"
@@ -58,6 +63,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=listen_to_ctrl_c,
     )
     assert process.returncode != 0
     assert process.stderr == "error: interrupted; `dvc repro` goes on from what was saved\n"
