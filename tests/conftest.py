@@ -25,3 +25,22 @@ def checkpoint(tmp_path: Path) -> Path:
     tiny_bert(labels=("bad", "good")).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `tests.workshop`, which is imported here: most tests have no need of it."""
+    from tests.workshop import build
+
+    root = tmp_path_factory.mktemp("workshop")
+    build(root)
+    return root
+
+
+@pytest.fixture
+def inside(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: a copy of the workshop."""
+    root = tmp_path / "project"
+    shutil.copytree(workshop, root)
+    monkeypatch.chdir(root)
+    return root

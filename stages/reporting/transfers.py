@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from stages.reporting.blocks import Figure
 from stages.reporting.figures import gain_picture
+from stages.reporting.sweeps import own_task
 from stages.scores import Result
 
 FEWEST = 2  # donors, or targets, that are a grid
@@ -39,16 +40,16 @@ def find_transfers(results: Sequence[Result]) -> list[Transfer]:
     for result in results:
         target = str(result.origin.get("target"))
         donors = [name for name in result.origin.get("models", {}) if name != target]
-        if result.origin.get("heads") != "target" or len(donors) != 1 or target not in models:
+        task = own_task(target, results)
+        if result.origin.get("heads") != "target" or len(donors) != 1 or task is None:
             continue
-        task = result.origin["models"][target]["task"]
         pairs[task, donors[0]] = target
         alone = models[target].metrics[task]["accuracy"]
         accuracy = result.metrics[task]["accuracy"]
         found.append(Transfer(str(result.origin["method"]), target, donors[0], accuracy, accuracy - alone))
     for model in models.values():
         for (task, donor), target in pairs.items():
-            if model.origin.get("base") == donor and model.origin.get("task") == task and model.name != target:
+            if model.origin.get("base") == donor and own_task(model.name, results) == task and model.name != target:
                 alone, accuracy = models[target].metrics[task]["accuracy"], model.metrics[task]["accuracy"]
                 found.append(Transfer("fine-tuned after the donor", target, donor, accuracy, accuracy - alone))
     return found

@@ -1,0 +1,105 @@
+"""The live model has the weights that a merge writes, whatever the file calls them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.artifacts import CHECKPOINT_CARD, read_json, write_json
+from stages.errors import InputError
+from stages.finetune import bring_in
+from stages.fisher import estimate
+from stages.merging.ingredients import Ingredients
+from stages.params import FisherSettings, Isotropic, Search, parse_params
+from stages.plan import base_directory, statistics_directories
+from stages.searching.live_model import LiveModel
+from stages.tasks.data import TaskData
+from stages.tensors import TensorFiles, fingerprint
+from tests.test_finetune import make_texts
+from tests.tiny import tiny_masked_lm, tiny_tokenizer
+from tests.workshop import accuracy_of, merged_with, params_of, searched
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "isotropic"},
+        {"method": "fisher"},
+        {"method": "uncertainty", "prior": "cid"},
+        {"method": "task_arithmetic", "scale": 0.7},
+        {"method": "slerp"},
+    ],
+    ids=lambda method: method["method"],
+)
+@pytest.mark.parametrize("λ", [{"ann": 0.3, "bob": 0.7}, {"ann": 0.0, "bob": 1.0}], ids=str)
+def test_the_live_model_has_the_weights_that_a_merge_writes(
+    inside: Path, method: dict[str, Any], λ: dict[str, float]
+) -> None:
+    params = params_of({"ann": 1, "bob": 1}, {"sampler": "grid"}, **method)
+    merge = params.merges["it"]
+    assert merge.search is not None
+    ingredients = Ingredients(
+        {model: Path("models/finetuned") / model for model in merge.models},
+        merge.options,  # type: ignore[arg-type]  # no ensemble
+        statistics_directories(merge),
+        base_directory(merge, params),
+    )
+    live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "ann"}, merge.search)
+    live.load(ingredients.at({"ann": 0.9, "bob": 0.1}))  # of which nothing may be left
+    live.load(ingredients.at(λ))
+    wanted = load_file(merged_with(params, λ) / "model.safetensors")
+    assert live._parameters.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(live._parameters[name], value), name
+
+
+def test_a_masked_lm_donor_is_searched_for_what_it_shares(inside: Path) -> None:
+    """Its body goes into a classifier whose pooler and head stay; scored as the checkpoint that the merge writes."""
+    tiny_masked_lm(seed=3, noise=0.5).save_pretrained("sources/eve")
+    tiny_tokenizer().save_pretrained("sources/eve")
+    texts, eve = make_texts(Path("data/tasks/texts")), Path("models/finetuned/eve")
+    eve.mkdir()
+    bring_in(Path("sources/eve"), texts, eve)
+    estimate(eve, texts, FisherSettings(estimator="sketch", examples=12), Path("models/fishers/eve"))
+    content = params_of({"ann": 1, "bob": 1}, {"sampler": "grid"}).model_dump(exclude={"merges"})
+    content["tasks"]["texts"] = {"kind": "masked-lm", "source": "base", "file": "f.csv", "max_length": 16}
+    content["models"]["eve"] = {"base": "base", "task": "texts", "fisher": {"estimator": "sketch"}}
+    search = {"sampler": "grid", "points": 5, "tasks": ["books"]}
+    merge = {"method": "fisher", "coefficients": {"ann": 1, "eve": 1}, "search": search, "heads": "target"}
+    params = parse_params(content | {"merges": {"it": merge}})
+    found, sweep = searched(params)
+    for point, score in zip(sweep["λ eve"], sweep["books accuracy"], strict=True):
+        λ = {"ann": 1 - point, "eve": point}
+        assert score == pytest.approx(accuracy_of(merged_with(params, λ), "books"))
+    assert sweep["books accuracy"].nunique() > 1
+    assert found["coefficients"]["eve"] < 1
+    alone = Ingredients({"ann": Path("models/finetuned/ann")}, Isotropic())
+    with pytest.raises(InputError, match=r"predicts \['bad', 'good'\], but the task texts has \[\]; list other tasks"):
+        LiveModel(alone, "target", {texts: "eve"}, Search(sampler="grid"))
+
+
+def test_parameters_may_have_older_names_in_the_file(inside: Path) -> None:
+    """A merge works on the file's names, transformers on its own: the search scores the same models by either."""
+    params = params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic")
+    _, wanted = searched(params, Path("results/wanted"))
+    for name in ("ann", "bob"):
+        file = Path("models/finetuned") / name / "model.safetensors"
+        tensors = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+        card = file.with_name(CHECKPOINT_CARD)
+        write_json(card, read_json(card) | {"fingerprint": fingerprint(TensorFiles(file.parent))})
+    _, sweep = searched(params)
+    assert sweep.equals(wanted)
+
+
+def test_parameters_that_the_file_has_otherwise_are_refused(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if transformers had no name in the file for what it holds in memory: nothing would fill it."""
+    monkeypatch.setattr(
+        "stages.searching.live_model.stored_names", lambda model: {name: f"other.{name}" for name in model.state_dict()}
+    )
+    with pytest.raises(
+        InputError, match=r"ann.model\.safetensors: has the parameter other\.bert\..* under another name"
+    ):
+        searched(params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic"))
