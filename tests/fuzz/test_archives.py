@@ -12,6 +12,7 @@ from stages.errors import InputError
 from stages.fetch import unpack
 from tests.fuzz.cases import Random, choice, refused
 from tests.fuzz.conftest import Runner
+from tests.fuzz.mutations import bytes_scattered
 
 SEEDS = 60
 MAX_BYTES = 10**6
@@ -107,13 +108,6 @@ def as_it_is(content: bytes, random: Random) -> bytes:
 
 def cut_short(content: bytes, random: Random) -> bytes:
     return content[: random.integers(len(content))]
-
-
-def bytes_scattered(content: bytes, random: Random) -> bytes:
-    changed = bytearray(content)
-    for place in random.integers(len(content), size=random.integers(1, 30)):
-        changed[place] = random.integers(256)
-    return bytes(changed)
 
 
 def headers_scattered(content: bytes, random: Random) -> bytes:

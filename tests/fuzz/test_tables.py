@@ -16,6 +16,7 @@ from stages.tasks.data import TaskData, write_task
 from stages.tasks.tables import split_examples
 from tests.fuzz.cases import Random, choice, refused
 from tests.fuzz.conftest import Runner
+from tests.fuzz.mutations import bytes_scattered
 from tests.tiny import sentiment_table
 
 SEEDS = 40
@@ -124,13 +125,6 @@ def labels_skewed(table: pd.DataFrame, random: Random) -> pd.DataFrame:
 
 def cut_short(content: bytes, random: Random) -> bytes:
     return content[: random.integers(len(content))]
-
-
-def bytes_scattered(content: bytes, random: Random) -> bytes:
-    changed = bytearray(content)
-    for place in random.integers(len(content), size=random.integers(1, 20)):
-        changed[place] = random.integers(256)
-    return bytes(changed)
 
 
 def signs_inserted(content: bytes, random: Random) -> bytes:
