@@ -1,47 +1,100 @@
-"""Batches: dicts of batch-first tensors, whose `labels` are for the likelihood and are not shown to the model."""
+"""Batches: dicts of tensors whose first axis is the examples', and of settings that are the same for all of them.
+
+`labels` are for the likelihood and are not shown to the model. A tensor [1, …] beside longer ones (position ids, say)
+is the same for all examples, and so is whatever is no tensor.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.curvature.errors import UnsupportedModelError
 
-
-def batch_size(batch: Mapping[str, Tensor]) -> int:
-    """The number of examples."""
-    return len(next(iter(batch.values())))
+Batch = Mapping[str, Any]
 
 
-def device_of(batch: Mapping[str, Tensor]) -> torch.device:
+def batch_size(batch: Batch) -> int:
+    """The number of examples.
+
+    Raises:
+        ValueError: it is no dict, has no tensors, or has tensors of different numbers of examples.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"a batch is a {type(batch).__name__}; it must be a dict of the model's arguments, such as {{'x': tensor}}"
+        )
+    sizes = {name: len(value) for name, value in batch.items() if isinstance(value, Tensor) and value.ndim > 0}
+    if not sizes:
+        raise ValueError("a batch has no tensors, so there are no examples in it")
+    most = max(sizes.values())
+    for name, size in sizes.items():
+        if size not in (1, most):
+            raise ValueError(
+                f"a batch's {name!r} has {size} rows where others have {most}; axis 0 of every tensor is the examples"
+            )
+    return most
+
+
+def device_of(batch: Batch) -> torch.device:
     """Where the batch is."""
-    return next(iter(batch.values())).device
+    return next(value.device for value in batch.values() if isinstance(value, Tensor))
 
 
-def rows_of(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+def rows_of(batch: Batch, start: int, stop: int) -> dict[str, Any]:
     """The examples start … stop − 1 of a batch."""
-    return {name: tensor[start:stop] for name, tensor in batch.items()}
+    return chosen_rows(batch, range(start, stop))
 
 
-def padding_masks(batch: Mapping[str, Tensor]) -> list[Tensor]:
+def chosen_rows(batch: Batch, rows: range | list[int]) -> dict[str, Any]:
+    """The examples of these numbers, in this order."""
+    size = batch_size(batch)
+    index: slice | list[int] = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+
+    def chosen(value: Any) -> Any:
+        by_example = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
+        return value[index] if by_example else value
+
+    return {name: chosen(value) for name, value in batch.items()}
+
+
+def padding_masks(batch: Batch) -> list[Tensor]:
     """[B, T] each: which positions are no padding; of `output_positions`, to which a head may be restricted, −1 is."""
     masks = [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
     return masks + ([batch["output_positions"] >= 0] if "output_positions" in batch else [])
 
 
-def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the model is called with."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What the model is called with.
+
+    Where a sequence-to-sequence model of transformers is given no decoder inputs, they are the labels one position
+    later, as the model itself makes them in training.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shifted is not None and "labels" in batch and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        inputs["decoder_input_ids"] = shifted(labels=batch["labels"])
+    return inputs
 
 
-def model_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     """The logits of a batch; axis 0 is the examples.
 
     Raises:
-        UnsupportedModelError: it is not.
+        UnsupportedModelError: it is not, or the model returns no logits.
     """
-    outputs = model(**model_inputs(batch))
-    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    outputs = model(**model_inputs(model, batch))
+    if isinstance(outputs, Tensor):
+        logits = outputs
+    else:
+        found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+        if not isinstance(found, Tensor):
+            raise UnsupportedModelError(
+                f"the model ({type(model).__name__}) returns a {type(outputs).__name__} without `logits`; wrap it in a "
+                "module that returns the tensor [examples, …] whose likelihood is meant"
+            )
+        logits = found
     if logits.ndim == 0 or len(logits) != batch_size(batch):
         raise UnsupportedModelError(f"the model's outputs have shape {list(logits.shape)}; axis 0 is not the examples")
     return logits

@@ -1,21 +1,30 @@
-"""Whether a model's examples are kept apart, and whether the hooks see every use of its parameters."""
+"""Whether a model's examples are kept apart, and from which modules' calls each parameter's gradients can be taken.
 
-from collections.abc import Mapping
+The check computes in float64 where the model can: what it finds then is no rounding. Nothing is called small beside
+other parameters, since merging compares a parameter's Fisher between models, and not with its neighbours'.
+"""
+
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stages.curvature.autograd import add_square, differentiable, gradients_at
-from stages.curvature.batches import batch_size, device_of, model_outputs, rows_of
-from stages.curvature.capture import Capture, owners
+from stages.curvature.autograd import differentiable, receive_gradients
+from stages.curvature.batches import Batch, batch_size, chosen_rows, device_of, model_outputs, rows_of
+from stages.curvature.calls import Layout, layouts_of, recorded
+from stages.curvature.capture import Capture
 from stages.curvature.errors import UnsupportedModelError
 from stages.curvature.linear import by_onednn
 from stages.curvature.memory import out_of_memory
-from stages.curvature.precision import float32_products
+from stages.curvature.precision import as_float64, float32_products, in_float64
 from stages.curvature.sums import Sums
+from stages.curvature.units import Homes, Unit
 
-TOLERANCE = 1e-3  # relative; float32's rounding is a thousand times smaller, a missed use of a parameter is not small
+TOLERANCE = 1e-3  # relative, in float32; its rounding is a thousand times smaller, a missed use is not small
+TOLERANCE64 = 1e-5  # in float64; squares are added up in float32
+ROUNDING = 30  # how much larger a difference may be than what another order of the same sums makes
+SINGLES = 4  # examples that modules are watched on one by one
 
 
 @dataclass(frozen=True)
@@ -23,89 +32,221 @@ class Verdict:
     """What came of the comparison.
 
     Attributes:
-        expand: whether results that are computed once for the whole batch can be expanded.
-        wrong: the parameters that hooks get wrong.
+        units: the modules that gradients are taken from, of the parameters for which that was found right.
+        expand: whether results [1, …] that are computed once for the whole batch are expanded.
+        picked: of the units' modules, those whose rows were picked by what is in them.
+        wrong: the parameters that are left to autograd.
         unknown: those that the example has no gradient for, so that nothing is known of them.
-        not_by_example: those whose modules also gave something that was not by example, wrong or not.
+        larger: those whose gradients are taken from a larger module than the one that owns them.
     """
 
+    units: list[Unit]
     expand: bool
+    picked: set[nn.Module]
     wrong: set[str]
     unknown: set[str]
-    not_by_example: set[str]
-
-    def left_to_autograd(self, capture: Capture) -> set[str]:
-        """The parameters that the hooks had to leave out of a batch; an unknown one only where the batch uses it."""
-        return self.wrong | (self.unknown & (capture.arrived | capture.not_by_example))
-
-    def used_otherwise(self, capture: Capture) -> set[str]:
-        """The parameters that the hooks were right about, but whose modules are not used by example in a batch."""
-        return capture.not_by_example - self.not_by_example - self.wrong - self.unknown
+    larger: set[str]
 
 
-def compare_with_autograd(model: nn.Module, batch: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> Verdict:
+def compare_with_autograd(model: nn.Module, batch: Batch, zeros: Mapping[str, Tensor]) -> Verdict:
     """Compare the hooks' squares with autograd's gradient G = Jᵀ s of one example, for a random vector s.
 
     The hooks see that example twice, with s and with 2 s, beside another example with nothing: they must find 5 G²
-    (gradients that are added up over the batch before they are squared would give 9 G²).
+    (gradients that are added up over the batch before they are squared would give 9 G²). A parameter for which they do
+    not is looked at again from a larger module, and in the end left to autograd.
 
     Args:
         model: its parameters do not require gradients.
-        batch: of its examples the first two are used.
+        batch: of its examples a few are used.
         zeros: parameter name → an accumulator for it, to work in; zero before and after.
 
     Raises:
         UnsupportedModelError: an example's outputs depend on the other examples.
         ValueError: the outputs are not finite.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise _mixing(f"module {name} ({type(module).__name__} without running statistics)")
-    rows = [0, 0, min(1, batch_size(batch) - 1)]
-    three = {key: tensor[rows] for key, tensor in batch.items()}
+    _refuse_what_cannot_be(model)
     # TF32's rounding would be taken for a missed use of a parameter.
     with torch.autocast(device_of(batch).type, enabled=False), float32_products():
-        together, not_by_example = _add_by_hooks(model, three, zeros, expand=True)
-        if not torch.isfinite(together).all():
+        try:
+            with in_float64(model):
+                return _Comparison(model, as_float64(batch), zeros, TOLERANCE64).verdict()
+        except (RuntimeError, TypeError) as error:  # quantised weights, a device or an operation without float64
+            if out_of_memory(error):
+                raise
+        for value in zeros.values():
+            value.zero_()
+        dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+        return _Comparison(model, batch, zeros, max(TOLERANCE, 30 * torch.finfo(dtype).eps)).verdict()
+
+
+def input_layouts(model: nn.Module, batch: Batch, modules: Collection[nn.Module]) -> dict[nn.Module, list[Layout]]:
+    """Where the examples are in the modules' calls, for statistics that take forward passes only."""
+    singles = [recorded(modules, lambda b=b: model_outputs(model, rows_of(batch, b, b + 1))) for b in _singles(batch)]  # type: ignore[misc]
+    return layouts_of(singles, recorded(modules, lambda: model_outputs(model, _three(batch))), 3)
+
+
+class _Comparison:
+    """One comparison, in the type that the model and the batch are in now."""
+
+    def __init__(self, model: nn.Module, batch: Batch, zeros: Mapping[str, Tensor], tolerance: float) -> None:
+        self._model = model
+        self._batch = batch
+        self._zeros = zeros
+        self._tolerance = tolerance
+        modules = [module for module in model.modules() if any(True for _ in module.parameters())]
+        outputs: list[Tensor] = []
+        self._singles = [
+            recorded(modules, lambda b=b: outputs.append(model_outputs(model, rows_of(batch, b, b + 1))))  # type: ignore[misc]
+            for b in _singles(batch)
+        ]
+        together = recorded(modules, lambda: outputs.append(model_outputs(model, _three(batch))))
+        self._alone, self._together = outputs[0].detach(), outputs[-1].detach()
+        self._refuse_mixing()
+        self._vector = _random_vector(self._alone)
+        self._homes = Homes(model, zeros, layouts_of(self._singles, together, 3), together.keys())
+        self._expand = True
+        self._right = set[str]()
+        self._unknown = set(zeros)
+        self._picked: set[nn.Module] = set()
+
+    def verdict(self) -> Verdict:
+        """Compare until every parameter is right, left to autograd, or has no gradient for any of a few examples."""
+        for b, calls in enumerate(self._singles):
+            # What another example calls, and what has a gradient of zero by chance, may be known by that example.
+            again = {name for name in self._unknown if b == 0 or name in self._zero or self._homes.called(name, calls)}
+            self._unknown -= again
+            self._compare(again, b)
+        wrong = set(self._zeros) - self._right - self._unknown
+        larger = {name for name in self._right if not self._homes.is_its_owners(name)}
+        units = self._homes.units(self._right | self._unknown)
+        return Verdict(units, self._expand, self._picked, wrong, self._unknown, larger)
+
+    def _compare(self, pending: set[str], b: int) -> None:
+        """Sort these names by what example b says of them."""
+        self._one, self._three = rows_of(self._batch, b, b + 1), _three(self._batch, b)
+        while pending:
+            lost = self._homes.lost & pending
+            try:
+                not_by_example = self._add_by_hooks(self._homes.units(pending))
+            except RuntimeError as error:  # for example, the model writes into an expanded tensor
+                if out_of_memory(error):
+                    raise
+                self._clear()
+                if self._expand:
+                    self._expand = False
+                    continue
+                lost = not_by_example = pending
+            without, differing = self._differing(pending)
+            rounding = self._rounding(differing - not_by_example)
+            differing = differing - rounding | not_by_example & (pending - without)
+            self._unknown |= without | rounding & lost
+            self._right |= pending - differing - without - (rounding & lost)
+            for name in differing - lost:
+                self._homes.widen(name)
+            pending = differing - lost
+
+    def _refuse_mixing(self) -> None:
+        if not torch.isfinite(self._together).all():
+            if self._together.dtype == torch.float64:
+                raise RuntimeError("the model's own constants are too large for float64, or its outputs not finite")
             raise ValueError("the model's outputs are not finite; its weights or inputs are out of range")
-        with differentiable(model, zeros) as parameters:
-            outputs = model_outputs(model, rows_of(batch, 0, 1))
-            gradients = gradients_at(outputs, parameters, _random_vector(together), last=True)
-        alone = outputs.detach()
-        tolerance = max(TOLERANCE, 30 * torch.finfo(alone.dtype).eps)
-        if not torch.allclose(together[:1], alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
-            raise _mixing(f"the model ({type(model).__name__})")
-        used = _norms(gradients)
-        unknown = {name for name in zeros if used.get(name, 0.0) == 0}
-        expanded = _different(zeros, gradients, tolerance)
-        if not expanded:
-            return Verdict(True, expanded, unknown, not_by_example)
-        plainly_not = _add_by_hooks(model, three, zeros, expand=False)[1]
-        plain = _different(zeros, gradients, tolerance)
-    if len(expanded) <= len(plain):
-        return Verdict(True, expanded, unknown, not_by_example)
-    return Verdict(False, plain, unknown, plainly_not)
+        if self._together.shape[1:] != self._alone.shape[1:] or not self._same(self._together[:1], self._alone):
+            raise _mixing(f"the model ({type(self._model).__name__})")
 
+    def _same(self, outputs: Tensor, others: Tensor) -> bool:
+        tolerance = max(self._tolerance, TOLERANCE)
+        return torch.allclose(outputs, others, rtol=tolerance, atol=tolerance * float(others.abs().max()))
 
-def _add_by_hooks(
-    model: nn.Module, three: Mapping[str, Tensor], sums: Mapping[str, Tensor], expand: bool
-) -> tuple[Tensor, set[str]]:
-    """Add the squares of s, 2 s and nothing to `sums`, as far as the model puts up with hooks.
+    def _add_by_hooks(self, units: list[Unit]) -> set[str]:
+        """Add the squares of s, 2 s and nothing; returns the parameters whose gradients could not be had.
 
-    Returns the outputs, and the parameters whose modules' results were not by example.
-    """
-    capture = Capture(owners(model, sums), Sums(dict(sums), {}, {}, {}), batch_size(three), expand=expand)
-    try:
-        with capture:
-            with by_onednn(device_of(three)):
-                outputs = model_outputs(model, three)
-            vector = _random_vector(outputs)
+        Raises:
+            RuntimeError: the model does not put up with hooks.
+        """
+        names = {name for unit in units for name in unit.names.values()}
+        sums = Sums({name: self._zeros[name] for name in names}, {}, {}, {})
+        with Capture(units, sums, 3, expand=self._expand) as capture:
+            with by_onednn(self._alone.device):
+                outputs = model_outputs(self._model, _with_a_graph(self._three))
+            if outputs.shape != self._together.shape:
+                raise RuntimeError("observing the model changes its outputs")
+            vector = self._vector
             capture.backward(outputs, torch.cat([vector, 2 * vector, torch.zeros_like(vector)]), last=True)
-    except RuntimeError as error:  # for example, it writes into an expanded tensor
-        if out_of_memory(error):
-            raise
-        outputs = model_outputs(model, three)
-    return outputs.detach(), capture.not_by_example
+        self._picked |= capture.picked
+        return capture.not_by_example | capture.failed
+
+    def _clear(self) -> None:
+        for value in self._zeros.values():
+            value.zero_()
+
+    def _differing(self, names: Collection[str]) -> tuple[set[str], set[str]]:
+        """The names that have no gradient, and those for which the sums, which are zeroed, are not 5 G²."""
+        differing = set[str]()
+        without = set(names)
+        self._zero = set[str]()
+
+        def compare(name: str, gradient: Tensor) -> None:
+            wanted = gradient.double().square_().mul_(5)
+            size = float(wanted.norm())
+            if size == 0:
+                self._zero.add(name)
+                return
+            without.discard(name)
+            self._left[name] = float((self._zeros[name] - wanted).norm())
+            if not self._left[name] <= self._tolerance * size:
+                differing.add(name)
+
+        self._left: dict[str, float] = {}
+        with differentiable(self._model, names) as parameters, torch.enable_grad():
+            outputs = model_outputs(self._model, self._one)
+            receive_gradients(outputs, parameters, self._vector, compare, last=True)
+        for name in without:
+            if size := float(self._zeros[name].norm()):
+                self._left[name] = size
+                differing.add(name)
+        self._clear()
+        return without - differing, differing
+
+    def _rounding(self, names: Collection[str]) -> set[str]:
+        """Those of the names whose difference is rounding: adding up in another order makes one as large.
+
+        A gradient that is zero but for rounding (of BERT's key biases) is never the same twice.
+        """
+        if not names:
+            return set()
+        squares: dict[str, Tensor] = {}
+        noise = dict.fromkeys(names, 0.0)
+
+        def remember(name: str, gradient: Tensor) -> None:
+            squares[name] = gradient.double().square_().mul_(5)
+
+        def compare(name: str, gradient: Tensor) -> None:
+            other = squares.pop(name, torch.zeros(())).to(gradient.device)
+            noise[name] = float((other - gradient.double().square_().mul_(5)).norm())
+
+        with differentiable(self._model, names) as parameters, torch.enable_grad():
+            receive_gradients(model_outputs(self._model, self._one), parameters, self._vector, remember, last=True)
+            outputs = model_outputs(self._model, self._three)
+            vector = torch.cat([self._vector, *[torch.zeros_like(self._vector)] * 2])
+            receive_gradients(outputs, parameters, vector, compare, last=True)
+        return {name for name in names if self._left.get(name, 0.0) <= ROUNDING * noise[name]}
+
+
+def _three(batch: Batch, b: int = 0) -> dict[str, object]:
+    """One of its examples twice, and another one."""
+    return chosen_rows(batch, [b, b, (b + 1) % batch_size(batch)])
+
+
+def _with_a_graph(batch: Batch) -> dict[str, object]:
+    """The batch with inputs that a graph begins at, so that it can be seen where rows of them are picked."""
+    return {
+        name: value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
+
+
+def _singles(batch: Batch) -> range:
+    return range(min(SINGLES, batch_size(batch)))
 
 
 def _random_vector(outputs: Tensor) -> Tensor:
@@ -113,25 +254,15 @@ def _random_vector(outputs: Tensor) -> Tensor:
     return torch.randn(outputs[:1].shape, generator=torch.Generator().manual_seed(0)).to(outputs)
 
 
-def _different(found: Mapping[str, Tensor], gradients: Mapping[str, Tensor], tolerance: float) -> set[str]:
-    """The names for which `found`, which is zeroed, is not 5 G²; a name that `gradients` lacks has G = 0."""
-    norms = _norms(found)
-    # What is zero but for rounding (BERT's key biases) has squares of the order of tolerance².
-    negligible = (tolerance / 100) ** 2 * max(norms.values(), default=0.0)
-    for name, value in found.items():
-        if name in gradients:
-            add_square(value, gradients[name], -5)
-    left = _norms(found)
-    for value in found.values():
-        value.zero_()
-    return {name for name in found if not left[name] <= tolerance * norms[name] + negligible}
-
-
-def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """All at once: a GPU is waited for only here."""
-    norms = [tensor.norm() for tensor in tensors.values()]
-    values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist() if norms else []
-    return dict(zip(tensors, values, strict=True))
+def _refuse_what_cannot_be(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise _mixing(f"module {name} ({type(module).__name__} without running statistics)")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UnsupportedModelError(
+                f"parameter {name} is not in memory (on the device `meta`, as with offloading); load the model whole"
+            )
 
 
 def _mixing(culprit: str) -> UnsupportedModelError:

@@ -1,22 +1,23 @@
 """Estimating curvature statistics a batch at a time."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from stages.curvature.autograd import add_by_autograd, warn_of_slowness
-from stages.curvature.batches import batch_size, device_of, model_inputs, model_outputs, padding_masks
-from stages.curvature.capture import Capture, Owners, owners
-from stages.curvature.check import Verdict, compare_with_autograd
+from stages.curvature.autograd import add_by_autograd, warn_of_slowness, watched
+from stages.curvature.batches import Batch, batch_size, device_of, model_inputs, model_outputs, padding_masks
+from stages.curvature.capture import Capture
+from stages.curvature.check import Verdict, compare_with_autograd, input_layouts
 from stages.curvature.errors import UnsupportedModelError
 from stages.curvature.linear import by_onednn
 from stages.curvature.rules import Linear, Rule, rule_for
 from stages.curvature.sums import Sums
+from stages.curvature.units import Unit, owners
 from stages.curvature.vectors import BackwardVectors
 
 Statistic = Literal["diagonal", "kfac", "gram"]
@@ -74,7 +75,8 @@ class Estimation:
         self._model = model
         self._vectors = vectors
         self._verdict: Verdict | None = None
-        self._observed: Owners | None = None  # found once: it takes as long as a small batch
+        self._units: Sequence[Unit] | None = None  # found once, by the first batch
+        self._slow: set[str] = set()
         self._warned = False
         self._frozen = ExitStack()
         self.torn = False
@@ -102,6 +104,11 @@ class Estimation:
     def __enter__(self) -> Self:
         for module in self._model.modules():
             self._frozen.callback(setattr, module, "training", module.training)
+            # A cache of keys and values would be written into again wherever a module is called by itself.
+            config: Any = getattr(module, "config", None)
+            if getattr(config, "use_cache", False) is True:
+                self._frozen.callback(setattr, config, "use_cache", True)
+                config.use_cache = False
         for parameter in self._model.parameters():
             self._frozen.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
@@ -116,7 +123,12 @@ class Estimation:
         """Whether there are backward passes at all."""
         return bool(self.sums.diagonal or self.sums.outputs)
 
-    def check(self, batch: Mapping[str, Tensor]) -> None:
+    @property
+    def slow(self) -> frozenset[str]:
+        """The parameters that are left to autograd, one example at a time, as far as batches have shown."""
+        return frozenset(self._slow)
+
+    def check(self, batch: Batch) -> None:
         """Compare the hooks with autograd on the first examples of a batch; the first `add` does it if nobody did.
 
         Without backward passes there is nothing to compare.
@@ -126,8 +138,14 @@ class Estimation:
         """
         if self.needs_gradients:
             self._compare(batch)
+        else:
+            modules = owners(self._model, self.sums.inputs)
+            layouts = input_layouts(self._model, batch, modules)
+            self._units = [
+                Unit(module, names, rule_for(module), layouts.get(module, ())) for module, names in modules.items()
+            ]
 
-    def _compare(self, batch: Mapping[str, Tensor]) -> Verdict:
+    def _compare(self, batch: Batch) -> None:
         zeros = {
             # The sums themselves serve, unless they are in use.
             name: self.sums.diagonal[name]
@@ -137,11 +155,11 @@ class Estimation:
         }
         with torch.enable_grad():
             self._verdict = compare_with_autograd(self._model, batch, zeros)
-        self.sums.drop_factors(self._verdict.wrong & self.sums.outputs.keys())  # not a plain Linear after all
-        self._observed = None
-        return self._verdict
+        self.sums.drop_factors((self._verdict.wrong | self._verdict.larger) & self.sums.outputs.keys())
+        self._units = self._verdict.units
+        self._slow = self._verdict.wrong & self.sums.diagonal.keys()
 
-    def add(self, batch: Mapping[str, Tensor], first: int | None = None) -> None:
+    def add(self, batch: Batch, first: int | None = None) -> None:
         """Add a batch's examples.
 
         Args:
@@ -149,46 +167,51 @@ class Estimation:
             first: number of its first example among all examples, which its draws belong to; by default, examples are
                 numbered as they come.
         """
+        if self._units is None:
+            self.check(batch)
         if self.needs_gradients:
-            verdict = self._verdict or self._compare(batch)
-            self._add_with_gradients(batch, self.sums.examples if first is None else first, verdict)
+            self._add_with_gradients(batch, self.sums.examples if first is None else first)
         else:
-            capture = self._capture(self.sums, batch)
+            capture = Capture(self._units or [], self.sums, batch_size(batch), padding_masks(batch))
             with torch.no_grad(), capture, by_onednn(device_of(batch)):
                 self.torn = True
-                self._model(**model_inputs(batch))
+                self._model(**model_inputs(self._model, batch))
         self.sums.examples += batch_size(batch)
         self.torn = False
 
-    def _add_with_gradients(self, batch: Mapping[str, Tensor], first: int, verdict: Verdict) -> None:
-        by_hooks = {name: total for name, total in self.sums.diagonal.items() if name not in verdict.wrong}
-        capture = self._capture(replace(self.sums, diagonal=by_hooks), batch, verdict.expand)
-        with torch.enable_grad(), capture:
+    def _add_with_gradients(self, batch: Batch, first: int) -> None:
+        assert self._verdict is not None
+        unknown = self._verdict.unknown & self.sums.diagonal.keys()
+        by_hooks = {name: total for name, total in self.sums.diagonal.items() if name not in self._slow | unknown}
+        capture = Capture(
+            self._units or [],
+            replace(self.sums, diagonal=by_hooks),
+            batch_size(batch),
+            padding_masks(batch),
+            self._verdict.picked,
+            self._verdict.expand,
+        )
+        with torch.enable_grad(), watched(self._model, unknown) as arrived, capture:
             self.torn = bool(self.sums.inputs)  # they are added to in the forward pass
             with by_onednn(device_of(batch)):
                 outputs = model_outputs(self._model, batch)
-            self._refuse_changed_use(capture, verdict)
-            capture.leave_out(verdict.unknown)
+            self._refuse_changed_use(capture, self._slow | unknown)
             vectors = self._vectors.of(outputs.detach(), batch, first)
             self.torn = True
             for position, vector in enumerate(vectors):
                 capture.backward(outputs, vector, last=position == len(vectors) - 1)
-        slow = sorted(self.sums.diagonal.keys() & verdict.left_to_autograd(capture))
-        if slow:
+        self._slow |= capture.failed
+        left = sorted(self._slow | arrived)
+        if left:
             if not self._warned:
-                warn_of_slowness(slow)
+                warn_of_slowness(left)
             self._warned = True
             with torch.enable_grad():
-                add_by_autograd(self._model, batch, {name: self.sums.diagonal[name] for name in slow}, vectors)
+                add_by_autograd(self._model, batch, {name: self.sums.diagonal[name] for name in left}, vectors)
 
-    def _capture(self, sums: Sums, batch: Mapping[str, Tensor], expand: bool = True) -> Capture:
-        if self._observed is None:
-            self._observed = owners(self._model, {*sums.diagonal, *sums.outputs, *sums.inputs})
-        return Capture(self._observed, sums, batch_size(batch), padding_masks(batch), expand)
-
-    def _refuse_changed_use(self, capture: Capture, verdict: Verdict) -> None:
-        """Hooks rely on modules that give an entry per example, as in the comparison with autograd, in every batch."""
-        if changed := sorted(self.sums.diagonal.keys() & verdict.used_otherwise(capture)):
+    def _refuse_changed_use(self, capture: Capture, unverified: Collection[str]) -> None:
+        """Hooks rely on modules that give rows for each example, as in the comparison with autograd, in every batch."""
+        if changed := sorted((self.sums.diagonal.keys() & capture.not_by_example) - set(unverified)):
             raise UnsupportedModelError(
                 f"the module of {changed[0]} sees each example once in one batch and not so in another (a router's "
                 "expert?); leave the parameter out"

@@ -15,7 +15,8 @@ def add_squared_products(total: Tensor, left: Tensor, right: Tensor, ranges: lis
     Args:
         total: [m, n] in float32.
         left: [B, T, m].
-        right: [B, T, n], of the same type. Products of bfloat16 values are exact in float32 and summed there.
+        right: [B, T, n], of the same type. Products of bfloat16 values are exact in float32 and summed there; those of
+            float64 are summed in float64.
         ranges: per example the positions start … stop − 1 outside of which its products are zero; None: unknown.
     """
     if left.shape[1] == 1:
@@ -24,10 +25,13 @@ def add_squared_products(total: Tensor, left: Tensor, right: Tensor, ranges: lis
         rows = [b for b, (start, stop) in enumerate(ranges) if start < stop]
         positions = [ranges[b][0] for b in rows]
         _add_single_positions(total, left[rows, positions], right[rows, positions])
-    elif total.is_cuda and find_spec("triton") is not None:
+    elif total.is_cuda and left.dtype != torch.float64 and find_spec("triton") is not None:
         from stages.curvature.fused_gpu import add_squared_products_on_gpu
 
         add_squared_products_on_gpu(total, left, right)
+    elif left.dtype == torch.float64:
+        for left_b, right_b in zip(left, right, strict=True):
+            total.add_((left_b.t() @ right_b).square_())
     else:
         _add_by_products(total, left.float(), right.float(), ranges or [(0, left.shape[1])] * len(left))
 
@@ -53,7 +57,10 @@ def active_ranges(g: Tensor) -> list[tuple[int, int]] | None:
 
 def _add_single_positions(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Of left [B, m] and right [B, n], (l rᵀ)² = l² (r²)ᵀ: one matrix product for the batch."""
-    total.addmm_(left.float().square().t(), right.float().square())
+    if left.dtype == torch.float64:
+        total.add_(left.square().t() @ right.square())
+    else:
+        total.addmm_(left.float().square().t(), right.float().square())
 
 
 def _add_by_products(total: Tensor, left: Tensor, right: Tensor, ranges: list[tuple[int, int]]) -> None:

@@ -302,11 +302,27 @@ def test_experts_that_see_some_positions_only(signs: list[list[int]]) -> None:
     assert_same_fisher(found, wanted)
 
 
+def routed(signs: list[list[int]]) -> dict[str, Tensor]:
+    x = torch.randn(len(signs), 2, 4, generator=torch.Generator().manual_seed(1))
+    x[:, :, 0] = torch.tensor(signs) * 1.0
+    return {"x": x}
+
+
 def test_an_expert_whose_use_changes_is_refused_by_name() -> None:
-    each, other = torch.ones(3, 2, 4), torch.ones(3, 2, 4)
-    each[:, 1] = -1
-    with pytest.raises(UnsupportedModelError, match=r"the module of experts\.0\.bias sees each example once in one"):
-        diagonal_fisher(Experts(), [{"x": each}, {"x": other}])
+    """In the first batch an expert sees a position of each example; in the next, not of each, or not as many."""
+    first = routed([[1, -1]] * 3)
+    with pytest.raises(UnsupportedModelError, match=r"the module of experts\.\d\.bias sees each example once in one"):
+        diagonal_fisher(Experts(), [first, routed([[1, 1], [-1, 1], [-1, -1], [-1, -1]])])
+    with pytest.raises(
+        UnsupportedModelError, match=r"the module of experts\.\d\.bias gets rows that were picked by what"
+    ):
+        diagonal_fisher(Experts(), [first, routed([[1, 1], [-1, 1], [-1, -1]])])
+
+
+def test_an_expert_that_sees_as_many_positions_of_each_example_is_exact() -> None:
+    batches = [routed([[1, -1]] * 3), routed([[1, 1]] * 3)]
+    model = Experts()
+    assert_same_fisher(diagonal_fisher(model, batches), reference_fisher(model, batches))
 
 
 def test_parameters_that_are_never_used_cost_nothing() -> None:

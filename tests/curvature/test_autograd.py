@@ -1,7 +1,6 @@
 """The slow path: what it holds at a time, and what it leaves behind."""
 
 import weakref
-from collections.abc import Mapping
 
 import pytest
 import torch
@@ -29,24 +28,37 @@ def frozen() -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor], list[Tens
     return model, {"ids": torch.arange(6).reshape(2, 3)}, sums, list(torch.randn(4, 2, 3))
 
 
-def test_one_vectors_gradients_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    gradients_at = autograd.gradients_at
+def test_one_parameters_gradient_at_a_time() -> None:
+    model, batch, _, vectors = frozen()
     made: list[weakref.ref[Tensor]] = []
 
-    def watched(outputs: Tensor, parameters: Mapping[str, nn.Parameter], vector: Tensor, last: bool) -> object:
-        assert all(gradient() is None for gradient in made)
-        gradients = gradients_at(outputs, parameters, vector, last)
-        made.extend(map(weakref.ref, gradients.values()))
-        return gradients
+    def receive(_: str, gradient: Tensor) -> None:
+        assert all(other() is None for other in made)
+        made.append(weakref.ref(gradient))
 
-    monkeypatch.setattr(autograd, "gradients_at", watched)
-    autograd.add_by_autograd(*frozen())
-    assert len(made) == 2 * 4 * 3  # examples, vectors, parameters
+    with autograd.differentiable(model, dict(model.named_parameters())) as parameters:
+        outputs = model(**batch)
+        for position, vector in enumerate(vectors):
+            autograd.receive_gradients(outputs, parameters, vector, receive, last=position == len(vectors) - 1)
+    assert len(made) == 4 * 3  # vectors, parameters
+
+
+def test_gradients_that_arrive_are_noticed() -> None:
+    model, batch, _, vectors = frozen()
+    with autograd.watched(model, ["head.weight", "embedding.weight"]) as arrived:
+        model(**batch).backward(torch.zeros(2, 3))
+        assert arrived == set()
+        model(**batch).backward(vectors[0])
+    assert arrived == {"head.weight", "embedding.weight"}
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_model_is_left_as_it_was_whatever_happens() -> None:
     model, batch, sums, vectors = frozen()
+    left = torch.ones_like(model.get_parameter("head.weight"))
+    model.get_parameter("head.weight").grad = left
     with pytest.raises(RuntimeError):
         autograd.add_by_autograd(model, batch, sums, [vector[:, :2] for vector in vectors])
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert not any(module.sparse for module in model.modules() if isinstance(module, nn.Embedding))
+    assert model.get_parameter("head.weight").grad is left
+    assert model.get_parameter("embedding.weight").grad is None
