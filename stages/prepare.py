@@ -1,5 +1,7 @@
 """prepare@TASK: one source's tables → data/tasks/TASK/{train,validation,test}.parquet and task.json."""
 
+import sys
+
 from stages.artifacts import atomic_directory
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
@@ -7,6 +9,7 @@ from stages.errors import InputError
 from stages.params import load_params
 from stages.paths import SOURCES, TASKS
 from stages.tasks.data import write_task
+from stages.tasks.labels import labels_without_examples
 from stages.tasks.tables import split_examples
 
 
@@ -18,6 +21,8 @@ def prepare(name: str) -> None:
     task = tasks[name]
     verify_contents(SOURCES / task.source, task.files)
     splits, dropped = split_examples(task, SOURCES / task.source)
+    for remark in labels_without_examples(list(task.labels), splits):
+        print(f"warning: {TASKS / name}: {remark}", file=sys.stderr)
     with atomic_directory(TASKS / name) as partial:
         write_task(partial, task, splits, dropped)
         write_contents(partial, besides="*.parquet")

@@ -135,16 +135,18 @@ class Task(Section):
 
     kind: `text-classification` or `image-classification`, whose examples have labels; or `masked-lm`, whose examples
         are texts alone: rows without one are dropped, and neither `label` nor `labels` is given.
-    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl or .parquet file in the source (all but the last
-        may be compressed, .csv.gz), split by `split`, or a list of files with the same columns, which are read one
-        after the other; or such a file or list per split (`{train: …, validation: …, test: …}`; a missing validation is
-        taken from train). A text of the test file is in no other split. In one table, a `masked-lm` task is split
-        otherwise than a task with labels, and sees that task's test texts unless their `part`s keep them apart.
+    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl, .json (an object a line, or an array of them) or
+        .parquet file in the source (all but the last may be compressed, .csv.gz), split by `split`, or a list of files
+        with the same columns, which are read one after the other; or such a file or list per split (`{train: …,
+        validation: …, test: …}`; a missing validation is taken from train). A text of the test file is in no other
+        split. In one table, a `masked-lm` task is split otherwise than a task with labels, and sees that task's test
+        texts unless their `part`s keep them apart.
     columns: the columns' names, for a table without a header row.
     text, text_pair, label: the names of the columns used.
     image: where the images are.
-    labels: label names, in the order of the model's outputs (a label column holds these names, or their positions);
-        or a mapping of names to intervals [low, high] of a numeric label column (rows outside all of them are dropped).
+    labels: label names, in the order of the model's outputs (in all files of a task, the label column holds these
+        names, or else their positions from 0, or false and true); or a mapping of names to intervals [low, high] of a
+        numeric label column (rows outside all of them are dropped).
     max_length: in tokens; longer texts are truncated.
     corruptions: changes of all images, in this order, once it is decided which are in which split.
     part: use the rows whose place between 0 and 1, given by their text or image and `split.seed`, is in this interval:

@@ -5,10 +5,9 @@ A prepared task has an image in four columns: `pixels`, its bytes row by row, ch
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from hashlib import sha256
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 from stages.errors import InputError
 from stages.params import Corruption, Images, Task
 from stages.tasks.corruptions import corrupt
+from stages.tasks.table_files import Table
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
@@ -36,7 +36,7 @@ def image_columns(found: Sequence[np.ndarray], index: pd.Index) -> pd.DataFrame:
     return pd.DataFrame(columns, index)
 
 
-def read_images(task: Task, table: pd.DataFrame, file: Path) -> pd.DataFrame:
+def read_images(task: Task, table: Table) -> pd.DataFrame:
     """The images of a source's table, as a prepared task has them.
 
     Raises:
@@ -44,15 +44,12 @@ def read_images(task: Task, table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """
     assert task.image is not None
     if task.image.column is None:
-        found = _from_pixels(task, table, file)
+        found = _from_pixels(task, table)
     else:
-        if task.image.column not in table.columns:
-            listed = ", ".join(map(str, table.columns))
-            raise InputError(f"{file}: has no column {task.image.column!r}; its columns: {listed}")
-        found = [_decoded(cell, row, task.image, file) for row, cell in enumerate(table[task.image.column])]
+        found = [_decoded(cell, row, table, task.image) for row, cell in table.column(task.image.column).items()]
     if task.image.size is not None:
         found = [resized(image, *task.image.size) for image in found]
-    return image_columns(found, table.index)
+    return image_columns(found, table.rows.index)
 
 
 def corrupted(frame: pd.DataFrame, corruptions: Sequence[Corruption], seed: int) -> pd.DataFrame:
@@ -85,46 +82,47 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(image, channels, axis=-1)
 
 
-def _from_pixels(task: Task, table: pd.DataFrame, file: Path) -> list[np.ndarray]:
+def _from_pixels(task: Task, table: Table) -> list[np.ndarray]:
     """The images of a table with a pixel a column."""
     assert task.image is not None
     assert task.image.pixels is not None
     height, width, channels = (*task.image.pixels, 1)[:3]
-    columns = [column for column in table.columns if column != task.label]
+    columns = [column for column in table.rows.columns if column != task.label]
     if len(columns) != height * width * channels:
         raise InputError(
-            f"{file}: has {len(columns)} columns beside the label's, but an image of {task.image.pixels} has "
+            f"{table.file}: has {len(columns)} columns beside the label's, but an image of {task.image.pixels} has "
             f"{height * width * channels} pixels"
         )
-    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    values = table.rows[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     bad = ~((values >= 0) & (values <= 255) & (values == np.floor(values)))  # what is no number is bad too
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        value = str(table[columns[column]].iloc[row])[:80]
-        raise InputError(f"{file}: row {row + 1}: pixel {column + 1} = {value!r} is no whole number from 0 to 255")
+        value = str(table.rows[columns[column]].iloc[row])[:80]
+        reason = f"pixel {column + 1} = {value!r} is no whole number from 0 to 255"
+        raise table.refusal(table.rows.index[row], reason)
     return list(values.astype(np.uint8).reshape(-1, height, width, channels))
 
 
-def _decoded(cell: object, row: int, where: Images, file: Path) -> np.ndarray:
+def _decoded(cell: object, row: Hashable, table: Table, where: Images) -> np.ndarray:
     """The image in a cell: encoded bytes, or a mapping that has them."""
     from PIL import Image, ImageOps
 
     content = cell.get("bytes") if isinstance(cell, dict) else cell
-    place = f"{file}: row {row + 1}: {where.column}"
     if not isinstance(content, bytes):
-        raise InputError(f"{place} has no bytes of an image")
+        raise table.refusal(row, f"{where.column} has no bytes of an image")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.mode.startswith(("I", "F")):
-                raise InputError(f"{place} has more than 8 bits a channel, which images here cannot have")
+                raise table.refusal(
+                    row, f"{where.column} has more than 8 bits a channel, which images here cannot have"
+                )
             mode = "L" if picture.mode in ("1", "L") else "RGB"
             upright = ImageOps.exif_transpose(picture).convert(mode)
     except InputError:
         raise
     except Exception as error:  # whatever Pillow makes of what is no image, or of one that would fill the memory
-        raise InputError(
-            f"{place} cannot be read as {', '.join(FORMATS)}: {' '.join(str(error).split())[:200]}"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise table.refusal(row, f"{where.column} cannot be read as {', '.join(FORMATS)}: {reason}") from None
     return np.asarray(upright).reshape(upright.height, upright.width, -1)
 
 

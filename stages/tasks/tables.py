@@ -1,19 +1,16 @@
 """From tables in a source to examples in three splits."""
 
-import gzip
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from numbers import Number
 from pathlib import Path
 
 import pandas as pd
 
 from stages.errors import InputError
 from stages.params import SPLITS, Split, Task
-
-COMPRESSED = ".gz"
-ORANGE_TYPES = {"c", "continuous", "d", "discrete", "s", "string", "t", "time"}
+from stages.tasks.labels import interval_positions, named_positions
+from stages.tasks.table_files import Table, read_table
 
 
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
@@ -30,8 +27,9 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
     Raises:
         InputError: a file or column is missing, a label is not one of the task's, or a split is empty.
     """
+    files = _read_files(task, source)
     if not isinstance(task.file, dict):
-        table, dropped = _read_examples(task, source, task.file)
+        table, dropped = _joined(files, task.file)
         table, repeated = _without_repeats(table)
         table = _part(table, task)
         if task.examples is not None and task.examples < len(table):
@@ -39,7 +37,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
         rest, test = _split(table, round(task.split.test * len(table)), task)
         train, validation = _split(rest, round(task.split.validation * len(table)), task)
     else:
-        tables = {split: _read_examples(task, source, files) for split, files in task.file.items()}
+        tables = {split: _joined(files, names) for split, names in task.file.items()}
         dropped = sum(count for _, count in tables.values())
         # Test first: where a text is in two splits, the training example goes.
         order = [split for split in ("test", "validation", "train") if split in tables]
@@ -103,154 +101,83 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
     return first.sort_index(), second.sort_index()
 
 
-def _read_examples(task: Task, source: Path, files: str | list[str]) -> tuple[pd.DataFrame, int]:
+@dataclass(frozen=True)
+class _File:
+    """One file's examples.
+
+    Attributes:
+        examples: with labels as the table has them, if the task names its labels.
+        dropped: how many rows have no text, or a label in no interval.
+        labels: the table of those labels alone, to say where they are; None if there are none to be read yet.
+    """
+
+    examples: pd.DataFrame
+    dropped: int
+    labels: Table | None = None
+
+
+def _read_files(task: Task, source: Path) -> dict[str, _File]:
+    """Read a task's files, by name. What its labels are, names or positions, is decided for all files together."""
+    files = {name: _read_file(task, source / name) for name in dict.fromkeys(task.files)}
+    named = {name: file.labels for name, file in files.items() if file.labels is not None}
+    if named:
+        positions = named_positions(list(task.labels), list(named.values()), task.label)
+        for name, labels in zip(named, positions, strict=True):
+            files[name] = _File(files[name].examples.assign(label=labels), files[name].dropped)
+    return files
+
+
+def _joined(files: Mapping[str, _File], names: str | list[str]) -> tuple[pd.DataFrame, int]:
     """The examples of one file, or of several one after the other, and how many of their rows are none."""
-    names = [files] if isinstance(files, str) else files
-    parts = [_read_file(task, source / name) for name in names]
-    if len(parts) == 1:
-        return parts[0]
-    return pd.concat([examples for examples, _ in parts], ignore_index=True), sum(dropped for _, dropped in parts)
+    if isinstance(names, str):
+        return files[names].examples, files[names].dropped
+    examples = pd.concat([files[name].examples for name in names], ignore_index=True)
+    return examples, sum(files[name].dropped for name in names)
 
 
-def _read_file(task: Task, file: Path) -> tuple[pd.DataFrame, int]:
-    """The examples of one file, and how many rows have no text, or a label in no interval."""
-    table = _read_table(task, file)
-    if not task.labels:
-        return _read_unlabelled(task, table, file)
-    if task.image is None:
-        inputs = _read_texts(task, table, file)
-    else:
-        from stages.tasks.images import read_images
-
-        _check_columns([task.label], table, file)
-        inputs = read_images(task, table, file)
-    labels = _interval_labels(task, table[task.label], file) if isinstance(task.labels, dict) else None
-    if labels is None:
-        labels = _named_labels(list(task.labels), table[task.label], file)
-    examples = inputs.assign(label=labels.astype("Int64"))
-    kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
-    return kept, len(examples) - len(kept)
-
-
-def _read_unlabelled(task: Task, table: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, int]:
-    """The rows that have texts, and how many have none."""
-    texts = _text_columns(task)
-    _check_columns(texts, table, file)
-    usable = table[list(texts)].map(lambda value: isinstance(value, str) and bool(value.strip())).all(axis=1)
-    kept = table.loc[usable, list(texts)].astype(str).rename(columns=texts)
-    return kept, len(table) - len(kept)
-
-
-def _text_columns(task: Task) -> dict[str, str]:
-    """What the task's columns of texts are called, and what they are called in a prepared table."""
-    return {task.text: "text"} | ({task.text_pair: "text_pair"} if task.text_pair is not None else {})
-
-
-def _read_texts(task: Task, table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    texts = _text_columns(task)
-    _check_columns([*texts, task.label], table, file)
-    for column in texts:
-        if (bad := ~table[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
-            raise InputError(f"{file}: row {_first(bad) + 1}: {column} is not a text ({int(bad.sum())} such rows)")
-    return table[list(texts)].rename(columns=texts)
-
-
-def _check_columns(names: Iterable[str], table: pd.DataFrame, file: Path) -> None:
-    for name in names:
-        if name not in table.columns:
-            raise InputError(f"{file}: has no column {name!r}; its columns: {', '.join(map(str, table.columns))}")
-
-
-def _read_table(task: Task, file: Path) -> pd.DataFrame:
-    if not file.is_file():
-        beside = sorted(path.name for path in file.parent.glob("*")) if file.parent.is_dir() else []
-        raise InputError(f"{file}: no such file in the source; it has: {', '.join(beside) or 'nothing'}")
+def _read_file(task: Task, file: Path) -> _File:
     names = task.columns
     if names is not None and task.image is not None and task.image.pixels is not None:
         from stages.tasks.images import expanded_columns
 
         names = expanded_columns(names, task.image.pixels)
-    form = file.with_name(file.name.removesuffix(COMPRESSED)).suffix
-    try:
-        if form == ".parquet":
-            return pd.read_parquet(file)
-        if form in (".jsonl", ".json"):
-            return _read_json_lines(file)
-        # Quotes are ordinary characters in plain tab-separated files; every cell stays the text that it is.
-        table = pd.read_csv(
-            file,
-            sep="," if form == ".csv" else "\t",
-            quoting=0 if form in (".csv", ".tab") else 3,
-            header=None if names and form != ".tab" else 0,
-            names=names,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=file.suffix != ".tab",  # one may be Orange's row of flags
-            encoding="utf-8",
-        )
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    except InputError:
-        raise
-    except Exception as error:  # whatever pandas' and pyarrow's readers make of what is no table
-        raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of such rows for names of the rows
-        raise InputError(f"{file}: its rows have more cells than the {len(table.columns)} columns that have a name")
-    return _orange_rows(table.fillna(""), file) if file.suffix == ".tab" else table
+    table = read_table(file, names)
+    if not task.labels:
+        return _read_unlabelled(task, table)
+    if task.image is None:
+        inputs = _read_texts(task, table)
+    else:
+        from stages.tasks.images import read_images
+
+        table.column(task.label)
+        inputs = read_images(task, table)
+    if not isinstance(task.labels, dict):
+        return _File(inputs, 0, replace(table, rows=table.column(task.label).to_frame()))
+    examples = inputs.assign(label=interval_positions(task.labels.values(), table, task.label))
+    kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
+    return _File(kept, len(examples) - len(kept))
 
 
-def _orange_rows(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The rows after those of types and flags that Orange's tables begin with, but for rows of empty cells."""
-    if len(table) < 2 or not ORANGE_TYPES & set(table.iloc[0]):
-        raise InputError(f"{file}: its second row does not name Orange's types ({', '.join(sorted(ORANGE_TYPES))})")
-    rows = table[2:]
-    return rows[(rows != "").any(axis=1)].reset_index(drop=True)
+def _read_unlabelled(task: Task, table: Table) -> _File:
+    """The rows that have texts."""
+    texts = _texts(task, table)
+    usable = texts.map(lambda value: isinstance(value, str) and bool(value.strip())).all(axis=1)
+    return _File(texts[usable].astype(str), int((~usable).sum()))
 
 
-def _read_json_lines(file: Path) -> pd.DataFrame:
-    """A table with an object a line; lines of nothing but white space do not count."""
-    rows = []
-    with (gzip.open if file.name.endswith(COMPRESSED) else open)(file, "rt", encoding="utf-8") as opened:
-        content = opened.read()
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{file}: line {number} is not valid JSON ({' '.join(str(error).split())})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{file}: line {number} is no JSON object")
-            rows.append(row)
-    return pd.DataFrame(rows)
+def _read_texts(task: Task, table: Table) -> pd.DataFrame:
+    texts = _texts(task, table)
+    table.column(task.label)
+    for column in texts:
+        if (bad := ~texts[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
+            name = task.text if column == "text" else task.text_pair
+            raise table.refusal(bad.idxmax(), f"{name} is not a text ({int(bad.sum())} such rows)")
+    return texts.astype(str)
 
 
-def _interval_labels(task: Task, column: pd.Series, file: Path) -> pd.Series:
-    """Positions of the intervals that the values lie in, missing where none holds a value."""
-    assert isinstance(task.labels, dict)
-    numbers = pd.to_numeric(
-        column.map(lambda value: value if isinstance(value, (str, Number)) else None), errors="coerce"
-    )
-    if (bad := numbers.isna()).any():
-        row = _first(bad)
-        raise InputError(f"{file}: row {row + 1}: {task.label} = {str(column.iloc[row])[:80]!r} is not a number")
-    labels = pd.Series(pd.NA, index=column.index, dtype="Int64")
-    for position, (low, high) in enumerate(task.labels.values()):
-        labels[numbers.between(low, high)] = position
-    return labels
-
-
-def _named_labels(names: list[str], column: pd.Series, file: Path) -> pd.Series:
-    """Positions of the labels, which the values name, or else are."""
-    positions = {str(position): position for position in range(len(names))}
-    positions |= {name: position for position, name in enumerate(names)}
-    labels = column.map(lambda value: positions.get(str(value)))
-    if (bad := labels.isna()).any():
-        row = _first(bad)
-        value = str(column.iloc[row])[:80]
-        raise InputError(f"{file}: row {row + 1}: the label {value!r} is not one of the task's: {', '.join(names)}")
-    return labels
-
-
-def _first(flags: pd.Series) -> int:
-    """The position of the first true flag."""
-    return int(flags.to_numpy(dtype=bool).argmax())
+def _texts(task: Task, table: Table) -> pd.DataFrame:
+    """The task's columns of texts, by the names that they have in a prepared table."""
+    texts = {"text": table.column(task.text)}
+    if task.text_pair is not None:
+        texts["text_pair"] = table.column(task.text_pair)
+    return pd.DataFrame(texts)

@@ -1,6 +1,7 @@
 """Bad task tables: right examples in three splits, or one line that says what is wrong."""
 
 import copy
+import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -61,12 +62,15 @@ VALUES: list[Any] = [
     ),
     *("\ufeff", "\ud83d", [], ["a"], {}, {"a": 1}, b"x", pd.Timestamp("2020-01-01")),
 ]
-FORMATS = ["csv", "tsv", "txt", "tab", "jsonl", "parquet"]
+FORMATS = ["csv", "tsv", "txt", "tab", "jsonl", "json", "parquet", "CSV", "csv.gz", "tab.gz", "json.GZ"]
 
 
 def written(table: pd.DataFrame, kind: str) -> bytes:
-    if kind == "jsonl":
-        return table.to_json(orient="records", lines=True, date_format="iso", default_handler=str).encode()
+    """The table in a form, which `outcome` compresses where its ending says so."""
+    kind = kind.lower().removesuffix(".gz")
+    if kind in ("jsonl", "json"):
+        options: dict[str, Any] = {"lines": kind == "jsonl", "date_format": "iso", "default_handler": str}
+        return table.to_json(orient="records", **options).encode()
     if kind == "parquet":
         stream = io.BytesIO()
         table.to_parquet(stream)
@@ -270,7 +274,7 @@ def random_task(file: str, random: Random) -> Task:
 def outcome(content: bytes, kind: str, folder: Path, random: Random) -> str:
     """Prepare a task from the table, and see that what comes out is whole and can be written and read."""
     file = folder / f"t.{kind}"
-    file.write_bytes(content)
+    file.write_bytes(gzip.compress(content) if kind.lower().endswith(".gz") else content)
     try:
         task = random_task(file.name, random)
     except ValidationError:
@@ -316,3 +320,33 @@ def test_bytes(mutation: Callable[[bytes, Random], bytes], run: Runner, tmp_path
         return outcome(mutation(contents[kind], random), kind, tmp_path, random)
 
     run(mutation.__name__, SEEDS, case)
+
+
+LABELS = ["bad", "good", "0", "1", "2", "3", "true", "FALSE", "1.0", "01", "-1", "x", ""]
+
+
+def test_labels_are_all_names_or_all_positions(run: Runner, tmp_path: Path) -> None:
+    def case(random: Random) -> str:
+        names = sorted({choice(random, LABELS[:-1]) for _ in range(int(random.integers(2, 5)))} | {"good", "bad"})[-4:]
+        pool = [choice(random, [*names, *LABELS[2:5]]) for _ in range(int(random.integers(1, 5)))]
+        rows = TABLE.assign(label=[choice(random, pool) for _ in range(len(TABLE))])
+        rows[:40].to_csv(tmp_path / "train.csv", index=False)
+        rows[40:].to_json(tmp_path / "test.json", orient="records")
+        task = Task(source="s", file={"train": "train.csv", "test": "test.json"}, labels=names)
+        try:
+            splits, _ = split_examples(task, tmp_path)
+        except InputError as error:
+            return refused(error)
+        label_of = dict(zip(rows["text"], rows["label"], strict=True))
+        found = [
+            (str(label_of[text]), int(label))
+            for frame in splits.values()
+            for text, label in zip(frame["text"], frame["label"], strict=True)
+        ]
+        if all(names[label].lower() in (text.lower(), text.removesuffix(".0")) for text, label in found):
+            return "names"
+        truths = {"true": 1, "false": 0}
+        assert all(truths.get(text.lower()) == label or float(text) == label for text, label in found), (names, found)
+        return "positions"
+
+    run("labels", 200, case)

@@ -15,6 +15,7 @@ from stages.errors import InputError
 from stages.params import Split, Task, parse_params
 from stages.tasks.data import TaskData, write_task
 from stages.tasks.images import images, read_images
+from stages.tasks.table_files import Table
 from stages.tasks.tables import split_examples
 from tests.tiny import pixel_table, stripes
 
@@ -30,6 +31,10 @@ def task(**settings: Any) -> Task:
 def folder(tmp_path: Path) -> Path:
     pixel_table(*stripes(100, 0)).to_csv(tmp_path / "t.csv", index=False)
     return tmp_path
+
+
+def of_file(table: pd.DataFrame) -> Table:
+    return Table(table, Path("t.parquet"), lambda row: f"row {row + 1}")
 
 
 def everything(splits: Splits) -> list[bytes]:
@@ -98,7 +103,7 @@ def test_lossy_transparent_and_turned_images(tmp_path: Path) -> None:
     Image.fromarray(smooth).save(turned, format="JPEG", quality=95, exif=exif)
     clear = np.dstack([smooth, smooth, smooth, np.full_like(smooth, 9)])
     table = pd.DataFrame({"img": [encoded(smooth, "JPEG"), turned.getvalue(), encoded(clear)]})
-    first, second, third = images(read_images(task(image={"column": "img"}), table, tmp_path / "t.parquet"))
+    first, second, third = images(read_images(task(image={"column": "img"}), of_file(table)))
     assert np.abs(first[..., 0].astype(int) - smooth).max() <= 3
     assert second.shape == (24, 16, 1)
     assert np.abs(second[..., 0].astype(int) - np.rot90(smooth, -1)).max() <= 3
@@ -109,7 +114,7 @@ def test_images_can_be_brought_to_one_size(tmp_path: Path) -> None:
     flat = [np.full((size, 2 * size, 3), (10, 100, 200), dtype=np.uint8) for size in (5, 8, 20)]
     table = pd.DataFrame({"img": [encoded(image) for image in flat]})
     where = {"column": "img", "size": [8, 6]}
-    for image in images(read_images(task(image=where), table, tmp_path / "t.parquet")):
+    for image in images(read_images(task(image=where), of_file(table))):
         assert (image == np.full((8, 6, 3), (10, 100, 200))).all()
 
 
@@ -179,10 +184,10 @@ def test_parts_of_official_splits(tmp_path: Path) -> None:
     [
         (lambda table: table.assign(extra=1), r"has 65 columns beside the label's, but an image of \[8, 8\] has 64"),
         (lambda table: table.drop(columns="label"), "has no column 'label'"),
-        (lambda table: table.assign(**{"3": 256}), "row 1: pixel 4 = '256' is no whole number from 0 to 255"),
-        (lambda table: table.assign(**{"3": 0.5}), "row 1: pixel 4 = '0.5' is no whole number"),
-        (lambda table: table.assign(**{"3": "x"}), "row 1: pixel 4 = 'x' is no whole number"),
-        (lambda table: table.assign(**{"3": ""}), "row 1: pixel 4 = '' is no whole number"),
+        (lambda table: table.assign(**{"3": 256}), "line 2: pixel 4 = '256' is no whole number from 0 to 255"),
+        (lambda table: table.assign(**{"3": 0.5}), "line 2: pixel 4 = '0.5' is no whole number"),
+        (lambda table: table.assign(**{"3": "x"}), "line 2: pixel 4 = 'x' is no whole number"),
+        (lambda table: table.assign(**{"3": ""}), "line 2: pixel 4 = '' is no whole number"),
     ],
 )
 def test_bad_pixels(tmp_path: Path, edit: Any, message: str) -> None:

@@ -92,15 +92,15 @@ def test_labels_by_position_and_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
-        ("text,label\na,bad\nb,fine\n", {}, "row 2: the label 'fine' is not one of the task's: bad, good"),
+        ("text,label\na,bad\nb,fine\n", {}, "line 3: the label 'fine' is not one of the task's: bad, good"),
         ("text,label\na,bad\n", {"text": "words"}, "has no column 'words'; its columns: text, label"),
-        ("text,label\na,1\nb,x\n", {"labels": {"a": [0, 1], "b": [2, 3]}}, "row 2: label = 'x' is not a number"),
+        ("text,label\na,1\nb,x\n", {"labels": {"a": [0, 1], "b": [2, 3]}}, "line 3: label = 'x' is not a number"),
         ("text,label\na,7\n", {"labels": {"a": [0, 1], "b": [2, 3]}}, "cannot be split"),
         ("text,label\n", {}, "cannot be split"),
         ("", {}, "cannot be read as a table"),
         ("text,label\na,bad\nb,good\n", {}, "cannot be split"),
-        ("text,label\na,bad,3,4\nb,good\n", {}, "cannot be read as a table|row"),
-        (b"text,label\n\xff\xfe,bad\n", {}, "not UTF-8 text"),
+        ("text,label\na,bad,3,4\nb,good\n", {}, "its rows have more cells than the 2 columns"),
+        (b"text,label\n\xff\xfe,bad\n", {}, "line 2 is not UTF-8 text; save the file as UTF-8"),
     ],
 )
 def test_bad_tables(tmp_path: Path, content: str | bytes, settings: dict[str, Any], message: str) -> None:
@@ -182,9 +182,9 @@ def test_tables_of_orange(tmp_path: Path) -> None:
         ('{"text": "a", "label": "bad"}\n\nnull\n', "line 3 is no JSON object"),
         ('{"text": "a", "label": "bad"}\n{"text"\n', "line 2 is not valid JSON"),
         ('{"text": "a", "label": ' + "9" * 5000 + "}", "line 1 is not valid JSON"),
-        ('{"text": "a", "label": "bad"}\n{"text": ["b"], "label": "bad"}\n', "row 2: text is not a text"),
-        ('{"text": "\\ud83d", "label": "bad"}\n', "cannot be read as a table: 'utf-8' codec can't encode"),
-        ('{"text": "a", "label": []}\n', r"row 1: the label '\[\]' is not one"),
+        ('{"text": "a", "label": "bad"}\n{"text": ["b"], "label": "bad"}\n', "line 2: text is not a text"),
+        ('{"text": "\\ud83d", "label": "bad"}\n', "line 1: has half of a surrogate pair"),
+        ('{"text": "a", "label": []}\n', r"line 1: the label '\[\]' is not one"),
         ("", "has no column 'text'"),
     ],
 )
@@ -196,7 +196,7 @@ def test_bad_json_lines(tmp_path: Path, content: str, message: str) -> None:
 
 def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": [1]}\n')
-    with pytest.raises(InputError, match=r"row 2: label = '\[1\]' is not a number"):
+    with pytest.raises(InputError, match=r"line 2: label = '\[1\]' is not a number"):
         split_examples(task(file="t.jsonl", labels={"a": [0, 1], "b": [2, 3]}), tmp_path)
 
 

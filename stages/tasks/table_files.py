@@ -1,0 +1,248 @@
+"""Tables as files have them: their rows, and where in the file each row is."""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import pandas as pd
+import pyarrow as pa
+
+from stages.errors import InputError
+
+COMPRESSED = ".gz"
+# What separates cells, and how they are quoted: in plain tab-separated files, quotes are ordinary characters.
+SEPARATED: dict[str, tuple[str, Literal[0, 3]]] = {
+    ".csv": (",", csv.QUOTE_MINIMAL),
+    ".tsv": ("\t", csv.QUOTE_NONE),
+    ".txt": ("\t", csv.QUOTE_NONE),
+    ".tab": ("\t", csv.QUOTE_MINIMAL),
+}
+JSON = (".jsonl", ".json")
+PARQUET = ".parquet"
+ORANGE = ".tab"
+ORANGE_TYPES = {"c", "continuous", "d", "discrete", "s", "string", "t", "time"}
+LONGEST_CELL = 2**31 - 1  # in characters
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's rows.
+
+    Attributes:
+        rows: the rows; their index is unique, and says where they are.
+        file: the file.
+        place: of a row's index, where it is in the file: "line 3" of a text, "row 3" of a Parquet file.
+        doubled: names that more than one column has.
+    """
+
+    rows: pd.DataFrame
+    file: Path
+    place: Callable[[Any], str]
+    doubled: frozenset[str] = frozenset()
+
+    def column(self, name: str) -> pd.Series:
+        """The column of that name. Raises `InputError` unless there is exactly one."""
+        if name in self.doubled:
+            raise InputError(f"{self.file}: has more than one column {name!r}; rename all but one of them")
+        if name not in self.rows.columns:
+            names = [str(column) for column in self.rows.columns]
+            message = f"{self.file}: has no column {name!r}; its columns: {', '.join(names)}"
+            if _form(self.file) in SEPARATED and any(name in re.split(r"[,;|\t]", column) for column in names):
+                message += f"; {_separation(self.file)}"
+            raise InputError(message)
+        return self.rows[name]
+
+    def refusal(self, row: Hashable, reason: str) -> InputError:
+        """The error that the row of this index cannot be used."""
+        return InputError(f"{self.file}: {self.place(row)}: {reason}")
+
+
+def read_table(file: Path, names: list[str] | None) -> Table:
+    """Read a table in whatever form the file's name says that it has, in upper or lower case.
+
+    Args:
+        file: separated text (.csv, .tsv, .txt, Orange's .tab) or JSON (an object a line, or an array of objects), which
+            may be compressed (.gz); or .parquet.
+        names: of the columns, where separated text has no header.
+
+    Raises:
+        InputError: there is no such file, its name has no ending that is known, or it is not what its name says.
+    """
+    if not file.is_file():
+        beside = sorted(path.name for path in file.parent.glob("*")) if file.parent.is_dir() else []
+        raise InputError(f"{file}: no such file in the source; it has: {', '.join(beside) or 'nothing'}")
+    form = _form(file)
+    try:
+        if form == PARQUET:
+            return _read_parquet(file)
+        if form in JSON:
+            return _read_json(file)
+        if form in SEPARATED:
+            return _read_separated(file, names)
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: line {_undecodable_line(file)} is not UTF-8 text; save the file as UTF-8") from None
+    except InputError:
+        raise
+    except Exception as error:  # whatever pandas' and pyarrow's readers make of what is no table
+        raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
+    texts = ", ".join([*SEPARATED, *JSON])
+    raise InputError(
+        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {PARQUET}"
+    )
+
+
+def _form(file: Path) -> str:
+    """The ending that says what a file is: the last one, but for compression."""
+    ending = file.suffix.lower()
+    if ending != COMPRESSED:
+        return ending
+    inner = Path(file.stem).suffix.lower()
+    return inner if inner != PARQUET else ending  # Parquet is compressed inside
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file)) if file.suffix.lower() == COMPRESSED else file.open("rb")
+
+
+def _undecodable_line(file: Path) -> int:
+    """The number of the first line that is not UTF-8 text."""
+    with _opened(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{file} is UTF-8 text")
+
+
+def _separation(file: Path) -> str:
+    form = _form(file)
+    return f"cells of a {form} file are separated by {'commas' if SEPARATED[form][0] == ',' else 'tabs'}"
+
+
+def _read_separated(file: Path, names: list[str] | None) -> Table:
+    separator, quoting = SEPARATED[_form(file)]
+    orange = _form(file) == ORANGE
+    first = next((cells for _, cells in _records(file)), [])
+    headless = names is not None and not orange
+    if headless and len(first) == 1 < len(names or []):
+        raise InputError(
+            f"{file}: its first line is one cell, and `columns` names {len(names or [])}; {_separation(file)}"
+        )
+    # Every cell stays the text that it is.
+    rows = pd.read_csv(
+        file,
+        sep=separator,
+        quoting=quoting,
+        header=None if headless else 0,
+        names=names,
+        dtype=str,
+        keep_default_na=False,
+        skip_blank_lines=not orange,  # one may be Orange's row of flags
+        encoding="utf-8",
+        compression="gzip" if file.suffix.lower() == COMPRESSED else None,
+    )
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the first cells of such rows for names of the rows
+        raise InputError(f"{file}: its rows have more cells than the {len(rows.columns)} columns that have a name")
+    place = partial(_line, file, 0 if headless else 1)
+    doubled = (
+        frozenset() if names is not None else frozenset(name for name, times in Counter(first).items() if times > 1)
+    )
+    return Table(_orange_rows(rows.fillna(""), file) if orange else rows, file, place, doubled)
+
+
+def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Of separated text, the rows' cells and the lines that they begin in, as pandas counts them."""
+    form = _form(file)
+    separator, quoting = SEPARATED[form]
+    csv.field_size_limit(LONGEST_CELL)
+    with _opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
+        reader = csv.reader(lines, delimiter=separator, quoting=quoting)
+        begin = 1
+        for cells in reader:
+            if form == ORANGE or len(cells) > 1 or "".join(cells).strip(" \t"):
+                yield begin, cells
+            begin = reader.line_num + 1
+
+
+def _line(file: Path, headers: int, row: int) -> str:
+    """The line in which a row begins, below so many rows of names."""
+    try:
+        lines = (line for line, _ in _records(file))
+        return f"line {next(islice(lines, row + headers, None))}"
+    except (csv.Error, StopIteration):
+        return f"row {row + 1}"
+
+
+def _orange_rows(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The rows after those of types and flags that Orange's tables begin with, but for rows of empty cells."""
+    if len(rows) < 2 or not ORANGE_TYPES & set(rows.iloc[0]):
+        raise InputError(f"{file}: its second row does not name Orange's types ({', '.join(sorted(ORANGE_TYPES))})")
+    below = rows[2:]
+    return below[(below != "").any(axis=1)]
+
+
+def _read_json(file: Path) -> Table:
+    """A table with an object a line, where lines of nothing but white space do not count; or an array of objects."""
+    with _opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
+        content = text.read()
+    if content.lstrip().startswith("["):
+        unit, found = "entry", list(enumerate(_parsed(content, file, "the array"), start=1))
+    else:
+        unit = "line"
+        lines = enumerate(content.split("\n"), start=1)
+        found = [(number, _parsed(line, file, f"line {number}")) for number, line in lines if line.strip()]
+    for number, row in found:
+        if not isinstance(row, dict):
+            raise InputError(f"{file}: {unit} {number} is no JSON object")
+    if "\\ud" in content.lower():
+        _refuse_halves(file, unit, found)
+    rows = pd.DataFrame([row for _, row in found])
+    numbers = [number for number, _ in found]
+    return Table(rows, file, lambda row: f"{unit} {numbers[row]}")
+
+
+def _parsed(content: str, file: Path, place: str) -> Any:
+    try:
+        return json.loads(content, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        wanted = "a table is an object a line, or an array of objects"
+        raise InputError(f"{file}: {place} is not valid JSON ({reason}); {wanted}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {key!r} twice")
+    return found
+
+
+def _refuse_halves(file: Path, unit: str, found: Sequence[tuple[int, Any]]) -> None:
+    """Refuse halves of surrogate pairs, which JSON can escape, and no text has."""
+    for number, row in found:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{file}: {unit} {number}: has half of a surrogate pair, which is no character") from None
+
+
+def _read_parquet(file: Path) -> Table:
+    rows = pd.read_parquet(file)
+    named = [name for name in rows.index.names if name is not None]
+    rows = rows.reset_index(named).reset_index(drop=True) if named else rows.reset_index(drop=True)
+    for name, kind in rows.dtypes.items():
+        if isinstance(kind, pd.CategoricalDtype):  # a way to store values, whose missing ones `map` passes over
+            rows[name] = rows[name].astype(object)
+        elif isinstance(kind, pd.StringDtype):
+            pa.array(rows[name]).validate(full=True)  # nothing has looked yet whether it is UTF-8
+    return Table(rows, file, lambda row: f"row {row + 1}")
