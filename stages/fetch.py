@@ -283,7 +283,9 @@ def _fetch_hub(source: Source, out: Path) -> None:
 def _fetch_path(source: Source, out: Path) -> None:
     path = Path(os.path.expanduser(str(source.path)))  # noqa: PTH111 (which raises for an unknown user)
     if not path.exists():
-        raise InputError(f"{path}: no such file or directory")
+        # Experiments may run in a directory of their own (`dvc exp run --temp`), from which other paths lead elsewhere.
+        seen_from = "" if path.is_absolute() else f" seen from {Path.cwd()}; an absolute path holds everywhere"
+        raise InputError(f"{path}: no such file or directory{seen_from}")
     if (found := tree_sha256(path)) != source.sha256:
         raise InputError(f"{path}: its contents' sha256 is {found}, but params.yaml pins {source.sha256}")
     if path.is_file():

@@ -137,6 +137,22 @@ def test_local_paths_are_compared_with_their_pin(tmp_path: Path) -> None:
             fetch_source(Source(path=nowhere, sha256=64 * "0"), tmp_path / "out")
 
 
+def test_a_relative_path_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does in an experiment's own directory."""
+    (tmp_path / "a.csv").write_text("a")
+    source = Source(path="../a.csv", sha256=tree_sha256(tmp_path / "a.csv"))
+    for name in ("project", "project/.dvc/tmp/exps/x"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    fetch_source(source, tmp_path / "out")
+    assert (tmp_path / "out/a.csv").read_text() == "a"
+    monkeypatch.chdir(tmp_path / "project/.dvc/tmp/exps/x")
+    with pytest.raises(
+        InputError, match=r"\.\./a\.csv: no such file or directory seen from .*exps/x; an absolute path"
+    ):
+        fetch_source(source, tmp_path / "out")
+
+
 def test_links_of_a_local_path_are_pinned_by_what_they_lead_to(tmp_path: Path) -> None:
     """As snapshots in the cache of huggingface_hub have them, and DVC's workspaces with `cache.type symlink`."""
     folder, blobs = tmp_path / "snapshots", tmp_path / "blobs"

@@ -1,9 +1,10 @@
 """From tables in a source to examples in three splits."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -101,8 +102,7 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
     return first.sort_index(), second.sort_index()
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     """One file's examples.
 
     Attributes:
