@@ -88,6 +88,17 @@ def test_a_corrupt_archive_is_refused_and_the_earlier_one_stays(index: Index, tm
     assert (tmp_path / "out/tinydata/a.txt").read_bytes() == b"a"
 
 
+def test_a_package_that_is_too_large_is_refused_before_it_is_whole(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = index.wheel({"tinydata/a.txt": b"a"})
+    fetch_source(package(digest), tmp_path / "out")
+    monkeypatch.setattr("stages.fetch.MAX_BYTES", 100)
+    with pytest.raises(InputError, match=r"tinydata-1\.0-py3-none-any\.whl: is larger than 100 bytes$"):
+        fetch_source(package(digest), tmp_path / "out")
+    assert (tmp_path / "out/tinydata/a.txt").read_bytes() == b"a"
+
+
 @pytest.mark.parametrize(
     ("members", "inside", "message"),
     [

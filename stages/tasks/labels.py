@@ -2,9 +2,10 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from numbers import Number
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from stages.tasks.table_files import Table
 
 BOOLEANS = {"false": 0, "true": 1}  # in lower or upper case
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,17})(\.0+)?")
+NUMBERS = (int, float, Decimal, np.integer, np.floating, np.bool_)  # truth included
 LISTED = 20  # labels in a message
 
 
@@ -45,18 +47,22 @@ def named_positions(names: Sequence[str], tables: Sequence[Table], label: str) -
     Raises:
         InputError: a label is missing, or is neither, or some are only names and others only positions.
     """
-    for table in tables:
+    columns = [table.column(label).tolist() for table in tables]
+    found: dict[Hashable, _Label] = {}  # the distinct ones, where they first are
+    for table, values in zip(tables, columns, strict=True):
         _refuse_missing(table, label, names)
-    parts = [_readings(names, table.column(label)).assign(table=number) for number, table in enumerate(tables)]
-    readings = pd.concat(parts, ignore_index=True)
-    if readings["name"].notna().all():
-        chosen = "name"
-    elif readings["position"].notna().all():
-        chosen = "position"
-    else:
-        raise _neither(names, tables, readings)
-    _say_what_is_ambiguous(names, tables, label, readings, chosen)
-    return [part.set_index("row")[chosen].astype("int64") for part in parts]
+        for row, value in zip(table.rows.index, values, strict=True):
+            if (key := _key(value)) not in found:
+                found[key] = _Label(value, table, row, _by_name(value, names), _by_position(value, names))
+    chosen = "name" if all(one.name is not None for one in found.values()) else "position"
+    if any(getattr(one, chosen) is None for one in found.values()):
+        raise _neither(names, list(found.values()))
+    _say_what_is_ambiguous(names, tables, label, list(found.values()), chosen)
+    positions = {key: getattr(one, chosen) for key, one in found.items()}
+    return [
+        pd.Series([positions[_key(value)] for value in values], table.rows.index, dtype="int64")
+        for table, values in zip(tables, columns, strict=True)
+    ]
 
 
 def labels_without_examples(labels: Sequence[str], splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
@@ -72,27 +78,49 @@ def labels_without_examples(labels: Sequence[str], splits: Mapping[Split, pd.Dat
             yield f"no example of the label{plural} {_listed([repr(label) for label in missing])} in {where}"
 
 
-def _readings(names: Sequence[str], column: pd.Series) -> pd.DataFrame:
-    """By `row` of a column the `value`, and its position as a `name` and as a `position`, missing where it is none."""
-    values = [value.item() if isinstance(value, np.generic) else value for value in column]
-    of_name = {name: position for position, name in enumerate(names)}
-    named = [next((of_name[text] for text in _spellings(value) if text in of_name), None) for value in values]
-    placed = [whole if (whole := _whole(value)) is not None and whole < len(names) else None for value in values]
-    columns = {
-        "row": column.index,
-        "value": pd.Series(values, dtype=object),
-        "name": pd.Series(named, dtype="Int64"),
-        "position": pd.Series(placed, dtype="Int64"),
-    }
-    return pd.DataFrame(columns)
+class _Label(NamedTuple):
+    """A value in a column of labels.
+
+    Attributes:
+        value: what it is in the table.
+        table: the table that it is first in, and `row` the row.
+        name: the position of the label that it names; None if it names none.
+        position: the position that it is itself; None if it is none.
+    """
+
+    value: object
+    table: Table
+    row: Hashable
+    name: int | None
+    position: int | None
+
+    @property
+    def shown(self) -> str:
+        return _shown(self.value)
 
 
-def _spellings(value: object) -> list[str]:
-    """The names that a value may be: what it is as a text, then other ways to write the same number or truth."""
+def _key(value: object) -> Hashable:
+    """What is the same for the same values of one type, and no others: 1, 1.0 and true are equal in Python."""
+    return type(value), value if isinstance(value, (str, *NUMBERS)) else str(value)
+
+
+def _by_name(value: object, names: Sequence[str]) -> int | None:
+    """The position of the name that a value is, as it is written, or as the same number or truth is."""
+    if not isinstance(value, (str, *NUMBERS)):
+        return None
     text = str(value)
+    spellings = [text]
     if text.lower() in BOOLEANS:
-        return [text, text.lower(), text.capitalize()]
-    return [text] if (whole := _whole(value)) is None else [text, str(whole)]
+        spellings += [text.lower(), text.capitalize()]
+    elif (whole := _whole(value)) is not None:
+        spellings.append(str(whole))
+    return next((names.index(spelling) for spelling in spellings if spelling in names), None)
+
+
+def _by_position(value: object, names: Sequence[str]) -> int | None:
+    """The position that a value is itself."""
+    whole = _whole(value)
+    return whole if whole is not None and whole < len(names) else None
 
 
 def _whole(value: object) -> int | None:
@@ -100,55 +128,47 @@ def _whole(value: object) -> int | None:
     if isinstance(value, str):
         found = WHOLE_NUMBER.fullmatch(value)
         return int(found[1]) if found else BOOLEANS.get(value.lower())
-    if isinstance(value, (int, float, Decimal)) and 0 <= value < 10**18 and value == int(value):
+    if isinstance(value, NUMBERS) and 0 <= value < 10**18 and value == int(value):
         return int(value)
     return None
 
 
-def _neither(names: Sequence[str], tables: Sequence[Table], readings: pd.DataFrame) -> InputError:
+def _neither(names: Sequence[str], found: Sequence[_Label]) -> InputError:
     """The error that a column holds neither names nor positions alone."""
-    no_name, no_position = readings["name"].isna(), readings["position"].isna()
-    both = readings[no_name & no_position]
-    bad = readings[no_name].iloc[0] if both.empty else both.iloc[0]
-    table, value = tables[bad["table"]], _shown(bad["value"])
-    if not both.empty:
-        hint = "" if _whole(bad["value"]) is None else f" (their positions are 0 to {len(names) - 1})"
-        return table.refusal(bad["row"], f"the label {value} is not one of the task's: {_listed(names)}{hint}")
-    named = readings[no_position].iloc[0]
-    place = f"{tables[named['table']].file.name}, {tables[named['table']].place(named['row'])}"
-    reason = (
-        f"the label {value} is a position and no name, and {_shown(named['value'])} ({place}) a name and no position"
-    )
-    return table.refusal(bad["row"], f"{reason}; a column holds names or positions, never both")
+    position = next(one for one in found if one.name is None)
+    bad = next((one for one in found if one.name is None and one.position is None), None)
+    if bad is not None:
+        hint = "" if _whole(bad.value) is None else f" (their positions are 0 to {len(names) - 1})"
+        return bad.table.refusal(bad.row, f"the label {bad.shown} is not one of the task's: {_listed(names)}{hint}")
+    name = next(one for one in found if one.position is None)
+    place = f"{name.table.file.name}, {name.table.place(name.row)}"
+    reason = f"the label {position.shown} is a position and no name, and {name.shown} ({place}) a name and no position"
+    return position.table.refusal(position.row, f"{reason}; a column holds names or positions, never both")
 
 
 def _say_what_is_ambiguous(
-    names: Sequence[str], tables: Sequence[Table], label: str, readings: pd.DataFrame, chosen: str
+    names: Sequence[str], tables: Sequence[Table], label: str, found: Sequence[_Label], chosen: str
 ) -> None:
     """Print how the labels are read, where they could be read otherwise."""
-    other = readings["position" if chosen == "name" else "name"]
-    truths = readings["value"].map(lambda value: str(value).lower() in BOOLEANS)
+    truths = any(str(one.value).lower() in BOOLEANS for one in found)
+    differ = any(one.name is not None and one.position is not None and one.name != one.position for one in found)
     if chosen == "name":
-        ambiguous = other.notna().all() and (other != readings["name"]).any() and not truths.any()
+        ambiguous = differ and not truths and all(one.position is not None for one in found)
     else:
-        ambiguous = (other.notna() & (other != readings["position"])).any() or truths.any()
+        ambiguous = differ or truths
     if ambiguous:
-        taken = dict(zip(readings["value"].map(_shown), readings[chosen], strict=True))
-        meanings = [f"{value} is {names[position]!r}" for value, position in sorted(taken.items())]
+        meanings = sorted({f"{one.shown} is {names[getattr(one, chosen)]!r}" for one in found})
         files = ", ".join(str(table.file) for table in tables)
         print(f"note: {files}: {label} holds {chosen}s: {_listed(meanings)}", file=sys.stderr)
 
 
 def _refuse_missing(table: Table, label: str, names: Sequence[str]) -> None:
-    missing = table.column(label).map(lambda value: _is_missing(value, names))
-    if (flags := missing.astype(bool)).any():
-        raise table.refusal(flags.idxmax(), f"has no {label} ({int(flags.sum())} such rows)")
-
-
-def _is_missing(value: object, names: Sequence[str]) -> bool:
-    if isinstance(value, str):
-        return value == "" and "" not in names
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))  # type: ignore[call-overload]
+    column = table.column(label)
+    missing = column.isna()
+    if "" not in names:
+        missing |= np.array([isinstance(value, str) and not value for value in column.tolist()], dtype=bool)
+    if missing.any():
+        raise table.refusal(missing.idxmax(), f"has no {label} ({int(missing.sum())} such rows)")
 
 
 def _as_number(value: object) -> object:
