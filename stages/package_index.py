@@ -63,7 +63,7 @@ def download_package(package: str, pin: str, folder: Path, largest: int) -> Path
                 try:
                     digest = _retried(partial(_save, client, link, folder, largest), settings)
                 except httpx2.HTTPError as error:
-                    seen.problems.append(f"{link.redacted}: {_in_one_line(error)}")
+                    seen.failures.append(f"{link.redacted}: {_in_one_line(error)}")
                     continue
                 if digest == pin:
                     return folder / link.filename
@@ -73,15 +73,26 @@ def download_package(package: str, pin: str, folder: Path, largest: int) -> Path
 
 @dataclass
 class _Seen:
-    """What was seen while looking for a file: where, which versions, other files' digests, and what went wrong."""
+    """What was seen while looking for a file.
+
+    Attributes:
+        places: that were looked into.
+        problems: why some of them could not be.
+        versions: of the package.
+        digests: of files of the wanted version that are not the pinned one.
+        failures: of downloads that might have been it.
+    """
 
     places: list[str] = field(default_factory=list)
     versions: set[Version] = field(default_factory=set)
     digests: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def in_vain(self, pin: str) -> str:
         """Why there is no file with that digest."""
+        if self.failures:
+            return "; ".join(["cannot be downloaded", *dict.fromkeys(self.failures)])
         if self.digests:
             found = " or ".join(dict.fromkeys(self.digests))
             return f"the archive's sha256 is {found}, not {pin}; it is corrupt, or not the pinned one"

@@ -265,6 +265,18 @@ def test_a_file_that_is_not_what_its_index_says(server: Server, pip: Callable[..
     assert f"sha256 is {digest(b'forged')}, not {digest(wheel())}" in refusal(digest(wheel()), folder)
 
 
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_download_that_fails_is_blamed_before_other_files(
+    server: Server, pip: Callable[..., None], folder: Path, hashes: bool
+) -> None:
+    server.has({WHEEL: wheel(), SOURCE: source()}, hashes)
+    del server.pages[f"/files/{WHEEL}"]
+    pip(index_url=f"{server.url}/simple")
+    message = refusal(digest(wheel()), folder)
+    assert message == f"tiny-data==1.0: cannot be downloaded; {server.url}/files/{WHEEL}: 404 Not Found"
+    assert downloaded(source(), folder) == SOURCE
+
+
 def test_places_that_fail_do_not_hide_the_others(
     server: Server, pip: Callable[..., None], folder: Path, tmp_path: Path
 ) -> None:

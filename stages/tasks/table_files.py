@@ -154,10 +154,8 @@ def _read_separated(file: Path, names: list[str] | None) -> Table:
     if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the first cells of such rows for names of the rows
         raise InputError(f"{file}: its rows have more cells than the {len(rows.columns)} columns that have a name")
     place = partial(_line, file, 0 if headless else 1)
-    doubled = (
-        frozenset() if names is not None else frozenset(name for name, times in Counter(first).items() if times > 1)
-    )
-    return Table(_orange_rows(rows.fillna(""), file) if orange else rows, file, place, doubled)
+    doubled = [name for name, times in Counter(first).items() if times > 1] if names is None else []
+    return Table(_orange_rows(rows.fillna(""), file) if orange else rows, file, place, frozenset(doubled))
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -204,7 +202,7 @@ def _read_json(file: Path) -> Table:
     for number, row in found:
         if not isinstance(row, dict):
             raise InputError(f"{file}: {unit} {number} is no JSON object")
-    if "\\ud" in content.lower():
+    if re.search(r"\\u[dD][89a-fA-F]", content):
         _refuse_halves(file, unit, found)
     rows = pd.DataFrame([row for _, row in found])
     numbers = [number for number, _ in found]
