@@ -63,7 +63,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return linear(x, weight, bias)
+        product = linear(x, weight, bias)
+        # No view of what oneDNN wrote, as far as autograd knows: the model may write into it.
+        unviewed: Tensor = torch.ops.aten._unsafe_view(product, product.shape)
+        return unviewed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
