@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help repro plan status push check-cache recipe test test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push check-cache recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -15,6 +15,7 @@ help:
 	@echo "make check-cache  compare DVC's cache with its checksums, and remove what is damaged"
 	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
+	@echo "make test-architectures  the Fisher of every architecture that transformers has, as a table"
 	@echo "make test-fuzz  thousands of bad inputs"
 	@echo "make test-sharing  tests with several clones and remotes of three kinds"
 	@echo "make test-faults  the pipeline under kills, full disks and damaged files: what survived, as a table"
@@ -51,6 +52,9 @@ recipe: $(INSTALLED)
 
 test: lint
 	python -m pytest -n 2 --dist loadfile --ignore tests/fuzz --ignore tests/sharing --ignore tests/faults
+
+test-architectures: $(INSTALLED)
+	python -m tests.architectures
 
 test-fuzz: $(INSTALLED)
 	python -m pytest -n 2 tests/fuzz

@@ -1,0 +1,77 @@
+"""A batch of three examples for a task, and the log-likelihood of its labels."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from tests.architectures.settings import Settings
+from tests.architectures.tiny import CLASSES, VOCABULARY
+
+LIKELIHOODS = {
+    "sequence": "categorical",
+    "image": "categorical",
+    "choice": "categorical",
+    "token": "token",
+    "masked": "token",
+    "seq2seq": "token",
+    "causal": "causal",
+}
+EXAMPLES = 3
+CHOICES = 2
+FIRST_WORD = 8  # below it are special tokens
+
+
+def batch_for(task: str, model: nn.Module, settings: Settings) -> dict[str, Tensor]:
+    """What the model takes of: a text, padded; its decoder's; an image; and the labels."""
+    generator = torch.Generator().manual_seed(0)
+    taken = inspect.signature(model.forward).parameters
+    if task == "image":
+        images = torch.randn(EXAMPLES, 3, settings.image, settings.image, generator=generator)
+        return {"inputs" if "inputs" in taken else "pixel_values": images, "labels": torch.arange(EXAMPLES) % CLASSES}
+    ids, mask = _texts(settings.length, generator)
+    batch = {"inputs" if "input_ids" not in taken and "inputs" in taken else "input_ids": ids, "attention_mask": mask}
+    if "bbox" in taken:
+        batch["bbox"] = torch.randint(0, 30, (*ids.shape, 4), generator=generator).sort(-1).values[..., [0, 1, 3, 3]]
+    if task == "seq2seq":
+        batch["decoder_input_ids"], batch["decoder_attention_mask"] = _texts(5, generator)
+    if task == "choice":
+        batch = {name: tensor[:, None].repeat_interleave(CHOICES, 1) for name, tensor in batch.items()}
+        batch["input_ids"][:, 1, 1:3] = torch.randint(FIRST_WORD, VOCABULARY, (EXAMPLES, 2), generator=generator)
+    batch = {name: tensor for name, tensor in batch.items() if name in taken or name == "input_ids"}
+    return batch | {"labels": _labels(task, ids, mask, batch, generator)}
+
+
+def _texts(length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ids and mask [EXAMPLES, length]: three lengths, each text with an end token, padding on the right."""
+    lengths = torch.tensor([length, length // 2 + 1, length - 1])
+    ids = torch.randint(FIRST_WORD, VOCABULARY, (EXAMPLES, length), generator=generator)
+    ids[torch.arange(EXAMPLES), lengths - 1] = 2
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    return ids * mask, mask
+
+
+def _labels(task: str, ids: Tensor, mask: Tensor, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    if task in ("sequence", "choice"):
+        return torch.arange(EXAMPLES) % (CLASSES if task == "sequence" else CHOICES)
+    if task == "token":
+        return torch.randint(CLASSES, ids.shape, generator=generator).masked_fill(mask == 0, -100)
+    if task == "causal":
+        return ids.masked_fill(mask == 0, -100)
+    if task == "seq2seq":
+        words = torch.randint(FIRST_WORD, VOCABULARY, batch["decoder_input_ids"].shape, generator=generator)
+        return words.masked_fill(_texts(5, generator)[1] == 0, -100)
+    chosen = torch.zeros_like(mask)
+    chosen[:, 1::3] = 1
+    return ids.masked_fill((mask * chosen) == 0, -100)
+
+
+def log_likelihood(task: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Of one example's labels [1, …], written from the definitions."""
+    log_p = torch.log_softmax(logits[0], -1)
+    label = labels[0]
+    if LIKELIHOODS[task] == "categorical":
+        return log_p[label]
+    if task == "causal":
+        log_p, label = log_p[:-1], label[1:]
+    return torch.stack([log_p[t, y] for t, y in enumerate(label.tolist()) if y != -100]).sum()
