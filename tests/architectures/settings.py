@@ -13,14 +13,12 @@ class Settings:
         config: keywords of its config alone, as they are.
         length: of the texts.
         image: height and width of the images.
-        inputs: names of inputs that it needs and others do not; see `tests.architectures.inputs`.
     """
 
     sizes: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     length: int = 7
     image: int = 32
-    inputs: tuple[str, ...] = ()
 
 
 _BY_VALUE: dict[int, str] = {
@@ -88,4 +86,91 @@ STAGES: dict[str, int] = {
     "stage_numb_of_layers": 1,
 }
 
-ARCHITECTURES: dict[str, Settings] = {}
+HYBRID = ["linear_attention", "full_attention"]
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_expand": 2, "mamba_d_state": 4, "mamba_chunk_size": 4}
+
+ARCHITECTURES: dict[str, Settings] = {
+    "bailing_hybrid": Settings({"layer_group_size": 2}),
+    "bamba": Settings(MAMBA, {"attn_layer_indices": [1]}),
+    "bit": Settings({"num_groups": 2, "embedding_size": 8}),
+    "bros": Settings({"hidden_size": 64}),
+    "codegen": Settings({"n_head": 4, "rotary_dim": 2, "n_embd": 16}),
+    "cvt": Settings({"num_heads": (1, 2, 2), "embed_dim": (8, 16, 16), "depth": (1, 2, 3)}),
+    "deepseek_v2": Settings({"num_experts_per_tok": 2}),
+    "donut-swin": Settings({"window_size": 2, "patch_size": 2}),
+    "dots1": Settings({"n_routed_experts": 4, "num_local_experts": 4, "n_shared_experts": 1}),
+    "efficientnet": Settings({"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}),
+    "ernie4_5_moe": Settings({"moe_k": 2}),
+    "esm": Settings({"vocab_size": 40}),
+    "falcon_h1": Settings(MAMBA | {"mamba_d_ssm": 32}),
+    "gemma3n_text": Settings({"num_kv_shared_layers": 0}),
+    "gpt_neo": Settings(config={"attention_types": [[["global", "local"], 1]]}),
+    "glmasr": Settings({"num_key_value_heads": 2, "head_dim": 8}),
+    "granitemoehybrid": Settings(MAMBA, {"layer_types": ["mamba", "attention"]}),
+    "hgnet_v2": Settings(
+        {
+            "stem_channels": (3, 8, 8),
+            "stage_in_channels": (8, 8, 16, 16),
+            "stage_mid_channels": (8, 8, 8, 8),
+            "stage_out_channels": (8, 16, 16, 16),
+            "stage_num_blocks": (1, 1, 1, 1),
+            "stage_numb_of_layers": (1, 1, 1, 1),
+            "hidden_sizes": (8, 16, 16, 16),
+        }
+    ),
+    "hiera": Settings(
+        {"embed_dim": 8, "image_size": (32, 32), "num_heads": (1, 2, 2, 2), "depths": (1, 1, 1, 1), "num_query_pool": 2}
+    ),
+    "hunyuan_v1_dense": Settings({"head_dim": 8}),
+    "hunyuan_v1_moe": Settings({"head_dim": 8}),
+    "jamba": Settings({"attn_layer_period": 2, "attn_layer_offset": 1}),
+    "kimi_linear": Settings({"layer_types": HYBRID}),
+    "layoutlmv3": Settings({"coordinate_size": 2, "shape_size": 4, "image_size": 32, "input_size": 32}),
+    "led": Settings({"attention_window": 4}),
+    "levit": Settings(
+        {"hidden_sizes": (16, 16, 16), "key_dim": (8, 8, 8), "image_size": 64, "patch_size": 16}, image=64
+    ),
+    "lfm2_moe": Settings({"layer_types": ["conv", "full_attention"]}),
+    "lfm3": Settings({"layer_types": ["conv", "full_attention"]}),
+    "lilt": Settings({"max_2d_position_embeddings": 64, "hidden_size": 24, "channel_shrink_ratio": 2}),
+    "longformer": Settings({"attention_window": 4}),
+    "mamba2": Settings({"num_heads": 4, "head_dim": 8, "expand": 2, "n_groups": 1, "chunk_size": 4}),
+    "ministral": Settings({"head_dim": 8}),
+    "mobilenet_v1": Settings({"depth_multiplier": 0.1}),
+    "mobilenet_v2": Settings({"depth_multiplier": 0.1}),
+    "mobilevit": Settings({"hidden_sizes": (16, 16, 16), "neck_hidden_sizes": (8,) * 7, "patch_size": 2}),
+    "mobilevitv2": Settings({"base_attn_unit_dims": (16, 16, 16), "width_multiplier": 0.25, "patch_size": 1}),
+    "musicgen": Settings({"num_codebooks": 1}),
+    "musicgen_melody": Settings({"num_codebooks": 1}),
+    "nemotron": Settings({"head_dim": 8, "num_key_value_heads": 2}),
+    "nemotron_h": Settings(
+        {
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "n_groups": 2,
+            "chunk_size": 4,
+            "num_hidden_layers": 3,
+            "layers_block_type": ["mamba", "attention", "moe"],
+        }
+    ),
+    "neomme": Settings({"hidden_size": 32, "head_dim": 16}),
+    "nystromformer": Settings({"num_landmarks": 8, "segment_means_seq_len": 8}, length=8),
+    "perceiver": Settings({"num_latents": 4, "num_heads": 1, "num_cross_attention_heads": 1}),
+    "pp_lcnet": Settings({"scale": 0.1}),
+    "qwen3_5": Settings({"layer_types": HYBRID}),
+    "qwen3_5_moe": Settings({"layer_types": HYBRID}),
+    "qwen3_5_text": Settings({"layer_types": HYBRID}),
+    "qwen3_next": Settings({"layer_types": HYBRID}),
+    "qwen4_exp": Settings({"layer_types": HYBRID}),
+    "qwen4_exp_text": Settings({"layer_types": HYBRID}),
+    "recurrent_gemma": Settings({"num_hidden_layers": 3, "block_types": ("recurrent", "recurrent", "attention")}),
+    "siglip2": Settings({"num_patches": 16}),
+    "swin": Settings({"window_size": 2, "patch_size": 2}),
+    "textnet": Settings({"stem_out_channels": 16}),
+    "voxtral": Settings({"num_key_value_heads": 2, "head_dim": 8}),
+    "xlstm": Settings({"embedding_dim": 16, "chunk_size": 4}),
+    "xmod": Settings(config={"languages": ["en_XX"], "default_language": "en_XX"}),
+    "zamba": Settings({"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]}),
+    "zamba2": Settings({"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 2, "mamba_headdim": 16}),
+    "zaya": Settings({"num_experts_per_tok": 1}),
+}

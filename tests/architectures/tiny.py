@@ -13,6 +13,7 @@ from tests.architectures.settings import ARCHITECTURES, SIZES, SPECIAL_TOKENS, S
 
 VOCABULARY = 40
 CLASSES = 3
+LARGEST = 5_000_000  # parameters
 
 
 def settings_of(architecture: str) -> Settings:
@@ -44,9 +45,14 @@ def tiny_model(class_name: str, config: PreTrainedConfig, initialisation: str) -
         config: its sizes.
         initialisation: `own`, as transformers does it; `ordinary`, away from zero biases, unit norms, and predictions
             that hardly depend on the input.
+
+    Raises:
+        ValueError: it is not tiny.
     """
     torch.manual_seed(0)
     model: nn.Module = getattr(transformers, class_name)(config).float().eval()
+    if (size := sum(parameter.numel() for parameter in model.parameters())) > LARGEST:
+        raise ValueError(f"no tiny size is known: {size} parameters")
     if initialisation == "ordinary":
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
