@@ -158,53 +158,64 @@ class TokenCategorical:
     """A label per position: logits [B, T, K]. The log-likelihood of a sequence is the SUM over its positions.
 
     The positions that count are those whose `labels` are not −100, or without labels those of the `attention_mask`
-    (the decoder's, if there is one), or all of them. With `shift`, position t predicts label t + 1, as causal language
-    models do.
+    (the decoder's, if there is one), or all of them.
+
+    With `shift`, position t predicts label t + 1, as causal language models do. It counts where label t + 1 does and t
+    itself is no padding: padding to the left of a text does not predict its first token. Nor does the end of a text
+    predict the next one's beginning, where several are packed into one row and `position_ids` start anew.
     """
 
     def __init__(self, shift: bool = False) -> None:
         self._shift = shift
 
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        mask = self._mask(logits, batch)
-        positions = int(mask.any(0).sum())
+        counted = self._counted(logits, batch)
+        positions = int(counted.any(0).sum())
         count = positions * (logits.shape[-1] - 1)
         if count > MOST_TOKEN_COLUMNS:
             raise ValueError(
                 f"the exact Fisher of {positions} positions with {logits.shape[-1]} labels each takes {count} backward "
                 f"passes; use estimator='sketch' (one pass, unbiased)"
             )
-        for position in mask.any(0).nonzero()[:, 0].tolist():
-            factor = categorical_factor(logits[:, position]) * mask[:, position, None, None]
+        for position in counted.any(0).nonzero()[:, 0].tolist():
+            factor = categorical_factor(logits[:, position]) * counted[:, position, None, None]
             for column in factor.to(logits.dtype).unbind(-1):
                 vector = torch.zeros_like(logits)
                 vector[:, position] = column
                 yield vector
 
     def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
-        return _categorical_sketch(logits, draws) * self._mask(logits, batch)[..., None]
+        counted = self._counted(logits, batch)
+        return _categorical_sketch(logits, self._of_texts(draws, logits, batch)) * counted[..., None]
 
     def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
-        labels = _categorical_sample(logits, draws)
-        return _categorical_score(logits, labels) * self._mask(logits, batch)[..., None]
+        counted = self._counted(logits, batch)
+        labels = _categorical_sample(logits, self._of_texts(draws, logits, batch))
+        return _categorical_score(logits, labels) * counted[..., None]
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        counted = self._counted(logits, batch)
         labels = _labels(batch)
         if self._shift:
-            labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        return _categorical_score(logits, labels.clamp_min(0)) * (labels != -100)[..., None]
+            labels = torch.nn.functional.pad(labels[:, 1:], (0, 1))
+        return _categorical_score(logits, labels.clamp_min(0)) * counted[..., None]
 
-    def _mask(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def _counted(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, T]: whether the position's output counts."""
         _expect(logits, 3, "[examples, positions, classes]")
-        if "labels" in batch:
-            mask = batch["labels"] != -100
-        elif "decoder_input_ids" in batch:
-            mask = batch.get("decoder_attention_mask", torch.ones(logits.shape[:2])).bool()
-        else:
-            mask = batch.get("attention_mask", torch.ones(logits.shape[:2])).bool()
-        mask = mask.to(logits.device)
-        return torch.nn.functional.pad(mask[:, 1:], (0, 1)) if self._shift else mask
+        real = _no_padding(logits, batch)
+        counted = _labels_of(logits, batch) != -100 if "labels" in batch else real
+        if not self._shift:
+            return counted
+        follows = counted[:, 1:] & real[:, :-1]
+        if (position_ids := batch.get("position_ids")) is not None and position_ids.shape[1:] == counted.shape[1:]:
+            follows = follows & (position_ids[:, 1:] > position_ids[:, :-1]).to(follows.device)
+        return torch.nn.functional.pad(follows, (0, 1))
+
+    @staticmethod
+    def _of_texts(draws: Draws, logits: Tensor, batch: Mapping[str, Tensor]) -> Draws:
+        """The draws that belong to texts wherever these begin: padding on the left moves them along."""
+        return draws.starting_at(_no_padding(logits, batch).int().argmax(1).tolist())
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
@@ -225,3 +236,31 @@ def _labels(batch: Mapping[str, Tensor]) -> Tensor:
     if "labels" not in batch:
         raise ValueError("estimator='empirical' needs `labels` in every batch")
     return batch["labels"]
+
+
+def _labels_of(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The labels [B, T] of logits [B, T, K]."""
+    labels = batch["labels"]
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"the model's outputs have shape {list(logits.shape)} and `labels` {list(labels.shape)}; give a label for "
+            "every position of the outputs, −100 where there is none"
+        )
+    return labels.to(logits.device)
+
+
+def _no_padding(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """[B, T]: which positions of logits [B, T, K] are no padding, as far as the batch says."""
+    if "output_positions" in batch:
+        mask = batch["output_positions"] >= 0
+    else:
+        name = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
+        mask = batch.get(name, torch.ones(logits.shape[:2]))
+        if mask.shape != logits.shape[:2]:
+            if "labels" not in batch:
+                raise ValueError(
+                    f"the model's outputs have shape {list(logits.shape)} and `{name}` {list(mask.shape)}, so that it "
+                    "cannot be told which are padding; give `labels`, one per position of the outputs, −100 for none"
+                )
+            mask = torch.ones(logits.shape[:2])
+    return mask.to(logits.device).bool()

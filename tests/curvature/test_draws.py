@@ -20,6 +20,14 @@ def test_padding_changes_no_position_before_it() -> None:
         assert torch.equal(short, long[:, :3])
 
 
+def test_draws_that_start_later_are_the_same() -> None:
+    for kind in ("signs", "uniform", "normal"):
+        plain, moved = (getattr(draws, kind)((3, 8, 5)) for draws in (Draws(7, 3), Draws(7, 3).starting_at([0, 2, 7])))
+        assert torch.equal(moved[0], plain[0])
+        assert torch.equal(moved[1, 2:], plain[1, :6])
+        assert torch.equal(moved[2, 7:], plain[2, :1])
+
+
 def test_examples_seeds_and_draws_differ() -> None:
     rows = [Draws(seed, first, draw).signs((1, 64)) for seed in (0, 1) for first in (0, 1) for draw in (0, 1)]
     assert len({tuple(row.flatten().tolist()) for row in rows}) == 8
