@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
@@ -24,6 +24,7 @@ MAPPINGS = {
 PRELOADED = ["tests.architectures.judge", "torch._dynamo", "transformers.models.bert.modeling_bert"]
 SECONDS = 120  # for one class
 Head = tuple[str, str, str]  # task, architecture, class
+Judge = Callable[[str, str, str], list[Result]]
 
 
 def heads() -> list[Head]:
@@ -50,24 +51,25 @@ def census(chosen: Sequence[Head], processes: int = 2) -> Iterator[Result]:
     for head in chosen:
         by_architecture.setdefault(head[1], []).append(head)
     with ThreadPoolExecutor(processes) as pool:
-        for results in pool.map(_architecture, by_architecture.values()):
+        for results in pool.map(in_processes, by_architecture.values()):
             yield from results
 
 
-def _architecture(chosen: list[Head]) -> list[Result]:
+def in_processes(chosen: Sequence[Head], judge: Judge = judge_class, seconds: float = SECONDS) -> list[Result]:
+    """The results of classes that one process judges after the other; it is started again where it died or hung."""
     results: list[Result] = []
     left = list(chosen)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     while left:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(left, sender), daemon=True)
+        process = context.Process(target=_work, args=(left, judge, sender), daemon=True)
         process.start()
         sender.close()
         try:
             while left:
-                if not receiver.poll(SECONDS):
-                    results += _failed(left.pop(0), f"no answer within {SECONDS} s")
+                if not receiver.poll(seconds):
+                    results += _failed(left.pop(0), f"no answer within {seconds} s")
                     break
                 results += receiver.recv()
                 left.pop(0)
@@ -84,13 +86,13 @@ def _failed(head: Head, why: str) -> list[Result]:
     return [Result(*head, "all", "crashing", why)]
 
 
-def _work(chosen: list[Head], sender: Connection) -> None:
+def _work(chosen: Sequence[Head], judge: Judge, sender: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # transformers' advice
     import torch
 
     torch.set_num_threads(1)
     for head in chosen:
-        sender.send(judge_class(*head))
+        sender.send(judge(*head))
 
 
 def worst(results: Sequence[Result]) -> dict[Head, str]:
