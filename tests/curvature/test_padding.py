@@ -113,7 +113,7 @@ def test_factors(family: str) -> None:
     model = randomised(make()).eval()
 
     def factors(batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        found = curvature_statistics(model, batches, likelihood="causal", statistics=("kfac",))
+        found = curvature_statistics(model, batches, likelihood="causal", statistics=["kfac"])
         return found.input_factors, found.output_factors
 
     wanted = factors(alone())
@@ -144,7 +144,7 @@ def test_classifiers_that_look_at_the_last_token(family: str) -> None:
 @pytest.mark.parametrize("estimator", ["sketch", "sampled"])
 def test_token_classification_has_its_draws_wherever_a_text_begins(estimator: Estimator) -> None:
     torch.manual_seed(0)
-    model = randomised(t.LlamaForTokenClassification(t.LlamaConfig(**WIDE, num_labels=3))).eval()
+    model = randomised(t.LlamaForTokenClassification(t.LlamaConfig(**{**WIDE, "num_labels": 3}))).eval()
 
     def fisher(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return diagonal_fisher(model, batches, likelihood="token", estimator=estimator, samples=2)
