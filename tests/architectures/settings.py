@@ -89,16 +89,28 @@ STAGES: dict[str, int] = {
 HYBRID = ["linear_attention", "full_attention"]
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_expand": 2, "mamba_d_state": 4, "mamba_chunk_size": 4}
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 4,
+    "indexer_compress_ratio": 2,
+}
+
 ARCHITECTURES: dict[str, Settings] = {
     "bailing_hybrid": Settings({"layer_group_size": 2}),
     "bamba": Settings(MAMBA, {"attn_layer_indices": [1]}),
     "bit": Settings({"num_groups": 2, "embedding_size": 8}),
+    "blt": Settings({"encoder_hash_byte_group_vocab": 64}),
     "bros": Settings({"hidden_size": 64}),
     "codegen": Settings({"n_head": 4, "rotary_dim": 2, "n_embd": 16}),
+    "cohere_compass_text": Settings({"rope_parameters": {"full_attention": ROPE}}),
     "cvt": Settings({"num_heads": (1, 2, 2), "embed_dim": (8, 16, 16), "depth": (1, 2, 3)}),
+    "dbrx": Settings(config={"attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8.0}}),
     "deepseek_v2": Settings({"num_experts_per_tok": 2}),
     "donut-swin": Settings({"window_size": 2, "patch_size": 2}),
-    "dots1": Settings({"n_routed_experts": 4, "num_local_experts": 4, "n_shared_experts": 1}),
+    "dots1": Settings({"n_routed_experts": 4, "num_local_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}),
     "efficientnet": Settings({"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}),
     "ernie4_5_moe": Settings({"moe_k": 2}),
     "esm": Settings({"vocab_size": 40}),
@@ -153,6 +165,7 @@ ARCHITECTURES: dict[str, Settings] = {
             "layers_block_type": ["mamba", "attention", "moe"],
         }
     ),
+    "nemo_speechlm": Settings({"audio_hidden_size": 16}),
     "neomme": Settings({"hidden_size": 32, "head_dim": 16}),
     "nystromformer": Settings({"num_landmarks": 8, "segment_means_seq_len": 8}, length=8),
     "perceiver": Settings({"num_latents": 4, "num_heads": 1, "num_cross_attention_heads": 1}),
@@ -161,14 +174,15 @@ ARCHITECTURES: dict[str, Settings] = {
     "qwen3_5_moe": Settings({"layer_types": HYBRID}),
     "qwen3_5_text": Settings({"layer_types": HYBRID}),
     "qwen3_next": Settings({"layer_types": HYBRID}),
-    "qwen4_exp": Settings({"layer_types": HYBRID}),
-    "qwen4_exp_text": Settings({"layer_types": HYBRID}),
+    "qwen4_exp": Settings({"layer_types": HYBRID} | INDEXER),
+    "qwen4_exp_text": Settings({"layer_types": HYBRID} | INDEXER),
     "recurrent_gemma": Settings({"num_hidden_layers": 3, "block_types": ("recurrent", "recurrent", "attention")}),
+    "reformer": Settings({"axial_pos_shape": (4, 4), "axial_pos_embds_dim": (8, 8), "hash_seed": 0}, length=16),
     "siglip2": Settings({"num_patches": 16}),
     "swin": Settings({"window_size": 2, "patch_size": 2}),
     "textnet": Settings({"stem_out_channels": 16}),
     "voxtral": Settings({"num_key_value_heads": 2, "head_dim": 8}),
-    "xlstm": Settings({"embedding_dim": 16, "chunk_size": 4}),
+    "xlstm": Settings({"hidden_size": 64, "embedding_dim": 64, "chunk_size": 4, "qk_dim_factor": 1.0}),
     "xmod": Settings(config={"languages": ["en_XX"], "default_language": "en_XX"}),
     "zamba": Settings({"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]}),
     "zamba2": Settings({"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 2, "mamba_headdim": 16}),
