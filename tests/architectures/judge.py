@@ -77,11 +77,11 @@ def _judge(
             return "crashing", _line(error)
         except Exception as error:
             return "crashing", _line(error)
-    announced = any("one example at a time" in str(warning.message) for warning in said)
+    announced = [str(warning.message) for warning in said if "one example at a time" in str(warning.message)]
     if wrong := wrong_tensors(found, plain, reference, next(model.parameters()).dtype):
         return "wrong", "; ".join(f"{name}: {how}" for name, how in wrong.items())
     if announced:
-        return "slow in part", f"{len(slow)} of {len(found)}: {_listed(slow)}"
+        return "slow in part", f"{len(slow)} of {len(found)}: {_listed(slow)}" if slow else announced[0]
     return "exact", ""
 
 
@@ -99,22 +99,24 @@ def wrong_tensors(
     Where a gradient is zero in exact arithmetic (BERT's key biases), all that there is to see is rounding, whose
     squares differ by orders of magnitude from one way of adding up to another.
     """
-    largest = max(float(value.norm()) for value in reference.values())
+    largest = max((float(value.norm()) for value in reference.values() if value.isfinite().all()), default=0.0)
     wrong = {}
     for name, right in reference.items():
         value, beside = found[name].double(), plain[name]
-        if not (torch.isfinite(right).all() and torch.isfinite(beside).all()):
+        if not (right.isfinite().all() and beside.isfinite().all()):
             continue  # the model itself is out of its type's range
         size, rounding, error = float(right.norm()), float((beside - right).norm()), float((value - right).norm())
-        if not _agree(beside, right):
-            allowed = NOISE * rounding + (10 * torch.finfo(dtype).eps) ** 2 * largest
-        elif float(value.norm()) == 0 < size:
+        underflow = torch.finfo(torch.float32).tiny * right.numel() ** 0.5  # results are float32
+        if not _agree(beside, right) or _cancels(name, reference):
+            allowed = NOISE * (rounding + size) + (10 * torch.finfo(dtype).eps) ** 2 * largest
+        elif float(value.norm()) == 0 and size > underflow:
             wrong[name] = f"zero, where {size:.1e} is right"
             continue
         else:
             allowed = FACTOR * rounding + TOLERANCE[dtype] * size
         # An expert that is chosen otherwise in float64 is as it is in plain autograd.
-        if not (error <= allowed or float((value - beside).norm()) <= TOLERANCE[dtype] * float(beside.norm())):
+        otherwise = float((value - beside).norm()) <= TOLERANCE[dtype] * float(beside.norm())
+        if not (error <= allowed + underflow or otherwise):
             wrong[name] = f"{error:.1e} off {size:.1e}; plain autograd is {rounding:.1e} off"
     return wrong
 
@@ -123,6 +125,15 @@ def _agree(plain: Tensor, right: Tensor) -> bool:
     """Whether plain autograd in the model's type shows the same gradient as float64 does, and not only rounding."""
     a, b = float(plain.norm()), float(right.norm())
     return a > 0 and b > 0 and 0.3 < a / b < 3 and float((plain * right).sum()) > 0.7 * a * b
+
+
+def _cancels(name: str, reference: Mapping[str, Tensor]) -> bool:
+    """Whether a bias has no gradient beside its weight's: what is left is float32's rounding inside of the model.
+
+    Some models compute a softmax in float32 whatever their type, so that float64 has that rounding, too.
+    """
+    weight = reference.get(f"{name.removesuffix('bias')}weight")
+    return name.endswith("bias") and weight is not None and float(reference[name].norm()) < 1e-12 * float(weight.norm())
 
 
 def autograd_fisher(kind: str, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

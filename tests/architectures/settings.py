@@ -181,6 +181,7 @@ ARCHITECTURES: dict[str, Settings] = {
     "siglip2": Settings({"num_patches": 16}),
     "swin": Settings({"window_size": 2, "patch_size": 2}),
     "textnet": Settings({"stem_out_channels": 16}),
+    "vibevoice_asr": Settings({"num_filters": 2, "downsampling_ratios": (2, 2), "depths": (1, 1, 1)}),
     "voxtral": Settings({"num_key_value_heads": 2, "head_dim": 8}),
     "xlstm": Settings({"hidden_size": 64, "embedding_dim": 64, "chunk_size": 4, "qk_dim_factor": 1.0}),
     "xmod": Settings(config={"languages": ["en_XX"], "default_language": "en_XX"}),

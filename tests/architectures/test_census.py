@@ -59,6 +59,18 @@ def test_what_is_rounding_only_may_be_any_rounding() -> None:
         assert list(wrong_tensors(found, plain, right, torch.float32)) == wrong
 
 
+def test_a_bias_that_cancels_is_rounding_and_a_small_one_is_not() -> None:
+    for small, wrong in ((1e-16, []), (1e-9, ["key.bias"])):
+        right = {"key.weight": torch.ones(8).double(), "key.bias": torch.full((8,), small).double()}
+        found = {"key.weight": torch.ones(8), "key.bias": torch.zeros(8)}
+        assert list(wrong_tensors(found, right, right, torch.float32)) == wrong
+
+
+def test_squares_below_float32_are_zero() -> None:
+    right = {"weight": torch.full((8,), 1e-50).double()}
+    assert wrong_tensors({"weight": torch.zeros(8)}, right, right, torch.float32) == {}
+
+
 def judged(task: str, architecture: str, class_name: str) -> list[Result]:
     if class_name == "Dies":
         os.abort()

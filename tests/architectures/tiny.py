@@ -57,12 +57,14 @@ def tiny_model(class_name: str, config: PreTrainedConfig, initialisation: str) -
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                # A convolution's few inputs would let the images fade from layer to layer.
+                scale = parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.1
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
             for name, buffer in model.named_buffers():
                 if name.endswith("running_var"):
                     buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
                 elif name.endswith("running_mean"):
-                    buffer.copy_(torch.randn(buffer.shape, generator=generator))
+                    buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     return model
 
 
