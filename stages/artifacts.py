@@ -34,20 +34,18 @@ ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a 
 PREDICTIONS, METRICS, CORRECT, ORIGIN = "predictions.parquet", "metrics.json", "correct.json", "origin.json"
 COEFFICIENTS, SWEEP = "coefficients.json", "sweep.csv"  # of a search: the best λ, and all points
 SIMILARITY_FILE = "similarity.json"
-CONFIGURATION_FILES = (  # what a checkpoint directory may hold beside weights and card
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
+# Endings, in lower case, of what no model that is made from a checkpoint takes over from its directory.
+# fmt: off
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh", ".ipynb", ".js", ".c", ".cpp", ".cu", ".h")
+WEIGHT_FORMATS = (
+    ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".distcp", ".mar",
+    ".nemo", ".msgpack", ".h5", ".hdf5", ".keras", ".ot", ".npz", ".npy", ".gguf", ".ggml", ".pdparams", ".params", ".pb",
+    ".meta", ".index", ".data-00000-of-00001", ".tflite", ".mlmodel", ".engine", ".onnx", ".onnx_data", ".onnx.data",
+    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z",
 )
+# fmt: on
+CARDS = (CHECKPOINT_CARD, "contents.json", "fisher.json", "kfac.json", "gram.json", "readme.md")  # of other weights
+POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS puts in a file's place
 
 
 @contextmanager
@@ -154,6 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of bytes, JSON, numbers of thousands of digits, and depth
+        refuse_pointer(path)
         raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())}); {anew(path.parent)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an object")
@@ -187,6 +186,45 @@ def copy_files(names: Iterable[str], source: Path, target: Path) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def configuration_files(directory: Path) -> list[Path]:
+    """What belongs to a checkpoint beside its weights, relative to its directory: config, tokenizer and more.
+
+    That is all in it that is no weight, no code, no card of ours or model card (they tell of other weights), and not
+    hidden. A sub-directory that has weights of its own is another model, and nothing of it belongs to this one.
+    """
+    found = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
+    models = {file.parent for file in found if _named(file, WEIGHT_FORMATS)} - {Path()}
+    return [
+        file
+        for file in found
+        if not _named(file, (*CODE, *WEIGHT_FORMATS))
+        and file.as_posix().lower() not in CARDS
+        and not any(part.startswith(".") for part in file.parts)
+        and not models.intersection(file.parents)
+    ]
+
+
+def copy_configuration(source: Path, target: Path) -> None:
+    """Copy what belongs to a checkpoint beside its weights; see `configuration_files`."""
+    for file in configuration_files(source):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise `InputError` if there is a Git LFS pointer in the file's place."""
+    with file.open("rb") as content:
+        if content.read(len(POINTER)) == POINTER:
+            raise InputError(
+                f"{file}: is a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned, and pin "
+                "the source again"
+            )
+
+
+def _named(file: Path, endings: tuple[str, ...]) -> bool:
+    return file.name.lower().endswith(endings)
 
 
 def library_versions(*packages: str) -> dict[str, str]:

@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 VARIABLE = "FISHER_DEVICE"
 REPRODUCIBLE = "FISHER_REPRODUCIBLE"
@@ -22,6 +25,16 @@ def compute_device() -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{VARIABLE}=cuda: torch sees no GPU here")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def one_gpu(arguments: "TrainingArguments") -> "TrainingArguments":
+    """Let a Trainer use one GPU a process, as estimations do.
+
+    Otherwise a process that sees several would train on all of them, with batches as many times as large as is asked
+    for. A launcher that starts several processes gives each a GPU of its own.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # as the Trainer does itself where it spreads a model over GPUs
+    return arguments
 
 
 @contextmanager

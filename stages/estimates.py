@@ -90,10 +90,10 @@ def estimated_statistics(
     }
     model = kind.load_model(checkpoint, task.labels)
     processor = kind.load_processor(checkpoint)
-    encoded = kind.encode(processor, frame, task, kind.position_limit(model), settings.seed)
+    encoded = kind.encode(processor, frame, task, model, settings.seed)
+    collate = kind.collator(processor, model)
     order = kind.largest_first(encoded)
     processes = PartialState(cpu=compute_device().type == "cpu")
-    here = Path(__file__)
     verify_checkpoint(checkpoint)
     identity = {
         **card,
@@ -101,15 +101,13 @@ def estimated_statistics(
         "encoded": encoding_fingerprint(encoded),
         **settings.model_dump(),
         "statistics": sorted(statistics),
-        "processes": processes.num_processes,
-        "device": processes.device.type,
-        "code": [tree_sha256(file) for file in [here, *sorted((here.parent / "curvature").glob("*.py"))]],
+        **_circumstances(processes),
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
 
     def batch(start: int, stop: int) -> Batch:
         rows = order[start:stop]
-        return next(batches(kind.collator(processor), encoded, rows, len(rows), processes.device))
+        return next(batches(collate, encoded, rows, len(rows), processes.device))
 
     name = " and ".join(STATISTIC_NAMES[statistic] for statistic in statistics)
     vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
@@ -124,10 +122,20 @@ def estimated_statistics(
         found = with_stored_names(estimation.result(), model) if processes.is_main_process else None
         estimate = Estimate(found, card) if found is not None else None
     yield estimate
+    processes.wait_for_everyone()  # for the first to have written; if it is killed before, all sums are there still
     progress.remove()
     if processes.num_processes > 1:
-        processes.wait_for_everyone()
         processes.destroy_process_group()
+
+
+def _circumstances(processes: PartialState) -> dict[str, Any]:
+    """What sums depend on beside their inputs."""
+    here = Path(__file__)
+    return {
+        "processes": processes.num_processes,
+        "device": processes.device.type,
+        "code": [tree_sha256(file) for file in [here, *sorted((here.parent / "curvature").glob("*.py"))]],
+    }
 
 
 def with_stored_names(statistics: CurvatureStatistics, model: Model) -> CurvatureStatistics:

@@ -4,6 +4,7 @@ Logits are kept (`predictions.parquet`), so that an output ensemble needs no for
 (`correct.json`), so that two results on the same examples can be compared example by example.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ def evaluate(name: str) -> None:
     else:
         checkpoint = (FINETUNED if merge is None else MERGED) / name
         tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
-        predictions = predict(checkpoint, tasks)
+        predictions, cut = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
         card = read_json(checkpoint / CHECKPOINT_CARD)
         origin = card["origin"] if merge is not None else {"task": card["task"], **card["origin"]}
+        origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
     with atomic_directory(EVAL / name) as partial:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
         write_json(partial / METRICS, metrics(predictions))
@@ -61,8 +63,11 @@ def evaluate(name: str) -> None:
         write_contents(partial)
 
 
-def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
-    """The checkpoint's logits on the test splits of the tasks whose labels it has: columns task, label, logits.
+def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The checkpoint's logits on the test splits of the tasks whose labels it has.
+
+    Returns:
+        Columns task, label, logits; and task → tokens, of the tasks whose texts it got no more of than it reads.
 
     Raises:
         InputError: it has the labels of none of the tasks, or cannot be loaded.
@@ -71,17 +76,24 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> pd.DataFrame:
     from stages.tasks import prediction
 
     parts = []
+    cut = {}
     device = compute_device()
     verify_checkpoint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
         frame = task.read("test")
         examples = prediction.examples_for(kind, checkpoint, model, frame, task, device)
+        if examples.cut is not None:
+            cut[task.name] = examples.cut
+            print(
+                f"{task.name}: the model reads {examples.cut} tokens of its texts, which may have {task.max_length}",
+                file=sys.stderr,
+            )
         logits = prediction.predict(model.to(device), examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
         parts.append(pd.DataFrame({"task": task.name, "label": frame["label"], "logits": list(logits)}))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True), cut
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:

@@ -15,19 +15,18 @@ from dvclive.utils import standardize_metric_name
 from stages.artifacts import (
     ADAM,
     CHECKPOINT_CARD,
-    CONFIGURATION_FILES,
     FORMAT_VERSION,
     PARTIAL_PREFIX,
     WEIGHTS,
     atomic_directory,
-    copy_files,
+    copy_configuration,
     library_versions,
     tree_sha256,
     write_json,
 )
 from stages.command import run_stage
 from stages.contents import write_contents
-from stages.device import compute_device, reproducible
+from stages.device import compute_device, one_gpu, reproducible
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
 from stages.params import FinetuneSettings, load_params
@@ -39,6 +38,8 @@ from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.prediction import rows
 from stages.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
 from stages.training_progress import TrainingProgress
+
+SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # of a base's tokenizer, which is saved without them
 
 
 def finetune(name: str) -> None:
@@ -90,84 +91,119 @@ def train(
         model = kind.load_model(base, task.labels, new_head=True)
     processor = kind.load_processor(base)
     frame = draw_examples(task.read("train"), settings.examples, settings.seed)
-    limit = kind.position_limit(model)
     examples = {
-        split: kind.encode(processor, table, task, limit, settings.seed)
+        split: kind.encode(processor, table, task, model, settings.seed)
         for split, table in (("train", frame), ("validation", task.read("validation")))
     }
-
+    kind.refuse_unknown(processor, examples["train"], task)
     validation = rows(examples["validation"])
-
-    def accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
-        return {"accuracy": metrics.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
-
     trainer = transformers.Trainer(
         model,
-        transformers.TrainingArguments(
-            output_dir=str(progress),
-            num_train_epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=64,
-            weight_decay=settings.weight_decay,
-            warmup_steps=settings.warmup,
-            seed=settings.seed,
-            train_sampling_strategy=kind.TRAIN_SAMPLING,
-            eval_strategy="epoch",
-            save_strategy="no",
-            logging_steps=5,
-            report_to=[],
-            remove_unused_columns=False,  # all are used
-            use_cpu=compute_device().type == "cpu",
-            dataloader_pin_memory=False,
-        ),
+        training_arguments(settings, progress, kind.TRAIN_SAMPLING),
         train_dataset=kind.training_set(processor, examples["train"], settings.seed),
         # Examples of a size together, or most of a batch is padding.
         eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
-        data_collator=kind.collator(processor),
-        compute_metrics=accuracy if task.labels else None,
+        data_collator=kind.collator(processor, model),
+        compute_metrics=_accuracy if task.labels else None,
+        preprocess_logits_for_metrics=_logits_alone,
     )
-    here = Path(__file__)
     identity = {
         "base": tree_sha256(base),  # with its configuration and processor
         "labels": list(task.labels),
         "examples": {split: encoding_fingerprint(encoded) for split, encoded in examples.items()},
         "settings": settings.model_dump(),
+        "batch": trainer.args.train_batch_size,
+        **_circumstances(trainer.args.device),
+    }
+    with reproducible(trainer.args.device):
+        TrainingProgress(trainer, identity).train()
+    write_curves(trainer.state.log_history, curves)
+    if keep_moments:
+        moments = second_moments(trainer.optimizer, model, settings.batch_size)
+        stored = stored_names(model)
+        write_tensors(out, ADAM, {stored[name]: values for name, values in moments.items()})
+    copy_configuration(base, out)
+    for name in SUPERSEDED:
+        (out / name).unlink(missing_ok=True)
+    model.to("cpu").save_pretrained(out)
+    processor.save_pretrained(out)
+    _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
+    _write_card(
+        out, task, model.base_model_prefix, _origin(base, task, settings, len(frame), trainer.state.log_history)
+    )
+
+
+def training_arguments(settings: FinetuneSettings, progress: Path, sampling: str) -> transformers.TrainingArguments:
+    """How the Trainer trains: whole epochs, on one device a process, with an evaluation after each epoch.
+
+    Args:
+        settings: the model's.
+        progress: where the training's state may be saved.
+        sampling: the order of the examples, as the Trainer names it.
+    """
+    arguments = transformers.TrainingArguments(
+        output_dir=str(progress),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        seed=settings.seed,
+        train_sampling_strategy=sampling,
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_steps=5,
+        report_to=[],
+        remove_unused_columns=False,  # all are used
+        use_cpu=compute_device().type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    return one_gpu(arguments)
+
+
+def _accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
+    return {"accuracy": metrics.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
+
+
+def _logits_alone(outputs: Any, _: torch.Tensor) -> torch.Tensor:
+    """The logits of a model's outputs, which come first; what else there is (hidden states) is no prediction."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _circumstances(device: torch.device) -> dict[str, Any]:
+    """What a training's bits depend on beside its inputs."""
+    here = Path(__file__)
+    return {
         "libraries": library_versions("torch", "transformers", "accelerate"),
-        "device": trainer.args.device.type,
-        "batch": trainer.args.train_batch_size,  # of all the machine's GPUs
+        "device": device.type,
         "code": [
             tree_sha256(file)
             for file in [here, here.with_name("training_progress.py"), *sorted((here.parent / "tasks").glob("*.py"))]
         ],
     }
-    with reproducible(trainer.args.device):
-        TrainingProgress(trainer, identity).train()
-    history = trainer.state.log_history
-    write_curves(history, curves)
-    if keep_moments:
-        moments = second_moments(trainer.optimizer, model, settings.batch_size)
-        stored = stored_names(model)
-        write_tensors(out, ADAM, {stored[name]: values for name, values in moments.items()})
-    model.to("cpu").save_pretrained(out)
-    processor.save_pretrained(out)
-    _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
+
+
+def _origin(
+    base: Path, task: TaskData, settings: FinetuneSettings, examples: int, history: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """How a checkpoint was trained and how well it did, for its card."""
     score = "accuracy" if task.labels else "loss"
-    origin = {
+    return {
         "method": "finetuned",
         "base": base.name,
-        "examples": len(frame),
+        "examples": examples,
         f"validation_{score}": [entry[f"eval_{score}"] for entry in history if f"eval_{score}" in entry][-1],
         **settings.model_dump(exclude={"examples"}),
     }
-    _write_card(out, task, model.base_model_prefix, origin)
 
 
 def bring_in(base: Path, task: TaskData, out: Path) -> None:
     """Copy a finished checkpoint, its outputs named after the task's labels, into `out`.
 
     Raises:
-        InputError: it is damaged or no model for the task: a tensor is missing or not finite, or its labels are others.
+        InputError: it is damaged or no model for the task: a tensor is missing or not finite, its labels are others, or
+            it cannot read the task's examples.
     """
     kind = task_kind(task.kind)
     checkpoint = Checkpoint(base)
@@ -181,7 +217,9 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
         )
     _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
     model = kind.load_model(base, task.labels)
-    copy_files(CONFIGURATION_FILES, base, out)
+    processor = kind.load_processor(base)
+    kind.refuse_unknown(processor, kind.encode(processor, task.read("train"), task, model, seed=0), task)
+    copy_configuration(base, out)
     model.config.save_pretrained(out)
     checkpoint.tensors.copy_to(out)
     _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
@@ -194,14 +232,21 @@ def second_moments(
 
     The gradients are of a batch's mean loss. Where that mean is near zero its square is 1/B of the mean square of the
     examples' own gradients, so it is multiplied by the batch size B: the size of an empirical Fisher.
+
+    The optimizer passes over a parameter in steps that do not use it, where its gradient is zero: it has no state of
+    one that nothing uses, and of one that some steps use a mean over these alone, which is brought down by their share.
     """
     assert optimizer is not None, "training has made it"
-    moments = {}
     (decay,) = {group["betas"][1] for group in optimizer.param_groups}
+    steps = max(float(state["step"]) for state in optimizer.state.values())
+    moments = {}
     for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        bias = 1 - decay ** float(state["step"])
-        moments[name] = (state["exp_avg_sq"].float() * (batch_size / bias)).cpu()
+        if (state := optimizer.state.get(parameter)) is None:
+            moments[name] = torch.zeros_like(parameter, dtype=torch.float32, device="cpu")
+            continue
+        taken = float(state["step"])
+        scale = batch_size / (1 - decay**taken) * (taken / steps)
+        moments[name] = (state["exp_avg_sq"].float() * scale).cpu()
     return moments
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from stages.artifacts import (
     CHECKPOINT_CARD,
-    CONFIGURATION_FILES,
     METRICS,
     ORIGIN,
     atomic_directory,
+    configuration_files,
+    copy_configuration,
     copy_files,
     read_json,
     tree_sha256,
@@ -38,7 +39,7 @@ MARK = "<!-- written by stages.publish, which replaces a directory that has this
 TENSOR_FILES = tuple(
     f"{stem}{rest}" for stem in ("model", "fisher") for rest in (".safetensors*", "-*-of-*.safetensors")
 )
-PUBLISHED_FILES = (CARD, CHECKPOINT_CARD, "fisher.json", *CONFIGURATION_FILES, *TENSOR_FILES)
+PUBLISHED_FILES = (CARD, CHECKPOINT_CARD, "fisher.json", *TENSOR_FILES)  # beside the checkpoint's configuration
 
 ESTIMATORS = {
     "exact": "the expectation of (∇ log p)² over the model's own predictions, computed exactly",
@@ -133,7 +134,7 @@ def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
         InputError: the directory holds what has not been published, or cannot be written.
     """
     try:
-        _refuse_occupied(directory)
+        _refuse_occupied(directory, configuration_files(publication.checkpoint.directory))
         with atomic_directory(directory) as partial:
             write(publication, partial, {"path": str(directory), "sha256": "<sha256>"})
         return {"path": str(directory), "sha256": tree_sha256(directory)}
@@ -141,22 +142,28 @@ def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
 
 
-def _refuse_occupied(directory: Path) -> None:
+def _refuse_occupied(directory: Path, configuration: Sequence[Path]) -> None:
     """Refuse to replace anything but an empty directory, or one that holds what an earlier call wrote and no more."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise InputError(f"{directory}: is a file; name a directory")
-    entries = sorted(directory.iterdir())
-    foreign = [entry.name for entry in entries if not (entry.is_file() and _is_published(entry.name))]
+    folders = {folder for file in configuration for folder in file.parents}  # with the directory itself
+    entries = sorted(entry for folder in folders | {Path()} for entry in (directory / folder).glob("*"))
+    names = {entry: entry.relative_to(directory) for entry in entries}
+    foreign = [
+        name
+        for entry, name in names.items()
+        if not (name in folders if entry.is_dir() else name in configuration or _is_published(name))
+    ]
     if not foreign and entries and not _has_mark(directory / CARD):
-        foreign = [entries[0].name]
+        foreign = [names[entries[0]]]
     if foreign:
         raise InputError(f"{directory}: holds {foreign[0]}, which was not published; name a new or an empty directory")
 
 
-def _is_published(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in PUBLISHED_FILES)
+def _is_published(entry: Path) -> bool:
+    return entry.parent == Path() and any(fnmatchcase(entry.name, pattern) for pattern in PUBLISHED_FILES)
 
 
 def _has_mark(card: Path) -> bool:
@@ -197,7 +204,8 @@ def to_hub(publication: Publication, repository: str) -> dict[str, str]:
 def write(publication: Publication, directory: Path, source: Mapping[str, str]) -> None:
     """Write checkpoint, Fisher and cards into an existing directory; `source` is where others will take them from."""
     checkpoint, fisher = publication.checkpoint, publication.fisher
-    copy_files([CHECKPOINT_CARD, *CONFIGURATION_FILES], checkpoint.directory, directory)
+    copy_configuration(checkpoint.directory, directory)
+    copy_files([CHECKPOINT_CARD], checkpoint.directory, directory)
     checkpoint.tensors.copy_to(directory)
     copy_files([fisher.card_file.name], fisher.card_file.parent, directory)
     fisher.tensors.copy_to(directory)

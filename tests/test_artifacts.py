@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import atomic_directory, read_json, tree_sha256, write_json
+from stages.artifacts import (
+    atomic_directory,
+    configuration_files,
+    copy_configuration,
+    read_json,
+    refuse_pointer,
+    tree_sha256,
+    write_json,
+)
 from stages.errors import InputError
 from stages.tensors import TensorFiles, TensorSpec, TensorWriter, fingerprint, write_tensors
 from tests.project import ROOT
@@ -178,3 +186,48 @@ def test_tree_sha256_is_of_names_and_contents(tmp_path: Path) -> None:
     assert tree_sha256(tmp_path / "one") == tree_sha256(tmp_path / "two")
     (tmp_path / "two/other").rename(tmp_path / "two/another")
     assert tree_sha256(tmp_path / "one") != tree_sha256(tmp_path / "two")
+
+
+BELONGING = (
+    "config.json generation_config.json preprocessor_config.json processor_config.json tokenizer.json "
+    "vocab.txt merges.txt added_tokens.json special_tokens_map.json sentencepiece.bpe.model spiece.model "
+    "spm.model source.spm qwen.tiktoken tekken.json bpe.codes entity_vocab.json chat_template.jinja "
+    "chat_templates/tool_use.jinja modules.json sentence_bert_config.json 1_Pooling/config.json "
+    "assets/pictures/logo.png LICENSE dict.txt my own file"
+)
+OTHERS = (
+    "model.safetensors model-00001-of-00002.safetensors model.safetensors.index.json adam.safetensors "
+    "pytorch_model.bin PYTORCH_MODEL.BIN pytorch_model.bin.index.json training_args.bin optimizer.pt "
+    "rng_state.pth last.ckpt vocab.pkl flax_model.msgpack tf_model.h5 rust_model.ot weights.npz "
+    "model.Q4_1.gguf model.onnx model.onnx_data model.ckpt.data-00000-of-00001 model.ckpt.index model.tar.gz "
+    "modeling_own.py lib.so setup.sh __pycache__/m.pyc checkpoint.json contents.json fisher.json README.md "
+    ".gitattributes .git/config .cache/huggingface/x.lock 2_Dense/config.json 2_Dense/model.safetensors "
+    "onnx/tokenizer.json onnx/model.onnx checkpoint-500/config.json checkpoint-500/deep/vocab.txt "
+    "checkpoint-500/pytorch_model.bin"
+)
+
+
+def test_what_belongs_to_a_checkpoint_is_no_weight_and_no_code(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    belonging = {*BELONGING.replace("my own file", "").split(), "my own file"}
+    for name in [*belonging, *OTHERS.split()]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"of " + name.encode())
+    target.mkdir()
+    copy_configuration(source, target)
+    copied = {file.relative_to(target).as_posix(): file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    assert copied == {name: b"of " + name.encode() for name in belonging}
+    assert configuration_files(target) == configuration_files(source)
+    assert {entry.name for entry in target.iterdir() if entry.is_dir()} == {"1_Pooling", "assets", "chat_templates"}
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 613\n")
+    for read in (refuse_pointer, read_json):
+        with pytest.raises(
+            InputError, match=r"config\.json: is a Git LFS pointer, not the file itself; run `git lfs pull`"
+        ):
+            read(file)
+    file.write_text("{}")
+    refuse_pointer(file)

@@ -31,7 +31,7 @@ def carded(directory: Path, labels: list[str], task: str, seed: int = 0) -> Path
 def test_logits_do_not_depend_on_padding_or_order(tmp_path: Path) -> None:
     task = make_task(tmp_path / "reviews", ["bad", "good"])
     checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
-    predictions = predict(checkpoint, [task, make_task(tmp_path / "other", ["x", "y"])])
+    predictions, _ = predict(checkpoint, [task, make_task(tmp_path / "other", ["x", "y"])])
     assert predictions["task"].unique().tolist() == ["reviews"]  # the other task has other labels
     model, tokenizer = tiny_bert(("bad", "good")).eval(), tiny_tokenizer()
     for text, logits in zip(task.read("test")["text"], predictions["logits"], strict=True):
@@ -48,7 +48,7 @@ def test_a_model_without_a_task_is_refused(tmp_path: Path) -> None:
 
 def test_texts_without_labels_are_no_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [make_texts(tmp_path / "texts"), make_task(tmp_path / "reviews", ["bad", "good"])]
-    predictions = predict(carded(tmp_path / "model", ["bad", "good"], "reviews"), tasks)
+    predictions, _ = predict(carded(tmp_path / "model", ["bad", "good"], "reviews"), tasks)
     assert predictions["task"].unique().tolist() == ["reviews"]
     with pytest.raises(InputError, match=r"its labels, \[\], are those of no task"):
         predict(carded(tmp_path / "adapted", [], "texts"), tasks)
@@ -94,8 +94,8 @@ def test_every_task_gets_its_own_head(tmp_path: Path) -> None:
         coefficients={"two": 1.0, "three": 0.0},
         heads="each",
     )
-    predictions = predict(tmp_path / "merged", tasks)
-    alone = predict(tmp_path / "model-two", tasks[:1])
+    predictions, _ = predict(tmp_path / "merged", tasks)
+    alone, _ = predict(tmp_path / "model-two", tasks[:1])
     two = predictions[predictions["task"] == "two"]
     np.testing.assert_array_equal(np.stack(list(two["logits"])), np.stack(list(alone["logits"])))
     assert len(predictions[predictions["task"] == "three"]["logits"].iloc[0]) == 3

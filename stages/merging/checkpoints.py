@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stages.artifacts import CHECKPOINT_CARD, CONFIGURATION_FILES, WEIGHTS, atomic_directory, copy_files, write_json
+from stages.artifacts import CHECKPOINT_CARD, WEIGHTS, atomic_directory, copy_configuration, write_json
 from stages.contents import write_contents
 from stages.merging.card import checkpoint_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
@@ -52,7 +52,7 @@ def merge_checkpoints(
     ingredients = Ingredients(checkpoints, method_options(method), statistics, base, heads)
     merging = ingredients.at(coefficients, precision)
     with atomic_directory(out) as partial:
-        copy_files(CONFIGURATION_FILES, ingredients.target.directory, partial)
+        copy_configuration(ingredients.target.directory, partial)
         found = _write_weights(merging, partial, bytes_of(max_shard_size), progress)
         ingredients.verify()
         if heads == "each":

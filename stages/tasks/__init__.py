@@ -10,15 +10,18 @@ The stages ask a kind for the following, and for nothing else of it:
 - `load_processor(checkpoint)`: what makes a model's inputs of examples (a tokenizer, an image processor); its
   `save_pretrained(directory)` writes it beside a checkpoint's weights.
 - `position_limit(model)`: how long an example may be, in tokens, if that is limited.
-- `encode(processor, frame, task, positions, seed)`: the examples of a table as a mapping of model inputs, and `labels`,
+- `encode(processor, frame, task, model, seed)`: the examples of a table as a mapping of model inputs, and `labels`,
   to lists with an entry an example: numbers, lists of them or arrays. What is drawn at random in them (hidden tokens)
-  comes from the seed. What cannot be a model's input is an `InputError`.
+  comes from the seed. What cannot be the model's input is an `InputError`.
+- `refuse_unknown(processor, encoded, task)`: an `InputError` if a task's training examples, so encoded, say next to
+  nothing.
 - `training_set(processor, encoded, seed)`: those examples to train on, perhaps drawn anew in every epoch.
-- `collator(processor)`: makes a batch, a mapping of inputs to tensors, of a list of such examples.
+- `collator(processor, model)`: makes a batch, a mapping of inputs to tensors, of a list of such examples; processor and
+  model agree on what pads it from then on.
 - `largest_first(encoded)`: the examples' positions, in the order in which memory runs out at once or not at all.
 
-What kinds share is in `stages.tasks.checkpoints` (loading) and `stages.tasks.prediction`. How `prepare` makes a kind's
-table is in `stages.tasks.tables`, and for images in `stages.tasks.images`.
+What kinds share is in `stages.tasks.checkpoints` (loading), `stages.tasks.prediction` and `stages.tasks.texts`. How
+`prepare` makes a kind's table is in `stages.tasks.tables`, and for images in `stages.tasks.images`.
 """
 
 from types import ModuleType
@@ -26,7 +29,8 @@ from types import ModuleType
 SHARED_MODULES = ("data", "checkpoints", "prediction")  # of all kinds
 OTHER_MODULES = {  # of a kind, beside its own
     "image-classification": ("images",),
-    "masked-lm": ("text_classification",),
+    "masked-lm": ("text_classification", "texts"),
+    "text-classification": ("texts",),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-from stages.artifacts import read_json
+from stages.artifacts import read_json, refuse_pointer
 from stages.errors import InputError
 
 Model = Any
@@ -156,6 +156,7 @@ def _labelling(labels: Sequence[str]) -> dict[str, Any]:
         "num_labels": len(labels),
         "id2label": names,
         "label2id": {label: position for position, label in names.items()},
+        "problem_type": None,  # a base may have been trained for another; one label of several is what it is without
     }
 
 
@@ -180,6 +181,7 @@ def _check_self_contained(checkpoint: Path) -> None:
     """Refuse a directory without a config, or with which transformers would load weights or code from elsewhere."""
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint}: no checkpoint here (no config.json)")
+    refuse_pointer(checkpoint / "config.json")
     if (checkpoint / "adapter_config.json").exists():
         raise InputError(f"{checkpoint}: has an adapter_config.json; merge the adapter into its base model first")
     for key, value in _implementations(read_json(checkpoint / "config.json")):

@@ -99,7 +99,7 @@ def load_processor(checkpoint: Path) -> ImageProcessor:
 
 
 def encode(
-    processor: ImageProcessor, frame: pd.DataFrame, task: TaskData, positions: int | None, seed: int
+    processor: ImageProcessor, frame: pd.DataFrame, task: TaskData, model: Model, seed: int
 ) -> dict[str, list[Any]]:
     """The images [H, W, C] of uint8, which take a quarter of the model's input's memory, and `labels`.
 
@@ -111,7 +111,7 @@ def encode(
     return {"pixel_values": found, "labels": frame["label"].tolist()}
 
 
-def collator(processor: ImageProcessor) -> Collator:
+def collator(processor: ImageProcessor, model: Model) -> Collator:
     """Makes the model's input of a list of examples."""
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -130,3 +130,7 @@ def largest_first(encoded: Mapping[str, list[Any]]) -> list[int]:
 
 def position_limit(model: Model) -> None:
     """There is none: the processor brings every image to the model's size."""
+
+
+def refuse_unknown(processor: ImageProcessor, encoded: Mapping[str, Sequence[Any]], task: TaskData) -> None:
+    """There is nothing to refuse: every image has pixels."""

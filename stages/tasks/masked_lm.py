@@ -7,18 +7,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from stages.errors import InputError
-from stages.tasks import text_classification
+from stages.tasks import texts
 from stages.tasks.checkpoints import Model, load_pretrained, new_pretrained
 from stages.tasks.data import TaskData
 from stages.tasks.prediction import Collator
-from stages.tasks.text_classification import TRAIN_SAMPLING, Tokenizer, largest_first, position_limit, tokens
+from stages.tasks.text_classification import TRAIN_SAMPLING
+from stages.tasks.texts import (
+    Tokenizer,
+    embedding_rows,
+    largest_first,
+    load_tokenizer,
+    position_limit,
+    refuse_unknown,
+    tokens,
+)
 
-__all__ = ["TRAIN_SAMPLING", "largest_first", "position_limit"]  # of texts, whatever is done with them
+__all__ = [
+    "TRAIN_SAMPLING",
+    "largest_first",
+    "position_limit",
+    "refuse_unknown",
+]  # of texts, whatever is done with them
 
 LIKELIHOOD = "token"
 MASKED = 0.15  # of a text's tokens, at least one
@@ -81,7 +94,7 @@ def select_positions(model: Model) -> None:
 
 def load_processor(checkpoint: Path) -> Tokenizer:
     """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot be loaded or knows no mask."""
-    tokenizer = text_classification.load_processor(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     if tokenizer.mask_token_id is None:
         raise InputError(f"{checkpoint}: its tokenizer has no mask token; take a base that was trained with one")
     return tokenizer
@@ -118,22 +131,27 @@ class Masking:
         return {"input_ids": shown.tolist(), "output_positions": positions.tolist(), "labels": labels.tolist()}
 
 
-def encode(
-    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None, seed: int
-) -> dict[str, list[Any]]:
+def encode(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> dict[str, list[Any]]:
     """Every text's token ids and masks, without padding, with tokens hidden by `Masking` at epoch 0.
 
     Texts of which the tokenizer makes no token are left out.
 
     Raises:
-        InputError: the task's texts may be longer than the model's `positions`, if it has a limit; or none has a token.
+        InputError: the model cannot read them (see `stages.tasks.texts.tokens`), none has a token, or the tokenizer
+            has more tokens than the model, any of which may be drawn.
     """
-    found = tokens(tokenizer, frame, task, positions)
+    found = tokens(tokenizer, frame, task, model)
+    rows = embedding_rows(model)
+    if rows is not None and len(tokenizer) > rows:
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer has {len(tokenizer)} tokens, but the model has embeddings of "
+            f"{rows}; take the tokenizer that it was trained with, or call its resize_token_embeddings and save it"
+        )
     masking = Masking(tokenizer, seed)
-    rows = [row for row, ids in enumerate(found["input_ids"]) if masking.candidates(ids)]
-    if not rows:
+    whole = [row for row, ids in enumerate(found["input_ids"]) if masking.candidates(ids)]
+    if not whole:
         raise InputError(f"{task.directory}: the tokenizer makes no tokens of its texts; take another base or task")
-    encoded = {key: [values[row] for row in rows] for key, values in found.items()}
+    encoded = {key: [values[row] for row in whole] for key, values in found.items()}
     masked = [masking.masked(ids, number) for number, ids in enumerate(encoded["input_ids"])]
     return encoded | {key: [example[key] for example in masked] for key in masked[0]}
 
@@ -176,9 +194,9 @@ def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: i
     return MaskedTexts(tokenizer, encoded, seed)
 
 
-def collator(tokenizer: Tokenizer) -> Collator:
+def collator(tokenizer: Tokenizer, model: Model) -> Collator:
     """Pads a list of examples to the longest of them, and what is to predict to the most of it."""
-    pad_tokens = transformers.DataCollatorWithPadding(tokenizer)
+    pad_tokens = texts.collator(tokenizer, model)
 
     def collate(examples: list[dict[str, Any]]) -> Mapping[str, Tensor]:
         plain = [{key: value for key, value in example.items() if key not in PADDING} for example in examples]

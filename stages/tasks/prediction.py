@@ -1,7 +1,7 @@
 """Encoded examples, whatever they are of: to train on, in batches, and a classifier's predictions on them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +27,14 @@ class Examples:
         order: the examples' positions, largest first.
         collate: makes a batch of a list of examples.
         device: where the batches go.
+        cut: how many tokens of the task's texts the model reads, if they may have more.
     """
 
     encoded: Mapping[str, list[Any]]
     order: Sequence[int]
     collate: Collator
     device: torch.device
+    cut: int | None = None
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of all examples, in `order`."""
@@ -64,6 +66,8 @@ def examples_for(
 ) -> Examples:
     """A table's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
 
+    Of a task that the model was not made for, and whose texts may be longer than it reads, it gets their beginnings.
+
     Args:
         kind: the task's.
         checkpoint: where the processor is.
@@ -76,8 +80,10 @@ def examples_for(
         InputError: the processor cannot be loaded, or the model cannot take the examples.
     """
     processor = kind.load_processor(checkpoint)
-    encoded = kind.encode(processor, frame, task, kind.position_limit(model), seed=0)
-    return Examples(encoded, kind.largest_first(encoded), kind.collator(processor), device)
+    limit = kind.position_limit(model)
+    cut = limit if limit is not None and limit < task.max_length else None
+    encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
+    return Examples(encoded, kind.largest_first(encoded), kind.collator(processor, model), device, cut)
 
 
 def predict(model: Model, examples: Examples) -> np.ndarray:

@@ -6,21 +6,28 @@ from typing import Any
 
 import pandas as pd
 import torch
-import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from stages.errors import InputError
 from stages.tasks import checkpoints
 from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData
-from stages.tasks.prediction import Collator, training_set
+from stages.tasks.prediction import training_set
+from stages.tasks.texts import (
+    Tokenizer,
+    collator,
+    largest_first,
+    load_tokenizer,
+    position_limit,
+    refuse_unknown,
+    tokens,
+)
 
-__all__ = ["training_set"]  # nothing is drawn anew in an epoch
+# Of texts, whatever is done with them; and nothing is drawn anew in an epoch.
+__all__ = ["collator", "largest_first", "position_limit", "refuse_unknown", "training_set"]
 
 LIKELIHOOD = "categorical"
 TRAIN_SAMPLING = "group_by_length"  # little padding
-
-Tokenizer = Any  # transformers has no common base of fast and slow tokenizers that type checkers understand
 
 
 def load_model(
@@ -41,55 +48,28 @@ def new_model(checkpoint: Path, labels: Sequence[str]) -> Model:
 
 
 def load_processor(checkpoint: Path) -> Tokenizer:
-    """The tokenizer in a checkpoint directory."""
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever transformers makes of broken files
-        raise InputError(
-            f"{checkpoint}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:400]}"
-        ) from None
+    """The tokenizer in a checkpoint directory; see `stages.tasks.texts.load_tokenizer`."""
+    return load_tokenizer(checkpoint)
 
 
-def encode(
-    tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None, seed: int
-) -> dict[str, list[Any]]:
+def encode(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> dict[str, list[Any]]:
     """Token ids and masks of every example, without padding, and `labels`.
 
     Args:
         tokenizer: the model's.
         frame: the examples.
         task: theirs.
-        positions: how many the model has, if it has a limit.
+        model: what they are for.
         seed: of what is drawn at random in the examples; here that is nothing.
 
     Raises:
-        InputError: the task's texts may be longer than the model's `positions`.
+        InputError: the model cannot read them (see `stages.tasks.texts.tokens`), or the tokenizer makes nothing of one.
     """
-    return tokens(tokenizer, frame, task, positions) | {"labels": frame["label"].tolist()}
-
-
-def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, positions: int | None) -> dict[str, list[Any]]:
-    """Token ids and masks of every text, or pair of texts, without padding. Raises `InputError` as `encode` does."""
-    if positions is not None and task.max_length > positions:
-        raise InputError(
-            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {positions} tokens; lower it"
-        )
-    pair = frame["text_pair"].tolist() if "text_pair" in frame else None
-    return dict(tokenizer(frame["text"].tolist(), pair, truncation=True, max_length=task.max_length))
-
-
-def collator(tokenizer: Tokenizer) -> Collator:
-    """Pads a list of examples to the longest of them."""
-    return transformers.DataCollatorWithPadding(tokenizer)
-
-
-def largest_first(encoded: Mapping[str, list[Any]]) -> list[int]:
-    """The examples' positions, longest first: little padding, and memory runs out at once or not at all."""
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-
-
-def position_limit(model: Model) -> int | None:
-    """How many positions the model has, if it has a limit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    found = tokens(tokenizer, frame, task, model)
+    for text, ids in zip(frame["text"], found["input_ids"], strict=True):
+        if not ids:
+            raise InputError(
+                f"{tokenizer.name_or_path}: its tokenizer makes no token of the text {text[:40]!r} of {task.name}; "
+                "remove it from the table, or take another base"
+            )
+    return found | {"labels": frame["label"].tolist()}

@@ -69,7 +69,7 @@ def in_file(checkpoint: Path) -> dict[str, str]:
 def test_the_model_reads_scaled_pixels(vit: Path, task: TaskData) -> None:
     processor = load_processor(vit)
     encoded = encode(processor, task.read("test"), task, None, seed=0)
-    batch = collator(processor)([{key: values[row] for key, values in encoded.items()} for row in range(10)])
+    batch = collator(processor, None)([{key: values[row] for key, values in encoded.items()} for row in range(10)])
     assert batch["pixel_values"].dtype == torch.float32
     torch.testing.assert_close(batch["pixel_values"], model_input(task))
     assert batch["labels"].tolist() == task.read("test")["label"].tolist()
@@ -178,7 +178,7 @@ def test_training_from_scratch_learns_and_is_of_the_seed(tmp_path: Path, task: T
     model = ViTForImageClassification.from_pretrained(learnt).eval()
     with torch.no_grad():
         wanted = model(pixel_values=model_input(task)).logits.numpy()
-    predictions = predict(learnt, [task, make_task(tmp_path / "texts", LABELS)])
+    predictions, _ = predict(learnt, [task, make_task(tmp_path / "texts", LABELS)])
     assert predictions["task"].unique().tolist() == ["stripes"]  # not the texts, though their labels are the same
     np.testing.assert_allclose(np.stack(predictions["logits"].to_list()), wanted, atol=1e-5)
 
@@ -200,7 +200,7 @@ def test_a_finished_checkpoint_is_brought_in(tmp_path: Path, vit: Path, task: Ta
     (tmp_path / "out").mkdir()
     bring_in(vit, task, tmp_path / "out")
     assert fingerprint(TensorFiles(tmp_path / "out")) == fingerprint(TensorFiles(vit))
-    assert len(predict(tmp_path / "out", [task])) == 10
+    assert len(predict(tmp_path / "out", [task])[0]) == 10
 
 
 def test_its_fisher_is_exact_and_has_the_names_of_the_file(tmp_path: Path, vit: Path, task: TaskData) -> None:

@@ -102,7 +102,7 @@ def test_what_is_hidden_belongs_to_seed_example_and_epoch() -> None:
 
 def test_training_texts_are_hidden_anew_in_every_epoch(texts: TaskData) -> None:
     tokenizer, frame = tiny_tokenizer(), texts.read("train")
-    encoded = encode(tokenizer, frame, texts, None, seed=5)
+    encoded = encode(tokenizer, frame, texts, tiny_masked_lm(), seed=5)
     plain = tokenizer(frame["text"].tolist(), truncation=True, max_length=16)["input_ids"]
     examples = training_set(tokenizer, encoded, seed=5)
     assert len(examples) == 40
@@ -121,12 +121,12 @@ def test_training_texts_are_hidden_anew_in_every_epoch(texts: TaskData) -> None:
 
 def test_texts_without_tokens_are_left_out(texts: TaskData) -> None:
     frame = pd.DataFrame({"text": ["good film", "\u2003", "bad book"]})
-    encoded = encode(tiny_tokenizer(), frame, texts, None, seed=0)
+    encoded = encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(), seed=0)
     assert [len(ids) for ids in encoded["input_ids"]] == [4, 4]
     with pytest.raises(InputError, match=r"texts: the tokenizer makes no tokens of its texts"):
-        encode(tiny_tokenizer(), frame[1:2], texts, None, seed=0)
+        encode(tiny_tokenizer(), frame[1:2], texts, tiny_masked_lm(), seed=0)
     with pytest.raises(InputError, match=r"tasks\.texts\.max_length = 16: the model reads at most 9 tokens"):
-        encode(tiny_tokenizer(), frame, texts, 9, seed=0)
+        encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(max_position_embeddings=9), seed=0)
 
 
 def whole(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,8 +139,8 @@ def whole(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def made_batches(texts: TaskData, rows: int, batch_size: int) -> list[dict[str, Tensor]]:
-    encoded = encode(tiny_tokenizer(), texts.read("train")[:rows], texts, None, seed=0)
-    return list(batches(collator(tiny_tokenizer()), encoded, largest_first(encoded), batch_size, CPU))
+    encoded = encode(tiny_tokenizer(), texts.read("train")[:rows], texts, tiny_masked_lm(), seed=0)
+    return list(batches(collator(tiny_tokenizer(), tiny_masked_lm()), encoded, largest_first(encoded), batch_size, CPU))
 
 
 def test_logits_and_loss_are_those_at_the_hidden_positions(checkpoint: Path, texts: TaskData) -> None:
@@ -154,7 +154,8 @@ def test_logits_and_loss_are_those_at_the_hidden_positions(checkpoint: Path, tex
     for row, positions in enumerate(batch["output_positions"]):
         used = positions >= 0
         torch.testing.assert_close(found.logits[row, used], wanted.logits[row, positions[used]])
-    assert collator(tiny_tokenizer())([{"input_ids": [2, 4, 3], "output_positions": [1], "labels": [7]}]).keys() == {
+    example = {"input_ids": [2, 4, 3], "attention_mask": [1, 1, 1], "output_positions": [1], "labels": [7]}
+    assert collator(tiny_tokenizer(), tiny_masked_lm())([example]).keys() == {
         "input_ids",
         "attention_mask",
         "output_positions",

@@ -110,8 +110,8 @@ def test_transformers_is_asked_for_safetensors_and_no_code(checkpoint: Path, mon
         asked.append(options)
         raise OSError("enough")
 
-    for loader in ("AutoModelForSequenceClassification", "AutoTokenizer"):
-        monkeypatch.setattr(f"stages.tasks.text_classification.{loader}.from_pretrained", from_pretrained)
+    for loader in ("text_classification.AutoModelForSequenceClassification", "texts.AutoTokenizer"):
+        monkeypatch.setattr(f"stages.tasks.{loader}.from_pretrained", from_pretrained)
     for load in (lambda: load_model(checkpoint, LABELS), lambda: load_processor(checkpoint)):
         with pytest.raises(InputError, match="enough"):
             load()
