@@ -39,9 +39,9 @@ SIMILARITY_FILE = "similarity.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh", ".ipynb", ".js", ".c", ".cpp", ".cu", ".h")
 WEIGHT_FORMATS = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".distcp", ".mar",
-    ".nemo", ".msgpack", ".h5", ".hdf5", ".keras", ".ot", ".npz", ".npy", ".gguf", ".ggml", ".pdparams", ".params", ".pb",
-    ".meta", ".index", ".data-00000-of-00001", ".tflite", ".mlmodel", ".engine", ".onnx", ".onnx_data", ".onnx.data",
-    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z",
+    ".nemo", ".msgpack", ".h5", ".hdf5", ".keras", ".ot", ".npz", ".npy", ".gguf", ".ggml", ".pdparams", ".params",
+    ".pb", ".meta", ".index", ".data-00000-of-00001", ".tflite", ".mlmodel", ".engine", ".onnx", ".onnx_data",
+    ".onnx.data", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z",
 )
 # fmt: on
 CARDS = (CHECKPOINT_CARD, "contents.json", "fisher.json", "kfac.json", "gram.json", "readme.md")  # of other weights

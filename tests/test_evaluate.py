@@ -61,6 +61,24 @@ def test_texts_without_labels_are_no_test(tmp_path: Path, monkeypatch: pytest.Mo
         evaluate("adapted")
 
 
+def test_longer_texts_of_another_models_task_are_cut_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model gets what it reads of them, their beginnings; what it was trained for is not touched by that."""
+    short = make_task(tmp_path / "short", ["bad", "good"], max_length=6)
+    long = make_task(tmp_path / "long", ["bad", "good"], max_length=64)
+    tiny_bert(["bad", "good"], max_position_embeddings=6).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    card = {"base_model_prefix": "bert", "labels": ["bad", "good"], "task": "short", "origin": {}}
+    write_json(tmp_path / "model/checkpoint.json", card)
+    found, cut = predict(tmp_path / "model", [short, long])
+    assert cut == {"long": 6}
+    assert capsys.readouterr().err == "long: the model reads 6 tokens of its texts, which may have 64\n"
+    logits = [np.stack(list(found.loc[found["task"] == task, "logits"])) for task in ("short", "long")]
+    np.testing.assert_array_equal(*logits)  # the same sentences
+    assert predict(tmp_path / "model", [short])[1] == {}
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     task = make_task(tmp_path / "reviews", ["bad", "good"])
     checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")

@@ -6,15 +6,22 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2Model,
+    Trainer,
+    pipeline,
+)
 
-from stages.artifacts import read_json
+from stages.artifacts import read_json, write_json
 from stages.errors import InputError
-from stages.finetune import bring_in, second_moments, train
+from stages.finetune import bring_in, second_moments, train, training_arguments
 from stages.params import FinetuneSettings, Task
 from stages.tasks.data import TaskData, write_task
 from stages.tensors import TensorFiles, fingerprint
-from tests.tiny import save_base, sentiment_table, tiny_bert
+from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
 
 @pytest.fixture
@@ -110,6 +117,110 @@ def test_moments_are_kept_where_wanted(tmp_path: Path, task: TaskData) -> None:
     assert not (plain[0] / "adam.safetensors").exists()
     assert TensorFiles(keeping[0], "adam").specs.keys() == TensorFiles(keeping[0]).specs.keys()
     assert read_json(plain[0] / "checkpoint.json") == read_json(keeping[0] / "checkpoint.json")
+
+
+def test_moments_of_what_no_step_or_not_every_step_uses() -> None:
+    """Against the mean of all steps' squares in float64: torch's optimizers pass over a gradient that is None."""
+    torch.manual_seed(0)
+    parts = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2) for name in ("always", "sometimes", "never")})
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-9, betas=(0.9, 1 - 1e-7))
+    squares = []
+    for step in range(6):
+        optimizer.zero_grad()
+        inputs = torch.randn(4, 3)
+        output = parts["always"](inputs) + (parts["sometimes"](inputs) if step in (1, 4) else 0)
+        output.square().mean().backward()
+        weight = parts["sometimes"].weight
+        squares.append(torch.zeros(2, 3) if weight.grad is None else weight.grad.double().square())
+        optimizer.step()
+    found = second_moments(optimizer, parts, batch_size=4)
+    assert found.keys() == dict(parts.named_parameters()).keys()
+    torch.testing.assert_close(found["sometimes.weight"].double(), 4 * sum(squares) / 6, rtol=1e-2, atol=0)
+    assert found["never.weight"].dtype == torch.float32
+    assert found["never.weight"].shape == (2, 3)
+    assert not found["never.weight"].any()
+
+
+def test_one_gpu_whatever_the_process_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers multiply a batch by the number of GPUs that they see, unless a launcher gives each process one."""
+    monkeypatch.setenv("FISHER_DEVICE", "auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    arguments = training_arguments(FinetuneSettings(batch_size=8), tmp_path / "progress", "random")
+    assert arguments.n_gpu == 1
+    trainer = Trainer(tiny_bert(), arguments, train_dataset=[{"input_ids": [2, 3], "labels": 0}] * 40)
+    assert trainer.args.n_gpu == 1
+    assert trainer.args.train_batch_size == trainer.get_train_dataloader().total_batch_size == 8
+
+
+def test_a_base_without_a_padding_token_leaves_a_checkpoint_that_has_one(tmp_path: Path, task: TaskData) -> None:
+    """As GPT-2 is published; others that load the checkpoint get for a batch what they get for its texts alone."""
+    torch.manual_seed(0)
+    GPT2Model(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=24)).save_pretrained(
+        tmp_path / "base"
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").pad_token is None
+    out, curves, progress = outputs(tmp_path)
+    train(tmp_path / "base", task, FinetuneSettings(epochs=1, batch_size=8), out, curves, progress)
+    assert read_json(out / "config.json")["pad_token_id"] == 3
+    assert AutoTokenizer.from_pretrained(out).pad_token == "[SEP]"
+    classify = pipeline("text-classification", str(out))
+    texts = task.read("test")["text"].tolist()
+    together, alone = classify(texts, batch_size=5), [classify(text)[0] for text in texts]
+    assert [found["score"] for found in together] == pytest.approx([one["score"] for one in alone], rel=1e-4)
+
+
+def test_what_the_base_has_besides_is_kept(tmp_path: Path, task: TaskData) -> None:
+    save_base(tmp_path / "base")
+    kept = {"chat_template.jinja": "{{ messages }}", "spm.model": "x", "1_Pooling/config.json": "{}", "LICENSE": "free"}
+    left = {
+        "README.md": "# the base",
+        "modeling_own.py": "x = 1",
+        "pytorch_model.bin": "x",
+        "special_tokens_map.json": '{"pad_token": "[MASK]"}',
+    }
+    for name, content in {**kept, **left}.items():
+        (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "base" / name).write_text(content)
+    write_json(tmp_path / "base/tokenizer_config.json", read_json(tmp_path / "base/tokenizer_config.json"))
+    trained, brought = outputs(tmp_path, "trained"), outputs(tmp_path, "brought")
+    train(tmp_path / "base", task, FinetuneSettings(epochs=1, batch_size=8), *trained)
+    (tmp_path / "base/special_tokens_map.json").unlink()
+    for name, content in {**kept, **left}.items():
+        if name in left:
+            assert not (trained[0] / name).exists()
+        else:
+            assert (trained[0] / name).read_text() == content
+    (trained[0] / "spm.model").write_text("y")
+    bring_in(trained[0], task, brought[0])
+    assert (brought[0] / "spm.model").read_text() == "y"
+    assert (brought[0] / "1_Pooling/config.json").is_file()
+
+
+def test_a_base_whose_tokenizer_knows_nothing_of_the_task(tmp_path: Path, checkpoint: Path, task: TaskData) -> None:
+    """With training, or as a finished model; and a model that says more than its logits is measured by these alone."""
+    write_json(checkpoint / "config.json", read_json(checkpoint / "config.json") | {"output_hidden_states": True})
+    train(checkpoint, task, FinetuneSettings(epochs=1, batch_size=8), *outputs(tmp_path, "well"))
+    tiny_tokenizer([f"w{number}" for number in range(15)]).save_pretrained(checkpoint)
+    with pytest.raises(
+        InputError, match=r"does not know (\d+) of the \1 tokens \(100%\) of the training texts of reviews"
+    ):
+        train(checkpoint, task, FinetuneSettings(), *outputs(tmp_path, "strange"))
+    with pytest.raises(InputError, match=r"does not know (\d+) of the \1 tokens"):
+        bring_in(checkpoint, task, outputs(tmp_path, "brought")[0])
+    for file in checkpoint.glob("*token*"):
+        file.unlink()
+    with pytest.raises(InputError, match="its tokenizer knows no words; BertTokenizer reads them from vocab"):
+        bring_in(checkpoint, task, outputs(tmp_path, "none")[0])
+
+
+def test_a_finished_model_that_cannot_read_its_task(tmp_path: Path, checkpoint: Path) -> None:
+    long = make_task(tmp_path / "long", ["bad", "good"], max_length=25)
+    with pytest.raises(InputError, match=r"tasks\.long\.max_length = 25: the model reads at most 24 tokens"):
+        bring_in(checkpoint, long, outputs(tmp_path)[0])
 
 
 def test_diverged_training_is_an_error(tmp_path: Path, task: TaskData) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import ViTForImageClassification
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTForImageClassification
 
 from stages.artifacts import ADAM, read_json, tree_sha256, write_json
 from stages.errors import InputError
@@ -247,3 +247,17 @@ def test_the_recipes_base_is_a_small_vit_of_grey_digits() -> None:
     processor = load_processor(base)
     processor.check([image])
     assert model(pixel_values=processor([image, image])).logits.shape == (2, 10)
+
+
+def test_moments_of_a_model_with_a_parameter_that_nothing_uses(tmp_path: Path, task: TaskData) -> None:
+    """Dinov2's mask token takes part in its pre-training only."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = Dinov2Config(**sizes, image_size=8, patch_size=4, num_channels=1)
+    Dinov2ForImageClassification(config).save_pretrained(tmp_path / "base")
+    save_image_processor(tmp_path / "base")
+    settings, places = FinetuneSettings(epochs=1, batch_size=8), outputs(tmp_path)
+    train(tmp_path / "base", task, settings, *places, keep_moments=True)
+    moments = load_file(places[0] / f"{ADAM}.safetensors")
+    assert moments.keys() == load_file(places[0] / "model.safetensors").keys()
+    assert {name for name, values in moments.items() if not values.any()} == {"dinov2.embeddings.mask_token"}
