@@ -1,9 +1,13 @@
 """Statistics other than the diagonal, estimated the way the Fisher stage estimates it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stages.curvature import CurvatureStatistics, curvature_statistics
 from stages.curvature.capture import Capture
@@ -12,6 +16,7 @@ from stages.estimates import estimated_statistics
 from stages.params import FisherSettings
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_processor
+from tests.project import ROOT
 from tests.test_finetune import make_task
 from tests.test_fisher import Killed, interrupted
 
@@ -102,3 +107,53 @@ def test_sums_that_were_torn_when_memory_ran_out_are_replaced(
     monkeypatch.setattr(Capture, "__exit__", failing)
     assert_equal(estimated(checkpoint, task, tmp_path / "out", statistic), wanted, tolerance=1e-4)
     assert tried == sizes  # K-FAC's begin with the comparison with autograd
+
+
+PROCESS = """
+import os, signal, sys, time
+from pathlib import Path
+import stages.progress
+from safetensors.torch import save_file
+from stages.curvature import Estimation
+from stages.estimates import estimated_statistics
+from stages.params import FisherSettings
+from stages.tasks.data import TaskData
+
+checkpoint, task, out, how = sys.argv[1:]
+stages.progress.SAVE_SECONDS = 0.0
+if how == "again":
+    Estimation.add = None  # nothing is left to add
+settings = FisherSettings(examples=20, batch_size=2)
+with estimated_statistics(Path(checkpoint), TaskData.open(Path(task)), settings, Path(out), ["diagonal"]) as found:
+    if found is not None and how == "killed":
+        time.sleep(2)  # the other process has nothing more to do than wait
+        os.kill(os.getpid(), signal.SIGKILL)
+    if found is not None:
+        save_file(found.statistics.diagonal, out)
+"""
+
+
+def test_all_processes_keep_their_sums_until_the_first_has_written(
+    tmp_path: Path, checkpoint: Path, task: TaskData
+) -> None:
+    """Real ones, with gloo; the first is killed while it writes what all have added up."""
+    (tmp_path / "process.py").write_text(PROCESS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def run(how: str) -> int:
+        arguments = [tmp_path / "process.py", checkpoint, task.directory, tmp_path / "out", how]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "FISHER_DEVICE": "cpu"}
+        return subprocess.run([*launcher, *map(str, arguments)], env=environment, check=False).returncode
+
+    assert run("killed") != 0
+    kept = sorted(file.name for file in tmp_path.glob(".partial-*"))
+    assert kept == [f".partial-out.process-{process}.safetensors" for process in (0, 1)]
+    assert run("again") == 0
+    assert not list(tmp_path.glob(".partial-*"))
+    settings = FisherSettings(examples=20, batch_size=2)
+    with estimated_statistics(checkpoint, task, settings, tmp_path / "one", ["diagonal"]) as found:
+        assert found is not None
+    wanted, written = found.statistics.diagonal, load_file(tmp_path / "out")
+    assert written.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(written[name], value, rtol=1e-5, atol=1e-6 * float(value.max()))

@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     GPT2Model,
     Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -143,11 +144,14 @@ def test_moments_of_what_no_step_or_not_every_step_uses() -> None:
 
 def test_one_gpu_whatever_the_process_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers multiply a batch by the number of GPUs that they see, unless a launcher gives each process one."""
-    monkeypatch.setenv("FISHER_DEVICE", "auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("stages.finetune.compute_device", lambda: torch.device("cuda"))
+    plain = TrainingArguments(str(tmp_path / "plain"), per_device_train_batch_size=8, dataloader_pin_memory=False)
+    assert plain.train_batch_size == 32
     arguments = training_arguments(FinetuneSettings(batch_size=8), tmp_path / "progress", "random")
     assert arguments.n_gpu == 1
-    trainer = Trainer(tiny_bert(), arguments, train_dataset=[{"input_ids": [2, 3], "labels": 0}] * 40)
+    examples = [{"input_ids": [2, 3], "labels": 0}] * 40
+    trainer = Trainer(tiny_bert(), arguments, train_dataset=examples, eval_dataset=examples)
     assert trainer.args.n_gpu == 1
     assert trainer.args.train_batch_size == trainer.get_train_dataloader().total_batch_size == 8
 

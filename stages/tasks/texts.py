@@ -197,6 +197,5 @@ def agree_on_padding(tokenizer: Tokenizer, model: Model) -> None:
     if not usable(tokenizer.pad_token_id):
         own = {tokenizer.convert_tokens_to_ids(token): token for token in tokenizer.all_special_tokens}
         tokenizer.pad_token = own.get(chosen)
-    embeddings = model.get_input_embeddings() if rows is not None else None
-    if chosen in (tokenizer.eos_token_id, tokenizer.unk_token_id) and hasattr(embeddings, "padding_idx"):
-        embeddings.padding_idx = None  # it stands in texts too, where its embedding counts
+    if rows is not None and chosen in (tokenizer.eos_token_id, tokenizer.unk_token_id):
+        model.get_input_embeddings().padding_idx = None  # it stands in texts too, where its embedding counts
