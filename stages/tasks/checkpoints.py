@@ -156,7 +156,7 @@ def _labelling(labels: Sequence[str]) -> dict[str, Any]:
         "num_labels": len(labels),
         "id2label": names,
         "label2id": {label: position for position, label in names.items()},
-        "problem_type": None,  # a base may have been trained for another; one label of several is what it is without
+        "problem_type": "single_label_classification",  # whatever a base was trained for: it decides the loss
     }
 
 

@@ -57,13 +57,13 @@ def _why_not_loadable(checkpoint: Path, error: Exception) -> str:
     model = next((file for file in files if file.suffix in (".model", ".spm", ".tiktoken")), None)
     if model is not None and not (checkpoint / "tokenizer.json").is_file():
         tiktoken = re.match(rb"[A-Za-z0-9+/]+=* \d+\n", model.read_bytes()[:200]) is not None
-        package = "tiktoken" if tiktoken else "sentencepiece"
+        packages = "package tiktoken" if tiktoken else "packages sentencepiece and protobuf"
         if not tiktoken and is_sentencepiece_available() and is_protobuf_available():
             return f"its tokenizer's {model.name} cannot be read by sentencepiece; fetch or make it again"
         if "tiktoken" in str(error) or "entence" in str(error):
             return (
-                f"its tokenizer is in {model.name} alone, which needs the packages {package} and protobuf; install "
-                "them (`pip install`), or add the tokenizer.json that the tokenizer's save_pretrained writes with them"
+                f"its tokenizer is in {model.name} alone, which needs the {packages}; install what is missing, or "
+                "add the tokenizer.json that the tokenizer's save_pretrained writes where that is installed"
             )
     return f"its tokenizer cannot be loaded: {' '.join(str(error).split())[:400]}"
 

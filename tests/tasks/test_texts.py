@@ -310,21 +310,21 @@ def test_a_tokenizer_that_needs_no_files(tmp_path: Path, model_type: str) -> Non
 
 @pytest.mark.skipif(is_sentencepiece_available(), reason="sentencepiece is installed")
 @pytest.mark.parametrize(
-    ("model_type", "file", "content", "package"),
+    ("model_type", "file", "content", "packages"),
     [
-        ("deberta-v2", "spm.model", b"\n\x0e", "sentencepiece"),
-        ("xlm-roberta", "sentencepiece.bpe.model", b"\n\x0e\n\x05<unk>", "sentencepiece"),
-        ("t5", "spiece.model", b"\n\x0e\n\x05<pad>", "sentencepiece"),
-        ("llama", "tokenizer.model", b"\n\x0e\n\x05<unk>", "sentencepiece"),
-        ("llama", "tokenizer.model", b"IQ== 0\nIg== 1\nIw== 2\n", "tiktoken"),
+        ("deberta-v2", "spm.model", b"\n\x0e", "packages sentencepiece and protobuf"),
+        ("xlm-roberta", "sentencepiece.bpe.model", b"\n\x0e\n\x05<unk>", "packages sentencepiece and protobuf"),
+        ("t5", "spiece.model", b"\n\x0e\n\x05<pad>", "packages sentencepiece and protobuf"),
+        ("llama", "tokenizer.model", b"\n\x0e\n\x05<unk>", "packages sentencepiece and protobuf"),
+        ("llama", "tokenizer.model", b"IQ== 0\nIg== 1\nIw== 2\n", "package tiktoken"),
     ],
 )
-def test_what_a_tokenizers_file_needs(tmp_path: Path, model_type: str, file: str, content: bytes, package: str) -> None:
+def test_what_a_tokenizers_file_needs(
+    tmp_path: Path, model_type: str, file: str, content: bytes, packages: str
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(
-        InputError, match=rf"is in {file} alone, which needs the packages {package} and protobuf; .*json"
-    ):
+    with pytest.raises(InputError, match=rf"is in {file} alone, which needs the {packages}; .*json"):
         load_processor(tmp_path)
 
 
