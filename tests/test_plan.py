@@ -90,7 +90,9 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
     stages = planned_stages(load_params())
     factors = [f"{kind}-{model}" for kind in ("gram", "kfac") for model in ("books", "films")]
     assert sorted(name for name in stages if name.startswith(("gram-", "kfac-"))) == factors
-    tasks = [f"stages/tasks/{module}.py" for module in ("checkpoints", "data", "prediction", "text_classification")]
+    tasks = [
+        f"stages/tasks/{module}.py" for module in ("checkpoints", "data", "prediction", "text_classification", "texts")
+    ]
     for name in factors:
         kind, model = name.split("-")
         assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
