@@ -74,8 +74,8 @@ def test_longer_texts_of_another_models_task_are_cut_and_it_is_said(
     found, cut = predict(tmp_path / "model", [short, long])
     assert cut == {"long": 6}
     assert capsys.readouterr().err == "long: the model reads 6 tokens of its texts, which may have 64\n"
-    logits = [np.stack(list(found.loc[found["task"] == task, "logits"])) for task in ("short", "long")]
-    np.testing.assert_array_equal(*logits)  # the same sentences
+    of_short, of_long = (np.stack(list(found.loc[found["task"] == task, "logits"])) for task in ("short", "long"))
+    np.testing.assert_array_equal(of_short, of_long)  # the same sentences
     assert predict(tmp_path / "model", [short])[1] == {}
 
 

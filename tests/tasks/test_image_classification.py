@@ -252,7 +252,7 @@ def test_the_recipes_base_is_a_small_vit_of_grey_digits() -> None:
 def test_moments_of_a_model_with_a_parameter_that_nothing_uses(tmp_path: Path, task: TaskData) -> None:
     """Dinov2's mask token takes part in its pre-training only."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
     config = Dinov2Config(**sizes, image_size=8, patch_size=4, num_channels=1)
     Dinov2ForImageClassification(config).save_pretrained(tmp_path / "base")
     save_image_processor(tmp_path / "base")

@@ -49,7 +49,7 @@ def tiny(model_type: str, architecture: Any = AutoModelForSequenceClassification
     return model.eval()
 
 
-def byte_level(directory: Path, **special: str) -> None:
+def byte_level(directory: Path, **special: Any) -> None:
     """A tokenizer of bytes with the token <|end|>, number 0, like GPT-2's; without a padding token unless named."""
     vocabulary = {"<|end|>": 0} | {c: i + 1 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
