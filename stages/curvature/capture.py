@@ -174,7 +174,7 @@ class Capture:
         self._uses.update(unit.names.values())
         if self._look_for_picking and picked_rows([x for x in inputs if isinstance(x, Tensor)], self._nodes):
             self.picked.add(unit.module)
-        x = inputs[0]
+        x = inputs[0] if inputs else None
         if (
             isinstance(unit.rule, Linear)
             and isinstance(x, Tensor)

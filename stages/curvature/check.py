@@ -24,6 +24,7 @@ from stages.curvature.units import Homes, Unit
 TOLERANCE = 1e-3  # relative, in float32; its rounding is a thousand times smaller, a missed use is not small
 TOLERANCE64 = 1e-5  # in float64; squares are added up in float32
 ROUNDING = 30  # how much larger a difference may be than what another order of the same sums makes
+CANCELLED = 1e-22  # of squares in float64: a hundred thousand times what its rounding leaves
 SINGLES = 4  # examples that modules are watched on one by one
 
 
@@ -108,6 +109,7 @@ class _Comparison:
         self._right = set[str]()
         self._unknown = set(zeros)
         self._picked: set[nn.Module] = set()
+        self._sizes: dict[str, float] = {}  # of 5 G²
 
     def verdict(self) -> Verdict:
         """Compare until every parameter is right, left to autograd, or has no gradient for any of a few examples."""
@@ -192,6 +194,7 @@ class _Comparison:
                 self._zero.add(name)
                 return
             without.discard(name)
+            self._sizes[name] = size
             self._left[name] = float((self._zeros[name] - wanted).norm())
             if not self._left[name] <= self._tolerance * size:
                 differing.add(name)
@@ -207,11 +210,22 @@ class _Comparison:
         self._clear()
         return without - differing, differing
 
+    def _cancels(self, name: str) -> bool:
+        """Whether hooks and autograd both find next to nothing of what the same module's other parameters have."""
+        beside = max((self._sizes.get(other, 0.0) for other in self._homes.beside(name)), default=0.0)
+        return max(self._left[name], self._sizes.get(name, 0.0)) <= CANCELLED * beside
+
     def _rounding(self, names: Collection[str]) -> set[str]:
         """Those of the names whose difference is rounding: adding up in another order makes one as large.
 
-        A gradient that is zero but for rounding (of BERT's key biases) is never the same twice.
+        A gradient that is zero but for rounding (of BERT's key biases) is never the same twice, and far smaller than
+        that of the weights beside it, which is made of the same terms.
         """
+        cancelled = {name for name in names if self._tolerance == TOLERANCE64 and self._cancels(name)}
+        return cancelled | self._noisy(set(names) - cancelled)
+
+    def _noisy(self, names: Collection[str]) -> set[str]:
+        """Those of the names whose difference is no larger than what adding up in another order makes."""
         if not names:
             return set()
         squares: dict[str, Tensor] = {}

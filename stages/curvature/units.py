@@ -88,6 +88,11 @@ class Homes:
                 found[module] |= self._keys(module, name)
         return [Unit(module, keys, self._rule(module, keys), self._layouts[module]) for module, keys in found.items()]
 
+    def beside(self, name: str) -> set[str]:
+        """The other parameters that the modules with this one's gradients own."""
+        homes = self._homes.get(name, set())
+        return {other for other, owned in self._owners.items() if other != name and not homes.isdisjoint(owned)}
+
     def is_its_owners(self, name: str) -> bool:
         """Whether the parameter's gradients are taken from modules that own it."""
         return self._homes.get(name, set()) <= self._owners[name]

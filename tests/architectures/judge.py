@@ -49,8 +49,8 @@ def judge_class(task: str, architecture: str, class_name: str) -> list[Result]:
             model = tiny_model(class_name, tiny_config(architecture, class_name, task), initialisation).to(dtype)
             kind = kind_of(task, model)
             batch = _cast(batch_for(kind, model, settings_of(architecture)), dtype)
-            plain = autograd_fisher(kind, model, batch)
-            reference, remark = _reference(kind, model, batch)
+            reference, remark = _reference(kind, model, batch)  # first: some models keep tensors of a pass
+            plain = autograd_fisher(kind, copy.deepcopy(model), batch)
         except Exception as error:
             outcome, detail = "not buildable", _line(error)
         else:
@@ -69,7 +69,7 @@ def _judge(
         try:
             with Estimation(model, BackwardVectors(LIKELIHOODS[kind], "empirical")) as estimation:
                 estimation.add(batch)
-                slow = slow_tensors(estimation)
+                slow = estimation.slow
                 found = estimation.result().diagonal
         except ValueError as error:
             if _is_ours(error):
@@ -83,12 +83,6 @@ def _judge(
     if announced:
         return "slow in part", f"{len(slow)} of {len(found)}: {_listed(slow)}" if slow else announced[0]
     return "exact", ""
-
-
-def slow_tensors(estimation: Estimation) -> set[str]:
-    """What the estimation leaves to autograd. Only this looks inside it."""
-    verdict = estimation._verdict
-    return set(verdict.wrong) if verdict is not None else set()
 
 
 def wrong_tensors(
