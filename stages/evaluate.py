@@ -55,7 +55,7 @@ def evaluate(name: str) -> None:
         origin = card["origin"] if merge is not None else {"task": card["task"], **card["origin"]}
     with atomic_directory(EVAL / name) as partial:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
-        write_json(partial / METRICS, metrics(predictions))
+        write_json(partial / METRICS, {"format_version": FORMAT_VERSION, "tasks": metrics(predictions)})
         write_json(partial / CORRECT, {"format_version": FORMAT_VERSION, "tasks": correct(predictions, fingerprints)})
         write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})
         write_contents(partial)
@@ -170,13 +170,11 @@ def _probabilities(table: pd.DataFrame) -> np.ndarray:
 
 
 def metrics(predictions: pd.DataFrame) -> dict[str, dict[str, float | int]]:
-    """Each task's metrics, and the mean accuracy over the tasks."""
-    by_task = {
+    """Task → what its predictions (columns task, label, logits) are worth."""
+    return {
         str(task): classification_metrics(np.stack(rows["logits"].to_list()), rows["label"].to_numpy())
         for task, rows in predictions.groupby("task", sort=False)
     }
-    mean = float(np.mean([entry["accuracy"] for entry in by_task.values()]))
-    return {**by_task, "mean": {"accuracy": mean}}
 
 
 def correct(predictions: pd.DataFrame, fingerprints: Mapping[str, str]) -> dict[str, dict[str, str]]:

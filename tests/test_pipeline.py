@@ -36,15 +36,17 @@ def test_everything_runs_once_and_then_nothing(project: Project) -> None:
 
 def test_outputs(project: Project) -> None:
     names = ["books", "films", "average", "fisher", "ensemble"]
+    means = json.loads((project.root / "results/scores/mean_accuracy.json").read_text())
+    assert list(means) == names
     for name in names:
-        metrics = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())
-        assert list(metrics) == ["books", "films", "mean"]
+        metrics = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())["tasks"]
+        assert list(metrics) == ["books", "films"]
         for task in ("books", "films"):
             entry = metrics[task]
             assert entry.keys() == {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "examples"}
             assert 0 <= entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"] <= 1
             assert entry["examples"] == 12
-        assert metrics["mean"] == {"accuracy": (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2}
+        assert means[name] == (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2
         predictions = pd.read_parquet(project.root / "results/eval" / name / "predictions.parquet")
         assert list(predictions.columns) == ["task", "label", "logits"]
         assert len(predictions) == 24
@@ -66,8 +68,9 @@ def test_outputs(project: Project) -> None:
 
 
 def test_metrics_and_plots_are_shown(project: Project) -> None:
-    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
-    assert "results/eval/fisher/metrics.json" in shown[""]["data"]
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    means = json.loads((project.root / "results/scores/mean_accuracy.json").read_text())
+    assert {file: found["data"] for file, found in shown.items()} == {"results/scores/mean_accuracy.json": means}
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.root / "plots/index.html").read_text()
     assert "Mean accuracy on the test splits" in page
