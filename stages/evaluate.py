@@ -25,9 +25,10 @@ from stages.artifacts import (
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
-from stages.params import Ensemble, load_params
+from stages.params import Ensemble
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
 from stages.plan import evaluated_tasks
+from stages.settings import stage_params
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import classification_metrics
@@ -36,7 +37,7 @@ from stages.tensors import TensorFiles, verify_checkpoint
 
 def evaluate(name: str) -> None:
     """Evaluate the model or merge `name` on every task whose labels it predicts."""
-    params = load_params()
+    params = stage_params(f"evaluate-{name}")
     merge = params.merges.get(name)
     if name not in params.models and merge is None:
         raise InputError(f"params.yaml: there is no model or merge {name!r}")

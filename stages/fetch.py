@@ -22,8 +22,9 @@ from stages.artifacts import atomic_directory, tree_sha256
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.errors import InputError
-from stages.params import Source, load_params
+from stages.params import Source
 from stages.paths import SOURCES
+from stages.settings import stage_params
 
 MAX_BYTES = 100_000_000_000  # of all files taken from a package: more is a mistake or an attack
 MAX_MEMBERS = 1_000_000  # of a tar archive
@@ -32,7 +33,7 @@ MAX_PIECE = 16 << 20  # that is read of a tar archive at once
 
 def fetch(name: str) -> None:
     """Bring the source `name` in, whole, after checking it against its pin."""
-    sources = load_params().sources
+    sources = stage_params(f"fetch@{name}").sources
     if name not in sources:
         raise InputError(f"params.yaml: sources: there is no source {name!r}")
     fetch_source(sources[name], SOURCES / name)

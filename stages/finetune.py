@@ -25,15 +25,17 @@ from stages.artifacts import (
     tree_sha256,
     write_json,
 )
+from stages.code import code_sha256
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.device import compute_device, reproducible
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
-from stages.params import FinetuneSettings, load_params
+from stages.params import FinetuneSettings
 from stages.paths import FINETUNED, TASKS, TRAINING
 from stages.plan import base_place
-from stages.tasks import metrics, task_kind
+from stages.settings import stage_params
+from stages.tasks import metrics, module_of, task_kind
 from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.prediction import rows
@@ -46,7 +48,7 @@ def finetune(name: str) -> None:
 
     A fine-tuning that was killed goes on from what it saved beside its output.
     """
-    params = load_params()
+    params = stage_params(f"finetune-{name}")
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
@@ -127,7 +129,6 @@ def train(
         data_collator=kind.collator(processor),
         compute_metrics=accuracy if task.labels else None,
     )
-    here = Path(__file__)
     identity = {
         "base": tree_sha256(base),  # with its configuration and processor
         "labels": list(task.labels),
@@ -136,10 +137,7 @@ def train(
         "libraries": library_versions("torch", "transformers", "accelerate"),
         "device": trainer.args.device.type,
         "batch": trainer.args.train_batch_size,  # of all the machine's GPUs
-        "code": [
-            tree_sha256(file)
-            for file in [here, here.with_name("training_progress.py"), *sorted((here.parent / "tasks").glob("*.py"))]
-        ],
+        "code": code_sha256("finetune", module_of(task.kind)),
     }
     with reproducible(trainer.args.device):
         TrainingProgress(trainer, identity).train()

@@ -22,9 +22,9 @@ from stages.artifacts import (
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
-from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, SCORES, SEARCH, SIMILARITY
-from stages.plan import check_plan, evaluated_models, models_with_fishers
+from stages.plan import check_plan, models_with_fishers, roles
+from stages.settings import stage_params
 
 FILE = "scores.json"
 MEANS = "mean_accuracy.json"  # one figure a result: the metric that `dvc metrics show` and `dvc exp show` have
@@ -75,11 +75,11 @@ class Scores:
 
 def scores() -> None:
     """Collect the results of every model and merge of params.yaml, in its order."""
-    params = load_params()
+    params = stage_params("scores")
     check_plan(params)
     searched = [name for name, merge in params.merges.items() if merge.search is not None]
     found = Scores(
-        [_result(name, role, name in searched) for name, role in _roles(params).items()],
+        [_result(name, role, name in searched) for name, role in roles(params).items()],
         {name: _read_sweep(SEARCH / name / SWEEP) for name in searched},
         _read_similarity() if models_with_fishers(params) else {},
     )
@@ -127,14 +127,6 @@ def _read_sweep(file: Path) -> list[dict[str, float]]:
         raise InputError(f"{file}: not found") from None
     except (ValueError, TypeError, csv.Error):
         raise InputError(f"{file}: is no table of numbers; {anew(file.parent)}") from None
-
-
-def _roles(params: Params) -> dict[str, str]:
-    """What is evaluated, by name; from params.yaml, since old results of deleted merges may still lie on the disk."""
-    merges = {
-        name: "baseline" if isinstance(merge.options, Ensemble) else "merge" for name, merge in params.merges.items()
-    }
-    return dict.fromkeys(evaluated_models(params), "model") | merges
 
 
 if __name__ == "__main__":
