@@ -311,7 +311,7 @@ def _entries(section: object, prefix: str) -> dict[str, Any]:
 def check_ends() -> None:
     """Raise `InputError` unless the stages of dvc.yaml depend on their settings and on all the code that they run."""
     wanted = {
-        "settings": [str(PARAMS_FILE), str(PLAN_FILE), *code_of("settings", "params", "plan")],
+        "settings": [str(PARAMS_FILE), *code_of("settings", "params", "plan")],
         "fetch": [str(settings_file("fetch@${key}")), *code_of("fetch")],
         "prepare": [str(settings_file("prepare@${key}")), str(SOURCES / "${item.source}"), *code_of("prepare")],
         "report": [str(SCORES), *code_of("report")],
