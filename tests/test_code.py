@@ -14,6 +14,7 @@ from tests.project import ROOT, Project, tiny_params
 TRACER = """
 import json, os, runpy, sys, threading
 module, report, root = sys.argv[1], sys.argv[2], os.path.realpath("stages") + os.sep
+sys.path.insert(0, os.getcwd())
 called = set()
 
 def look(frame, event, argument):
