@@ -281,8 +281,18 @@ def _fetch_hub(source: Source, out: Path) -> None:
         _copy_wanted(Path(folder), out, source.files)
 
 
+def local_path(path: str) -> Path:
+    """Where a source's `path` is: from the project or, in an experiment, from the project that it is one of.
+
+    `dvc exp run --temp` and `--queue` run in a directory of their own, and DVC_ROOT names the project.
+    """
+    found = Path(os.path.expanduser(path))  # noqa: PTH111 (which raises for an unknown user)
+    elsewhere = Path(os.environ.get("DVC_ROOT", "")) / found
+    return elsewhere if not found.exists() and elsewhere.exists() else found
+
+
 def _fetch_path(source: Source, out: Path) -> None:
-    path = Path(os.path.expanduser(str(source.path)))  # noqa: PTH111 (which raises for an unknown user)
+    path = local_path(str(source.path))
     if not path.exists():
         # Experiments may run in a directory of their own (`dvc exp run --temp`), from which other paths lead elsewhere.
         seen_from = "" if path.is_absolute() else f" seen from {Path.cwd()}; an absolute path holds everywhere"

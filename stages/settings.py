@@ -12,7 +12,6 @@ from typing import Any
 
 from stages.artifacts import atomic_directory
 from stages.command import run_stage
-from stages.contents import write_contents
 from stages.errors import InputError
 from stages.params import Ensemble, Merge, Params, bytes_of, load_params
 from stages.paths import SETTINGS
@@ -40,7 +39,6 @@ def settings() -> None:
     with atomic_directory(SETTINGS) as partial:
         for stage in (*stages, *planned_stages(params)):
             (partial / settings_file(stage).name).write_text(settings_text(stage, params), encoding="utf-8")
-        write_contents(partial)
 
 
 def stage_params(stage: str) -> Params:

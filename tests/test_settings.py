@@ -90,14 +90,14 @@ def test_a_changed_default_is_told_to_whom_it_is_in_force_for(content: dict[str,
         return {file.stem: file.read_text() for file in (project.root / "results/settings").iterdir()}
 
     before = files()
-    assert before.keys() == told(parse_params(content)).keys() | {"contents"}
+    assert before == told(parse_params(content))
     for name, old, new, stages in DEFAULTS:
         file = project.root / "stages/params" / name
         text = file.read_text()
         assert text.count(old) == 1, old
         file.write_text(text.replace(old, new))
         after = files()
-        assert sorted(stage for stage in before if before[stage] != after[stage]) == ["contents", *stages.split()], new
+        assert sorted(stage for stage in before if before[stage] != after[stage]) == stages.split(), new
         file.write_text(text)
 
 
@@ -125,14 +125,12 @@ def test_a_models_sections_are_told_apart(content: dict[str, Any]) -> None:
 
 
 def test_a_coefficient_is_told_to_its_merge(content: dict[str, Any]) -> None:
-    for name, stages in {
-        "fisher": {"merge-fisher"},
-        "ensemble": {"evaluate-ensemble"},
-        "sought": {"search-sought"},  # whose result the merge takes
-    }.items():
-        assert changed(content, lambda params, name=name: params["merges"][name]["coefficients"].update(books=0.1)) == (
-            stages
-        )
+    def coefficient_of(name: str) -> set[str]:
+        return changed(content, lambda params: params["merges"][name]["coefficients"].update(books=0.1))
+
+    assert coefficient_of("fisher") == {"merge-fisher"}
+    assert coefficient_of("ensemble") == {"evaluate-ensemble"}
+    assert coefficient_of("sought") == {"search-sought"}, "the merge takes what it finds"
 
 
 def turned(params: dict[str, Any], *keys: str) -> None:
@@ -145,6 +143,9 @@ def turned(params: dict[str, Any], *keys: str) -> None:
 
 
 def test_an_order_is_told_where_it_counts_and_is_nothing_elsewhere(content: dict[str, Any]) -> None:
+    def turning(*keys: str) -> set[str]:
+        return changed(content, lambda params: turned(params, *keys))
+
     for keys in (
         ["sources"],
         ["tasks"],
@@ -152,11 +153,11 @@ def test_an_order_is_told_where_it_counts_and_is_nothing_elsewhere(content: dict
         ["merges", "fisher"],
         *(["merges", name, "coefficients"] for name in content["merges"]),
     ):
-        assert changed(content, lambda params, keys=keys: turned(params, *keys)) == set(), keys
+        assert turning(*keys) == set(), keys
     # Outputs are in the labels' order; results are listed in that of models and merges.
-    assert changed(content, lambda params: turned(params, "tasks", "stars", "labels")) == {"prepare@stars"}
-    assert changed(content, lambda params: turned(params, "models")) == {"scores"}
-    assert changed(content, lambda params: turned(params, "merges")) == {"scores"}
+    assert turning("tasks", "stars", "labels") == {"prepare@stars"}
+    assert turning("models") == {"scores"}
+    assert turning("merges") == {"scores"}
 
 
 def test_a_result_is_the_same_for_coefficients_in_any_order(content: dict[str, Any]) -> None:
