@@ -290,15 +290,28 @@ def write_plan(params: Params, file: Path) -> None:
 
 def check_plan(params: Params) -> None:
     """Raise `InputError` unless models/dvc.yaml is what params.yaml asks for; it says which entries differ."""
+    _refuse(_differences(params))
+
+
+def check_stage(stage: str, params: Params) -> None:
+    """Raise `InputError` unless models/dvc.yaml has the stage as params.yaml asks for it: with all that it reads."""
+    _refuse({kind: names & {stage} for kind, names in _differences(params).items()})
+
+
+def _differences(params: Params) -> dict[str, set[str]]:
+    """What is wrong with models/dvc.yaml → the stages and artifacts of which it is."""
     content = _read(PLAN_FILE)
     found = _entries(content.get("stages"), "") | _entries(content.get("artifacts"), "artifact ")
     wanted = _entries(planned_stages(params), "") | _entries(planned_artifacts(params), "artifact ")
-    complaints = {
+    return {
         "missing": wanted.keys() - found.keys(),
         "stale": {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]},
         f"not in {PARAMS_FILE}": found.keys() - wanted.keys(),
     }
-    listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in complaints.items() if names)
+
+
+def _refuse(differences: Mapping[str, set[str]]) -> None:
+    listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in differences.items() if names)
     if listed:
         raise InputError(f"{PLAN_FILE} is not what {PARAMS_FILE} asks for ({listed}); run `make plan`")
 

@@ -29,7 +29,7 @@ from stages.errors import InputError
 from stages.merging.ingredients import Ingredients
 from stages.params import Ensemble, Merge, Params
 from stages.paths import FINETUNED, SEARCH, TASKS
-from stages.plan import base_directory, check_plan, search_tasks, statistics_directories
+from stages.plan import base_directory, search_tasks, statistics_directories
 from stages.progress import Progress
 from stages.searching.live_model import LiveModel, expert_score
 from stages.searching.sampling import Coefficients, Sampler, best, make_sampler
@@ -45,7 +45,6 @@ def search(name: str) -> None:
     params = stage_params(f"search-{name}")
     if name not in params.merges or params.merges[name].search is None:
         raise InputError(f"params.yaml: merges: there is no merge {name!r} with a `search`")
-    check_plan(params)
     merge = params.merges[name]
     tasks = [TaskData.open(TASKS / task) for task in search_tasks(merge, params)]
     search_coefficients(merge, params, tasks, SEARCH / name)

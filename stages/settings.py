@@ -18,7 +18,7 @@ from stages.paths import SETTINGS
 from stages.plan import (
     base_directory,
     check_ends,
-    check_plan,
+    check_stage,
     evaluated_tasks,
     models_with_fishers,
     planned_stages,
@@ -28,13 +28,13 @@ from stages.plan import (
 )
 
 RUN_BY_DVC = "DVC_STAGE"  # environment variable that DVC sets
+ENDS = ("fetch@", "prepare@")  # stages of dvc.yaml, which are in no plan
 
 
 def settings() -> None:
-    """Write every stage's settings, unless dvc.yaml or models/dvc.yaml is not what params.yaml asks for."""
+    """Write every stage's settings."""
     params = load_params()
     check_ends()
-    check_plan(params)
     stages = [*(f"fetch@{name}" for name in params.sources), *(f"prepare@{name}" for name in params.tasks)]
     with atomic_directory(SETTINGS) as partial:
         for stage in (*stages, *planned_stages(params)):
@@ -42,20 +42,23 @@ def settings() -> None:
 
 
 def stage_params(stage: str) -> Params:
-    """params.yaml, for a stage; run by dvc, it must say what dvc has recorded of it.
+    """params.yaml, for a stage; when dvc runs it, it must say what dvc is going to record.
 
     Raises:
-        InputError: params.yaml is wrong, or was edited after `dvc repro` had begun.
+        InputError: params.yaml is wrong, was edited after `dvc repro` had begun, or the stage is not planned by it.
     """
     params = load_params()
+    if RUN_BY_DVC not in os.environ:
+        return params
+    try:
+        told = settings_text(stage, params)
+    except KeyError:  # a name that is gone
+        told = ""
     file = settings_file(stage)
-    if RUN_BY_DVC in os.environ and file.is_file():
-        try:
-            current = settings_text(stage, params)
-        except KeyError:  # a name that is gone
-            current = ""
-        if file.read_text(encoding="utf-8") != current:
-            raise InputError(f"params.yaml: was changed while dvc ran, in what {stage} is told; run `dvc repro` again")
+    if file.is_file() and file.read_text(encoding="utf-8") != told:
+        raise InputError(f"params.yaml: was changed while dvc ran, in what {stage} is told; run `dvc repro` again")
+    if not stage.startswith(ENDS):
+        check_stage(stage, params)  # without all its inputs among dvc's dependencies its result would be a wrong one
     return params
 
 

@@ -14,7 +14,7 @@ from stages.command import run_stage
 from stages.contents import write_contents
 from stages.merging.inputs import open_statistic
 from stages.paths import FISHERS, SIMILARITY
-from stages.plan import check_plan, models_with_fishers
+from stages.plan import models_with_fishers
 from stages.settings import stage_params
 from stages.tensors import TensorFiles, check_fingerprint
 
@@ -25,7 +25,6 @@ DIGITS = 9  # that are written
 def similarity() -> None:
     """Compare the Fishers of all models of params.yaml that have one."""
     params = stage_params("similarity")
-    check_plan(params)
     content = compare_fishers({model: FISHERS / model for model in models_with_fishers(params)})
     with atomic_directory(SIMILARITY) as partial:
         write_json(partial / SIMILARITY_FILE, {"format_version": FORMAT_VERSION, **content})
