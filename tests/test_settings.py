@@ -191,3 +191,16 @@ def test_an_edit_while_dvc_runs_is_refused(tmp_path: Path) -> None:
         lambda params: params["tasks"].update(other=params["tasks"].pop("books")) or params.update(models={}, merges={})
     )
     assert project.run(*by_dvc, "stages.prepare", "books", check=False).stderr == refused
+
+
+def test_a_stage_that_is_planned_otherwise_is_refused(tmp_path: Path) -> None:
+    """Its own entry decides, whatever is wrong with others: it would read what dvc does not know of."""
+    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
+    project.edit_params(lambda params: params["sources"].update(other=params["sources"]["base"]))
+    project.run("python", "-m", "stages.plan")
+    project.edit_params(lambda params: params["models"]["films"].update(base="other"))
+    project.run("python", "-m", "stages.settings")
+    by_dvc = ("env", "DVC_STAGE=it", "python", "-m")
+    planned = "models/dvc.yaml is not what params.yaml asks for (stale: finetune-films); run `make plan`"
+    assert project.run(*by_dvc, "stages.finetune", "films", check=False).stderr == f"error: {planned}\n"
+    assert "data/tasks/books" in project.run(*by_dvc, "stages.finetune", "books", check=False).stderr
