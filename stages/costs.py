@@ -153,8 +153,8 @@ def _evaluation_flops(name: str, counted: Counted) -> float:
     if merge is not None and isinstance(merge.options, Ensemble):
         return 0.0  # of what the models' evaluations have kept
     model = name if merge is None else merge.target_model
-    metrics = read_json(counted.root / EVAL / name / METRICS)
-    return sum(counted.forward[model, task] * entry["examples"] for task, entry in metrics.items() if task != "mean")
+    tasks = read_json(counted.root / EVAL / name / METRICS)["tasks"]
+    return sum(counted.forward[model, task] * entry["examples"] for task, entry in tasks.items())
 
 
 def _inference(name: str, counted: Counted) -> float:

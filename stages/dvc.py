@@ -39,6 +39,15 @@ def started(*arguments: str, project: Path | None = None, stderr: int | None = N
 
 def recorded_outputs(project: Path) -> dict[str, dict[str, str]]:
     """Stage → its outputs, by path, with the MD5 that dvc has of each, as they stand in a project's dvc.lock files."""
+    return _recorded("outs", project)
+
+
+def recorded_dependencies(project: Path) -> dict[str, dict[str, str]]:
+    """The same of what each stage was made of, when it ran last."""
+    return _recorded("deps", project)
+
+
+def _recorded(what: str, project: Path) -> dict[str, dict[str, str]]:
     from ruamel.yaml import YAML
 
     found: dict[str, dict[str, str]] = {}
@@ -48,5 +57,5 @@ def recorded_outputs(project: Path) -> dict[str, dict[str, str]]:
         if file.is_file():
             content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
         for stage, entry in content.get("stages", {}).items():
-            found[stage] = {out["path"]: out["md5"] for out in entry.get("outs", [])}
+            found[stage] = {file["path"]: file["md5"] for file in entry.get(what, []) if "md5" in file}
     return found

@@ -12,7 +12,8 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from stages.artifacts import library_versions, tree_sha256
+from stages.artifacts import library_versions
+from stages.code import code_sha256
 from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation
 from stages.curvature.estimation import Statistic
 from stages.curvature.memory import out_of_memory
@@ -22,7 +23,7 @@ from stages.errors import InputError
 from stages.params import FisherSettings
 from stages.progress import Progress
 from stages.statistics import STATISTIC_NAMES
-from stages.tasks import task_kind
+from stages.tasks import module_of, task_kind
 from stages.tasks.checkpoints import Model, stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.prediction import batches
@@ -101,7 +102,7 @@ def estimated_statistics(
         "encoded": encoding_fingerprint(encoded),
         **settings.model_dump(),
         "statistics": sorted(statistics),
-        **_circumstances(processes),
+        **_circumstances(processes, task.kind),
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
 
@@ -128,13 +129,12 @@ def estimated_statistics(
         processes.destroy_process_group()
 
 
-def _circumstances(processes: PartialState) -> dict[str, Any]:
+def _circumstances(processes: PartialState, kind: str) -> dict[str, Any]:
     """What sums depend on beside their inputs."""
-    here = Path(__file__)
     return {
         "processes": processes.num_processes,
         "device": processes.device.type,
-        "code": [tree_sha256(file) for file in [here, *sorted((here.parent / "curvature").glob("*.py"))]],
+        "code": code_sha256("estimates", module_of(kind)),
     }
 
 

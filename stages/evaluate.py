@@ -26,9 +26,10 @@ from stages.artifacts import (
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
-from stages.params import Ensemble, load_params
+from stages.params import Ensemble
 from stages.paths import EVAL, FINETUNED, MERGED, TASKS
 from stages.plan import evaluated_tasks
+from stages.settings import stage_params
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import classification_metrics
@@ -37,7 +38,7 @@ from stages.tensors import TensorFiles, verify_checkpoint
 
 def evaluate(name: str) -> None:
     """Evaluate the model or merge `name` on every task whose labels it predicts."""
-    params = load_params()
+    params = stage_params(f"evaluate-{name}")
     merge = params.merges.get(name)
     if name not in params.models and merge is None:
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
@@ -57,7 +58,7 @@ def evaluate(name: str) -> None:
         origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
     with atomic_directory(EVAL / name) as partial:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
-        write_json(partial / METRICS, metrics(predictions))
+        write_json(partial / METRICS, {"format_version": FORMAT_VERSION, "tasks": metrics(predictions)})
         write_json(partial / CORRECT, {"format_version": FORMAT_VERSION, "tasks": correct(predictions, fingerprints)})
         write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})
         write_contents(partial)
@@ -182,13 +183,11 @@ def _probabilities(table: pd.DataFrame) -> np.ndarray:
 
 
 def metrics(predictions: pd.DataFrame) -> dict[str, dict[str, float | int]]:
-    """Each task's metrics, and the mean accuracy over the tasks."""
-    by_task = {
+    """Task → what its predictions (columns task, label, logits) are worth."""
+    return {
         str(task): classification_metrics(np.stack(rows["logits"].to_list()), rows["label"].to_numpy())
         for task, rows in predictions.groupby("task", sort=False)
     }
-    mean = float(np.mean([entry["accuracy"] for entry in by_task.values()]))
-    return {**by_task, "mean": {"accuracy": mean}}
 
 
 def correct(predictions: pd.DataFrame, fingerprints: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -14,9 +14,10 @@ from stages.command import launch, run_stage
 from stages.curvature import CurvatureStatistics
 from stages.errors import InputError
 from stages.estimates import estimated_statistics
-from stages.params import FisherSettings, Statistic, load_params
+from stages.params import FisherSettings, Statistic
 from stages.paths import FINETUNED, TASKS
 from stages.plan import FACTORS, STATISTICS
+from stages.settings import stage_params
 from stages.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
 from stages.tasks.data import TaskData
 from stages.tensors import TensorFiles
@@ -24,7 +25,7 @@ from stages.tensors import TensorFiles
 
 def factors(kind: Statistic, name: str) -> None:
     """Estimate K-FAC factors or Gram matrices of the model `name`; in several processes, if the environment says so."""
-    params = load_params()
+    params = stage_params(f"{kind}-{name}")
     if kind not in FACTORS:
         raise InputError(f"there are no factors {kind!r}; known: {', '.join(FACTORS)}")
     if name not in params.models:

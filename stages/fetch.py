@@ -22,8 +22,9 @@ from stages.artifacts import atomic_directory, tree_sha256
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.errors import InputError
-from stages.params import Source, load_params
+from stages.params import Source
 from stages.paths import SOURCES
+from stages.settings import stage_params
 
 MAX_BYTES = 100_000_000_000  # of all files taken from a package: more is a mistake or an attack
 MAX_MEMBERS = 1_000_000  # of a tar archive
@@ -32,7 +33,7 @@ MAX_PIECE = 16 << 20  # that is read of a tar archive at once
 
 def fetch(name: str) -> None:
     """Bring the source `name` in, whole, after checking it against its pin."""
-    sources = load_params().sources
+    sources = stage_params(f"fetch@{name}").sources
     if name not in sources:
         raise InputError(f"params.yaml: sources: there is no source {name!r}")
     fetch_source(sources[name], SOURCES / name)
@@ -280,8 +281,18 @@ def _fetch_hub(source: Source, out: Path) -> None:
         _copy_wanted(Path(folder), out, source.files)
 
 
+def local_path(path: str) -> Path:
+    """Where a source's `path` is: from the project or, in an experiment, from the project that it is one of.
+
+    `dvc exp run --temp` and `--queue` run in a directory of their own, and DVC_ROOT names the project.
+    """
+    found = Path(os.path.expanduser(path))  # noqa: PTH111 (which raises for an unknown user)
+    elsewhere = Path(os.environ.get("DVC_ROOT", "")) / found
+    return elsewhere if not found.exists() and elsewhere.exists() else found
+
+
 def _fetch_path(source: Source, out: Path) -> None:
-    path = Path(os.path.expanduser(str(source.path)))  # noqa: PTH111 (which raises for an unknown user)
+    path = local_path(str(source.path))
     if not path.exists():
         # Experiments may run in a directory of their own (`dvc exp run --temp`), from which other paths lead elsewhere.
         seen_from = "" if path.is_absolute() else f" seen from {Path.cwd()}; an absolute path holds everywhere"

@@ -24,15 +24,17 @@ from stages.artifacts import (
     tree_sha256,
     write_json,
 )
+from stages.code import code_sha256
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.device import compute_device, one_gpu, reproducible
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
-from stages.params import FinetuneSettings, load_params
+from stages.params import FinetuneSettings
 from stages.paths import FINETUNED, TASKS, TRAINING
 from stages.plan import base_place
-from stages.tasks import metrics, task_kind
+from stages.settings import stage_params
+from stages.tasks import metrics, module_of, task_kind
 from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.prediction import rows
@@ -47,7 +49,7 @@ def finetune(name: str) -> None:
 
     A fine-tuning that was killed goes on from what it saved beside its output.
     """
-    params = load_params()
+    params = stage_params(f"finetune-{name}")
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     model = params.models[name]
@@ -113,7 +115,7 @@ def train(
         "examples": {split: encoding_fingerprint(encoded) for split, encoded in examples.items()},
         "settings": settings.model_dump(),
         "batch": trainer.args.train_batch_size,
-        **_circumstances(trainer.args.device),
+        **_circumstances(trainer.args.device, task.kind),
     }
     with reproducible(trainer.args.device):
         TrainingProgress(trainer, identity).train()
@@ -171,16 +173,12 @@ def _logits_alone(outputs: Any, _: torch.Tensor) -> torch.Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def _circumstances(device: torch.device) -> dict[str, Any]:
+def _circumstances(device: torch.device, kind: str) -> dict[str, Any]:
     """What a training's bits depend on beside its inputs."""
-    here = Path(__file__)
     return {
         "libraries": library_versions("torch", "transformers", "accelerate"),
         "device": device.type,
-        "code": [
-            tree_sha256(file)
-            for file in [here, here.with_name("training_progress.py"), *sorted((here.parent / "tasks").glob("*.py"))]
-        ],
+        "code": code_sha256("finetune", module_of(kind)),
     }
 
 

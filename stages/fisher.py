@@ -15,9 +15,10 @@ from stages.contents import CONTENTS
 from stages.curvature.estimation import DIAGONAL
 from stages.errors import InputError
 from stages.estimates import estimate_card, estimated_statistics
-from stages.fetch import fetch_source
-from stages.params import FisherSettings, Source, load_params
+from stages.fetch import fetch_source, local_path
+from stages.params import FisherSettings, Source
 from stages.paths import FINETUNED, FISHERS, TASKS
+from stages.settings import stage_params
 from stages.statistics import write_statistic
 from stages.tasks.data import TaskData
 from stages.tensors import TensorFiles
@@ -26,7 +27,7 @@ from stages.verification import verified_fisher
 
 def fisher(name: str) -> None:
     """Estimate the diagonal Fisher of the model `name`, in as many processes as the environment says, or bring it."""
-    params = load_params()
+    params = stage_params(f"fisher-{name}")
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     if (source := params.fisher_source(name)) is not None:
@@ -64,7 +65,7 @@ def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, atomic_directory(out) as partial:
         brought = Path(folder) / "fisher"
         fetch_source(source, brought)
-        if source.path is not None and (file := Path(source.path).expanduser()).is_file():
+        if source.path is not None and (file := local_path(source.path)).is_file():
             (brought / file.name).rename(brought / "fisher.safetensors")
             copy_files(["fisher.json"], file.parent, brought)
         verified_fisher(name, checkpoint, brought)

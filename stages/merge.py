@@ -7,17 +7,17 @@ from stages.command import leave, run_stage
 from stages.contents import verify_contents
 from stages.errors import InputError
 from stages.merging import merge_checkpoints
-from stages.params import Ensemble, load_params
+from stages.params import Ensemble
 from stages.paths import FINETUNED, MERGED, SEARCH
-from stages.plan import base_directory, check_plan, statistics_directories
+from stages.plan import base_directory, statistics_directories
+from stages.settings import stage_params
 
 
 def merge(name: str) -> None:
     """Merge the models of the merge `name`, with the λ that its search has found if it has one."""
-    params = load_params()
+    params = stage_params(f"merge-{name}")
     if name not in params.merges:
         raise InputError(f"params.yaml: merges: there is no merge {name!r}")
-    check_plan(params)  # a merge that DVC does not run with all its inputs would be a wrong result
     section = params.merges[name]
     if isinstance(section.options, Ensemble):
         raise InputError(f"params.yaml: merges.{name}: an ensemble is evaluated, not merged")

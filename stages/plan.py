@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PARTIAL_PREFIX, PREDICTIONS, SWEEP
+from stages.code import code_of
 from stages.command import run_stage
 from stages.contents import CONTENTS
 from stages.errors import InputError
@@ -24,16 +25,16 @@ from stages.paths import (
     MERGED,
     SCORES,
     SEARCH,
+    SETTINGS,
     SIMILARITY,
     SOURCES,
     TASKS,
     TRAINING,
 )
-from stages.tasks import kind_modules
+from stages.tasks import module_of
 
 PLAN_FILE = Path("models/dvc.yaml")
-ESTIMATION_CODE = ("stages/estimates.py", "stages/curvature")
-METRICS_CODE = "stages/tasks/metrics.py"
+ENDS_FILE = Path("dvc.yaml")  # the pipeline's ends, written by hand
 RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
 HEADER = """\
 # Generated from params.yaml by stages/plan.py: change params.yaml and run `make plan`, never edit this file.
@@ -93,7 +94,7 @@ def stages_before(params: Params) -> dict[str, list[str]]:
 
 def _outputs(stage: Mapping[str, Any]) -> list[str]:
     plots = [path for plot in stage.get("plots", []) for path in plot]
-    return [*stage["outs"], *stage.get("metrics", []), *plots]
+    return [*stage["outs"], *plots]
 
 
 def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
@@ -120,8 +121,19 @@ def evaluated_models(params: Params) -> list[str]:
     return [model for model, section in params.models.items() if params.tasks[section.task].labels]
 
 
+def roles(params: Params) -> dict[str, str]:
+    """What is evaluated → `model`, `merge` or `baseline`, in params.yaml's order.
+
+    Old results of deleted merges may still lie on the disk.
+    """
+    merges = {
+        name: "baseline" if isinstance(merge.options, Ensemble) else "merge" for name, merge in params.merges.items()
+    }
+    return dict.fromkeys(evaluated_models(params), "model") | merges
+
+
 def evaluated_tasks(name: str, params: Params) -> list[str]:
-    """The tasks that a model or merge is evaluated on: those whose kind and labels are its own task's, in its order.
+    """The tasks that a model or merge is evaluated on: those whose kind and labels are its own task's, by name.
 
     A merge that keeps each model's head is evaluated on its models' own tasks.
     """
@@ -145,8 +157,13 @@ def search_tasks(merge: Merge, params: Params) -> list[str]:
 
 
 def models_with_fishers(params: Params) -> list[str]:
-    """The models that have a Fisher, estimated or brought in."""
-    return [model for model, section in params.models.items() if section.fisher is not False]
+    """The models that have a Fisher, estimated or brought in, by name."""
+    return sorted(model for model, section in params.models.items() if section.fisher is not False)
+
+
+def settings_file(stage: str) -> Path:
+    """What the stage of that name is told by params.yaml."""
+    return SETTINGS / f"{stage}.json"
 
 
 def _merge_inputs(merge: Merge, params: Params) -> list[str]:
@@ -158,133 +175,96 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
     ]
 
 
-def _task_code(tasks: Iterable[str], params: Params) -> list[str]:
-    modules = {module for task in tasks for module in kind_modules(params.tasks[task].kind)}
-    return [f"stages/tasks/{module}.py" for module in sorted(modules)]
+def _stage(name: str, command: str, inputs: Iterable[str], code: Iterable[str], outs: Iterable[str]) -> dict[str, Any]:
+    """A stage's entry.
+
+    Args:
+        name: of the stage.
+        command: its module and arguments.
+        inputs: beside its settings.
+        code: its modules, as `code_of` takes them.
+        outs: its outputs.
+    """
+    return {
+        "wdir": "..",
+        "cmd": f"python -m stages.{command}",
+        "deps": [str(settings_file(name)), *inputs, *code_of(*code)],
+        "outs": list(outs),
+    }
+
+
+def _kinds(tasks: Iterable[str], params: Params) -> list[str]:
+    """The modules of the tasks' kinds."""
+    return sorted({module_of(params.tasks[task].kind) for task in tasks})
 
 
 def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
     section = params.models[model]
-    return {
-        "wdir": "..",
-        "cmd": f"python -m stages.finetune {model}",
-        "params": ["finetune", f"models.{model}"],
-        "deps": [
-            str(base_place(section.base, params)),
-            str(TASKS / section.task),
-            "stages/finetune.py",
-            "stages/training_progress.py",
-            *_task_code([section.task], params),
-        ],
-        "outs": [str(FINETUNED / model)],
-        "plots": [{str(TRAINING / model): {"x": "step"}}],
-    }
+    inputs = [str(base_place(section.base, params)), str(TASKS / section.task)]
+    code = ["finetune", *_kinds([section.task], params)]
+    stage = _stage(f"finetune-{model}", f"finetune {model}", inputs, code, [str(FINETUNED / model)])
+    return stage | {"plots": [{str(TRAINING / model): {"x": "step"}}]}
 
 
 def _fisher_stage(model: str, params: Params) -> dict[str, Any]:
-    return _estimation_stage(f"python -m stages.fisher {model}", "stages/fisher.py", FISHERS / model, model, params)
+    code = ["fisher", *_kinds([params.models[model].task], params)]
+    return _stage(f"fisher-{model}", f"fisher {model}", _estimation_inputs(model, params), code, [str(FISHERS / model)])
 
 
 def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
-    command = f"python -m stages.factors {kind} {model}"
-    return _estimation_stage(command, "stages/factors.py", STATISTICS[kind] / model, model, params)
+    code = ["factors", *_kinds([params.models[model].task], params)]
+    out = STATISTICS[kind] / model
+    return _stage(f"{kind}-{model}", f"factors {kind} {model}", _estimation_inputs(model, params), code, [str(out)])
 
 
-def _estimation_stage(command: str, code: str, out: Path, model: str, params: Params) -> dict[str, Any]:
-    task = params.models[model].task
-    return {
-        "wdir": "..",
-        "cmd": command,
-        "params": ["fisher", f"models.{model}"],
-        "deps": [str(FINETUNED / model), str(TASKS / task), code, *ESTIMATION_CODE, *_task_code([task], params)],
-        "outs": [str(out)],
-    }
+def _estimation_inputs(model: str, params: Params) -> list[str]:
+    return [str(FINETUNED / model), str(TASKS / params.models[model].task)]
 
 
 def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
+    tasks = search_tasks(merge, params)
+    inputs = [*_merge_inputs(merge, params), *(str(TASKS / task) for task in tasks)]
+    outs = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")]
+    stage = _stage(f"search-{name}", f"search {name}", inputs, ["search", *_kinds(tasks, params)], outs)
     plot = {"template": "scatter", "x": f"λ {merge.target_model}", "y": "score"}
-    return {
-        "wdir": "..",
-        "cmd": f"python -m stages.search {name}",
-        "params": [f"merges.{name}"],
-        "deps": [
-            *_merge_inputs(merge, params),
-            *(str(TASKS / task) for task in search_tasks(merge, params)),
-            "stages/search.py",
-            "stages/searching",
-            "stages/merging",
-            METRICS_CODE,
-            *_task_code(search_tasks(merge, params), params),
-        ],
-        "outs": [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")],
-        "plots": [{str(SEARCH / name / SWEEP): plot}],
-    }
+    return stage | {"plots": [{str(SEARCH / name / SWEEP): plot}]}
 
 
 def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
-    return {
-        "wdir": "..",
-        "cmd": f"python -m stages.merge {name}",
-        "params": [f"merges.{name}"],
-        "deps": [
-            *_merge_inputs(merge, params),
-            *(str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS) if merge.search is not None),
-            "stages/merge.py",
-            "stages/merging",
-        ],
-        "outs": [str(MERGED / name)],
-    }
+    found = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS) if merge.search is not None]
+    inputs = [*_merge_inputs(merge, params), *found]
+    return _stage(f"merge-{name}", f"merge {name}", inputs, ["merge"], [str(MERGED / name)])
 
 
 def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, Any]:
     tasks = evaluated_tasks(name, params)
     inputs = [str(checkpoint), *(str(TASKS / task) for task in tasks)]
-    return _result_stage(name, inputs, _task_code(tasks, params))
+    return _result_stage(name, inputs, _kinds(tasks, params))
 
 
 def _ensemble_stage(name: str, merge: Merge) -> dict[str, Any]:
     predictions = [str(EVAL / model / file) for model in merge.models for file in (CONTENTS, PREDICTIONS, CORRECT)]
-    return _result_stage(name, predictions, []) | {"params": [f"merges.{name}"]}
+    return _result_stage(name, predictions, [])
 
 
-def _result_stage(name: str, inputs: list[str], code: list[str]) -> dict[str, Any]:
-    return {
-        "wdir": "..",
-        "cmd": f"python -m stages.evaluate {name}",
-        "deps": [*inputs, "stages/evaluate.py", METRICS_CODE, *code],
-        "outs": [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, CORRECT, ORIGIN)],
-        "metrics": [str(EVAL / name / METRICS)],
-    }
+def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, Any]:
+    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, CORRECT, ORIGIN)]
+    return _stage(f"evaluate-{name}", f"evaluate {name}", inputs, ["evaluate", *kinds], outs)
 
 
 def _similarity_stage(params: Params) -> dict[str, Any]:
-    return {
-        "wdir": "..",
-        "cmd": "python -m stages.similarity",
-        "deps": [*(str(FISHERS / model) for model in models_with_fishers(params)), "stages/similarity.py"],
-        "outs": [str(SIMILARITY)],
-    }
+    fishers = [str(FISHERS / model) for model in models_with_fishers(params)]
+    return _stage("similarity", "similarity", fishers, ["similarity"], [str(SIMILARITY)])
 
 
 def _scores_stage(params: Params) -> dict[str, Any]:
-    return {
-        "wdir": "..",
-        "cmd": "python -m stages.scores",
-        "params": ["models", "merges"],
-        # File by file: dvc pulls no part of a directory.
-        "deps": [
-            *(str(EVAL / name / file) for name in (*evaluated_models(params), *params.merges) for file in RESULT_FILES),
-            *(
-                str(SEARCH / name / file)
-                for name, merge in params.merges.items()
-                if merge.search is not None
-                for file in (CONTENTS, SWEEP)
-            ),
-            *([str(SIMILARITY)] if models_with_fishers(params) else []),
-            "stages/scores.py",
-        ],
-        "outs": [str(SCORES)],
-    }
+    searched = sorted(name for name, merge in params.merges.items() if merge.search is not None)
+    inputs = [  # file by file: dvc pulls no part of a directory
+        *(str(EVAL / name / file) for name in sorted(roles(params)) for file in RESULT_FILES),
+        *(str(SEARCH / name / file) for name in searched for file in (CONTENTS, SWEEP)),
+        *([str(SIMILARITY)] if models_with_fishers(params) else []),
+    ]
+    return _stage("scores", "scores", inputs, ["scores"], [str(SCORES)])
 
 
 def plan() -> None:
@@ -310,36 +290,77 @@ def write_plan(params: Params, file: Path) -> None:
 
 def check_plan(params: Params) -> None:
     """Raise `InputError` unless models/dvc.yaml is what params.yaml asks for; it says which entries differ."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    _refuse(_differences(params))
 
-    try:
-        content = YAML(typ="safe", pure=True).load(PLAN_FILE.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{PLAN_FILE}: not found; run `make plan`") from None
-    except (YAMLError, UnicodeDecodeError):
-        raise InputError(f"{PLAN_FILE}: not valid YAML; run `make plan`") from None
-    found = _entries(content)
-    wanted = planned_stages(params) | planned_artifacts(params)
-    complaints = {
+
+def check_stage(stage: str, params: Params) -> None:
+    """Raise `InputError` unless models/dvc.yaml has the stage as params.yaml asks for it: with all that it reads."""
+    _refuse({kind: names & {stage} for kind, names in _differences(params).items()})
+
+
+def _differences(params: Params) -> dict[str, set[str]]:
+    """What is wrong with models/dvc.yaml → the stages and artifacts of which it is."""
+    content = _read(PLAN_FILE)
+    found = _entries(content.get("stages"), "") | _entries(content.get("artifacts"), "artifact ")
+    wanted = _entries(planned_stages(params), "") | _entries(planned_artifacts(params), "artifact ")
+    return {
         "missing": wanted.keys() - found.keys(),
         "stale": {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]},
         f"not in {PARAMS_FILE}": found.keys() - wanted.keys(),
     }
-    listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in complaints.items() if names)
+
+
+def _refuse(differences: Mapping[str, set[str]]) -> None:
+    listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in differences.items() if names)
     if listed:
         raise InputError(f"{PLAN_FILE} is not what {PARAMS_FILE} asks for ({listed}); run `make plan`")
 
 
-def _entries(content: object) -> dict[str, Any]:
-    """The stages and artifacts of a dvc.yaml; no two of ours have one name."""
-    sections = [content.get(key) for key in ("stages", "artifacts")] if isinstance(content, dict) else []
-    return {name: entry for section in sections if isinstance(section, dict) for name, entry in section.items()}
+def _entries(section: object, prefix: str) -> dict[str, Any]:
+    """A section's entries, told apart from another section's of the same names."""
+    return {f"{prefix}{name}": entry for name, entry in section.items()} if isinstance(section, dict) else {}
+
+
+def check_ends() -> None:
+    """Raise `InputError` unless the stages of dvc.yaml depend on their settings and on all the code that they run."""
+    wanted = {
+        "settings": [str(PARAMS_FILE), *code_of("settings", "params", "plan")],
+        "fetch": [str(settings_file("fetch@${key}")), *code_of("fetch")],
+        "prepare": [str(settings_file("prepare@${key}")), str(SOURCES / "${item.source}"), *code_of("prepare")],
+        "report": [str(SCORES), *code_of("report")],
+    }
+    stages = _entries(_read(ENDS_FILE).get("stages"), "")
+    for name, deps in wanted.items():
+        entry = stages.get(name)
+        entry = entry.get("do", entry) if isinstance(entry, dict) else {}
+        found = entry.get("deps") or []
+        if sorted(map(str, found)) != sorted(deps):
+            raise InputError(f"{ENDS_FILE}: stages.{name}.deps must be: {', '.join(deps)}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    remedy = "run `make plan`" if file == PLAN_FILE else "take this project's own"
+    try:
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; {remedy}") from None
+    except (YAMLError, UnicodeDecodeError):
+        raise InputError(f"{file}: not valid YAML; {remedy}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def check() -> None:
+    """Check models/dvc.yaml, and what is written by hand in dvc.yaml."""
+    check_plan(load_params())
+    check_ends()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
         del sys.argv[1:]
-        run_stage(lambda: check_plan(load_params()))
+        run_stage(check)
     else:
         run_stage(plan)

@@ -6,8 +6,8 @@ from stages.artifacts import atomic_directory
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
 from stages.errors import InputError
-from stages.params import load_params
 from stages.paths import SOURCES, TASKS
+from stages.settings import stage_params
 from stages.tasks.data import write_task
 from stages.tasks.labels import labels_without_examples
 from stages.tasks.tables import split_examples
@@ -15,7 +15,7 @@ from stages.tasks.tables import split_examples
 
 def prepare(name: str) -> None:
     """Turn the task's tables into examples in three splits."""
-    tasks = load_params().tasks
+    tasks = stage_params(f"prepare@{name}").tasks
     if name not in tasks:
         raise InputError(f"params.yaml: tasks: there is no task {name!r}")
     task = tasks[name]

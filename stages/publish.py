@@ -124,7 +124,7 @@ def _metrics(directory: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     if any(evaluated.get(key) != value for key, value in origin.items()):
         stage = f"models/dvc.yaml:evaluate-{directory.name}"
         raise InputError(f"{file}: is of an earlier {directory.name}; run `dvc repro {stage}`")
-    return read_json(file)
+    return dict(read_json(file)["tasks"])
 
 
 def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
@@ -311,10 +311,9 @@ def _test_results(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The section on the test splits; nothing where there are no results."""
     rows = []
     for task, entry in metrics.items():
-        if task != "mean":
-            interval = f"{_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])}"
-            accuracy = f"{_percent(entry['accuracy'])} ({interval})"
-            rows.append(f"| {task} | {accuracy} | {_percent(entry['macro_f1'])} | {entry['examples']:,} |")
+        interval = f"{_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])}"
+        accuracy = f"{_percent(entry['accuracy'])} ({interval})"
+        rows.append(f"| {task} | {accuracy} | {_percent(entry['macro_f1'])} | {entry['examples']:,} |")
     if not rows:
         return ""
     header = ["| task | accuracy, % | macro F1, % | examples |", "| --- | --- | --- | --- |"]

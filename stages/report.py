@@ -37,7 +37,7 @@ def write_report(scores: Scores, out: Path) -> None:
         ]
     )
     long.to_csv(out / "accuracy.csv", index=False)
-    means = pd.DataFrame([{"name": r.name, "mean accuracy": r.metrics["mean"]["accuracy"]} for r in results])
+    means = pd.DataFrame([{"name": r.name, "mean accuracy": r.mean_accuracy} for r in results])
     means.to_csv(out / "mean_accuracy.csv", index=False)
     experiment = Experiment(TITLE, scores)
     write_markdown(experiment, out)

@@ -11,7 +11,6 @@ from typing import Any
 
 from stages.artifacts import (
     CORRECT,
-    FORMAT_VERSION,
     METRICS,
     ORIGIN,
     SIMILARITY_FILE,
@@ -23,11 +22,13 @@ from stages.artifacts import (
 from stages.command import run_stage
 from stages.contents import verify_contents, write_contents
 from stages.errors import InputError, anew
-from stages.params import Ensemble, Params, load_params
 from stages.paths import EVAL, SCORES, SEARCH, SIMILARITY
-from stages.plan import check_plan, evaluated_models, models_with_fishers
+from stages.plan import check_plan, models_with_fishers, roles
+from stages.settings import stage_params
 
 FILE = "scores.json"
+MEANS = "mean_accuracy.json"  # one figure a result: the metric that `dvc metrics show` and `dvc exp show` have
+SCORES_VERSION = 2  # of the file; 1 had the mean among the tasks
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Result:
     Attributes:
         name: in params.yaml.
         role: `model`, `merge` or `baseline`.
-        metrics: task → its metrics; and `mean`, over the tasks.
+        metrics: task → its metrics.
         origin: how it was made.
         searched: whether its λ were found by a search.
         correct: task → `examples`, a fingerprint of the test examples, and `correct`, a 0 or 1 for each.
@@ -49,6 +50,11 @@ class Result:
     origin: Mapping[str, Any]
     searched: bool = False
     correct: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean over its tasks, each of which counts alike."""
+        return sum(entry["accuracy"] for entry in self.metrics.values()) / len(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,17 @@ class Scores:
 
 def scores() -> None:
     """Collect the results of every model and merge of params.yaml, in its order."""
-    params = load_params()
+    params = stage_params("scores")
     check_plan(params)
     searched = [name for name, merge in params.merges.items() if merge.search is not None]
     found = Scores(
-        [_result(name, role, name in searched) for name, role in _roles(params).items()],
+        [_result(name, role, name in searched) for name, role in roles(params).items()],
         {name: _read_sweep(SEARCH / name / SWEEP) for name in searched},
         _read_similarity() if models_with_fishers(params) else {},
     )
     with atomic_directory(SCORES) as partial:
-        write_json(partial / FILE, {"format_version": FORMAT_VERSION, **asdict(found)})
+        write_json(partial / FILE, {"format_version": SCORES_VERSION, **asdict(found)})
+        write_json(partial / MEANS, {result.name: result.mean_accuracy for result in found.results})
         write_contents(partial)
 
 
@@ -87,11 +94,10 @@ def read_scores(directory: Path = SCORES) -> Scores:
     file = directory / FILE
     verify_contents(directory)
     content = read_json(file)
-    try:
-        results = [Result(**result) for result in content["results"]]
-        return Scores(results, content["sweeps"], content["fishers"])
-    except (KeyError, TypeError):
-        raise InputError(f"{file}: is no collection of results as they are now; {anew(directory)}") from None
+    if content.get("format_version") != SCORES_VERSION:
+        raise InputError(f"{file}: is no collection of results as they are now; {anew(directory)}")
+    results = [Result(**result) for result in content["results"]]
+    return Scores(results, content["sweeps"], content["fishers"])
 
 
 def _result(name: str, role: str, searched: bool) -> Result:
@@ -100,7 +106,7 @@ def _result(name: str, role: str, searched: bool) -> Result:
     return Result(
         name,
         role,
-        read_json(place / METRICS),
+        read_json(place / METRICS)["tasks"],
         read_json(place / ORIGIN),
         searched,
         read_json(place / CORRECT)["tasks"],
@@ -121,14 +127,6 @@ def _read_sweep(file: Path) -> list[dict[str, float]]:
         raise InputError(f"{file}: not found") from None
     except (ValueError, TypeError, csv.Error):
         raise InputError(f"{file}: is no table of numbers; {anew(file.parent)}") from None
-
-
-def _roles(params: Params) -> dict[str, str]:
-    """What is evaluated, by name; from params.yaml, since old results of deleted merges may still lie on the disk."""
-    merges = {
-        name: "baseline" if isinstance(merge.options, Ensemble) else "merge" for name, merge in params.merges.items()
-    }
-    return dict.fromkeys(evaluated_models(params), "model") | merges
 
 
 if __name__ == "__main__":

@@ -22,27 +22,29 @@ from stages.artifacts import (
     tree_sha256,
     write_json,
 )
+from stages.code import code_sha256
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.errors import InputError
 from stages.merging.ingredients import Ingredients
-from stages.params import Ensemble, Merge, Params, load_params
+from stages.params import Ensemble, Merge, Params
 from stages.paths import FINETUNED, SEARCH, TASKS
-from stages.plan import base_directory, check_plan, search_tasks, statistics_directories
+from stages.plan import base_directory, search_tasks, statistics_directories
 from stages.progress import Progress
 from stages.searching.live_model import LiveModel, expert_score
 from stages.searching.sampling import Coefficients, Sampler, best, make_sampler
 from stages.searching.sweep import sweep_chart, sweep_table
+from stages.settings import stage_params
+from stages.tasks import module_of
 from stages.tasks.data import TASK_CARD, TaskData
 from stages.tensors import fingerprint
 
 
 def search(name: str) -> None:
     """Search the λ of the merge `name`."""
-    params = load_params()
+    params = stage_params(f"search-{name}")
     if name not in params.merges or params.merges[name].search is None:
         raise InputError(f"params.yaml: merges: there is no merge {name!r} with a `search`")
-    check_plan(params)
     merge = params.merges[name]
     tasks = [TaskData.open(TASKS / task) for task in search_tasks(merge, params)]
     search_coefficients(merge, params, tasks, SEARCH / name)
@@ -136,8 +138,6 @@ def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData])
     statistics = [statistic for found in ingredients.statistics.values() for statistic in found.values()]
     if ingredients.prior is not None:
         statistics.append(ingredients.prior)
-    stages = Path(__file__).parent
-    folders = sorted([*(stages / "merging").glob("*.py"), *(stages / "searching").glob("*.py")])
     return {
         "merge": merge.model_dump(),
         "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
@@ -147,7 +147,7 @@ def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData])
             task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, "validation.parquet")]
             for task in tasks
         },
-        "code": [tree_sha256(file) for file in [Path(__file__), *folders]],
+        "code": code_sha256("search", *sorted({module_of(task.kind) for task in tasks})),
         "libraries": library_versions("cmaes", "numpy", "optuna", "torch", "transformers"),
     }
 

@@ -13,9 +13,9 @@ from stages.artifacts import FORMAT_VERSION, SIMILARITY_FILE, atomic_directory, 
 from stages.command import run_stage
 from stages.contents import write_contents
 from stages.merging.inputs import open_statistic
-from stages.params import load_params
 from stages.paths import FISHERS, SIMILARITY
-from stages.plan import check_plan, models_with_fishers
+from stages.plan import models_with_fishers
+from stages.settings import stage_params
 from stages.tensors import TensorFiles, check_fingerprint
 
 CHUNK = 1 << 20  # values in memory at a time, of all models together
@@ -24,8 +24,7 @@ DIGITS = 9  # that are written
 
 def similarity() -> None:
     """Compare the Fishers of all models of params.yaml that have one."""
-    params = load_params()
-    check_plan(params)
+    params = stage_params("similarity")
     content = compare_fishers({model: FISHERS / model for model in models_with_fishers(params)})
     with atomic_directory(SIMILARITY) as partial:
         write_json(partial / SIMILARITY_FILE, {"format_version": FORMAT_VERSION, **content})

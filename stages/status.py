@@ -6,15 +6,17 @@ No stage of the pipeline: it only asks dvc, in four commands, and changes nothin
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts import COEFFICIENTS, METRICS
 from stages.command import run_stage
-from stages.dvc import dvc, recorded_outputs
-from stages.params import Params, load_params
-from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, SEARCH
-from stages.plan import FACTORS, PLAN_FILE, STATISTICS, check_plan, planned_stages
+from stages.dvc import dvc, recorded_dependencies, recorded_outputs
+from stages.params import PARAMS_FILE, Params, load_params
+from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, SEARCH, SETTINGS
+from stages.plan import FACTORS, PLAN_FILE, STATISTICS, check_plan, planned_stages, settings_file
+from stages.settings import settings_text
 
 ABSENT = ("deleted", "not in cache")  # dvc's words for what is not here, which is no reason to make it again
 
@@ -26,7 +28,8 @@ def status() -> None:
     data = json.loads(dvc("data", "status", "--not-in-remote", "--json"))
     has_remote = bool(dvc("config", "core.remote", check=False).strip())
     changes = {_short(stage): reasons for stage, reasons in json.loads(dvc("status", "--json")).items()}
-    why = would_run(changes, _edges(dvc("dag", "--dot")))
+    edges = [(first, second) for first, second in _edges(dvc("dag", "--dot")) if first != "settings"]
+    why = would_run(_told_otherwise(changes, params), edges)
     absent, not_pushed = (set(data.get(key, [])) for key in ("not_in_cache", "not_in_remote"))
     made = {path for outputs in recorded_outputs(Path()).values() for path in outputs}
     rows = [["", "stage", "here", "remote", "would run"]]
@@ -65,17 +68,36 @@ def would_run(changes: Mapping[str, Iterable[Any]], edges: Iterable[tuple[str, s
     return why
 
 
+def _told_otherwise(changes: Mapping[str, Iterable[Any]], params: Params) -> dict[str, list[Any]]:
+    """The changes, with those that the next run of the stage `settings` is going to make to what others depend on.
+
+    Args:
+        changes: stage → what `dvc status --json` says of it.
+        params: params.yaml as it is now.
+    """
+    found = {stage: list(entries) for stage, entries in changes.items()}
+    for stage, recorded in recorded_dependencies(Path()).items():
+        path = str(settings_file(stage))
+        if path not in recorded:
+            continue
+        try:
+            digest = md5(settings_text(stage, params).encode(), usedforsecurity=False).hexdigest()
+        except KeyError:  # it is no stage any more
+            continue
+        if digest != recorded[path]:
+            found.setdefault(stage, []).append({"changed deps": {str(PARAMS_FILE): "modified"}})
+    return found
+
+
 def _reasons(entries: Iterable[Any]) -> list[str]:
-    """What has changed, other than that it is not here: parameters by their keys, files, the command."""
+    """What has changed, other than that it is not here: files, the command."""
     found: list[str] = []
     for entry in entries:
         if isinstance(entry, str):
             found.append(entry)  # "changed command", "always changed"
             continue
         for place, change in (item for part in entry.values() for item in part.items()):
-            if isinstance(change, dict):
-                found += change
-            elif change not in ABSENT:
+            if change not in ABSENT and Path(place).parent != SETTINGS:
                 found.append(place)
     return found
 

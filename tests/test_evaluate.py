@@ -156,7 +156,7 @@ def test_the_ensemble_is_the_weighted_mean_of_probabilities(tmp_path: Path) -> N
     assert shared == {"t": "t", "u": "u"}
     p = {name: np.exp(z) / np.exp(z).sum(1, keepdims=True) for name, z in tables.items()}
     np.testing.assert_allclose(np.exp(np.stack(list(found["logits"]))), 0.75 * p["a"] + 0.25 * p["b"], rtol=1e-5)
-    assert list(metrics(found)) == ["t", "u", "mean"]
+    assert list(metrics(found)) == ["t", "u"]
 
     write_json(places["b"] / "correct.json", {"tasks": {"t": {"examples": "others", "correct": ""}}})
     with pytest.raises(InputError, match="other examples of t than a's"):

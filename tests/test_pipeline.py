@@ -28,23 +28,26 @@ def test_everything_runs_once_and_then_nothing(project: Project) -> None:
             *(f"{stage}-{name}" for stage in ("finetune", "fisher") for name in ("books", "films")),
             *("merge-average", "merge-fisher"),
             *(f"evaluate-{name}" for name in ("books", "films", "average", "fisher", "ensemble")),
-            *("similarity", "scores", "report"),
+            *("settings", "similarity", "scores", "report"),
         ]
     )
+    assert ran[0] == "settings"
     assert project.repro() == []
 
 
 def test_outputs(project: Project) -> None:
     names = ["books", "films", "average", "fisher", "ensemble"]
+    means = json.loads((project.root / "results/scores/mean_accuracy.json").read_text())
+    assert list(means) == names
     for name in names:
-        metrics = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())
-        assert list(metrics) == ["books", "films", "mean"]
+        metrics = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())["tasks"]
+        assert list(metrics) == ["books", "films"]
         for task in ("books", "films"):
             entry = metrics[task]
             assert entry.keys() == {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "examples"}
             assert 0 <= entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"] <= 1
             assert entry["examples"] == 12
-        assert metrics["mean"] == {"accuracy": (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2}
+        assert means[name] == (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2
         predictions = pd.read_parquet(project.root / "results/eval" / name / "predictions.parquet")
         assert list(predictions.columns) == ["task", "label", "logits"]
         assert len(predictions) == 24
@@ -66,8 +69,9 @@ def test_outputs(project: Project) -> None:
 
 
 def test_metrics_and_plots_are_shown(project: Project) -> None:
-    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
-    assert "results/eval/fisher/metrics.json" in shown[""]["data"]
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    means = json.loads((project.root / "results/scores/mean_accuracy.json").read_text())
+    assert {file: found["data"] for file, found in shown.items()} == {"results/scores/mean_accuracy.json": means}
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.root / "plots/index.html").read_text()
     assert "Mean accuracy on the test splits" in page
@@ -84,7 +88,7 @@ def test_a_second_run_from_scratch_gives_the_same_bits(project: Project) -> None
 
 def test_a_coefficient_reruns_its_merge_only(project: Project) -> None:
     project.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.4))
-    assert project.repro() == ["merge-fisher", "evaluate-fisher", "scores", "report"]
+    assert project.repro() == ["settings", "merge-fisher", "evaluate-fisher", "scores", "report"]
     origin = json.loads((project.root / "results/eval/fisher/origin.json").read_text())
     assert origin["coefficients"] == pytest.approx({"books": 0.5 / 0.9, "films": 0.4 / 0.9})
     assert json.loads((project.root / "results/eval/films/origin.json").read_text())["task"] == "films"
@@ -95,7 +99,7 @@ def test_going_back_takes_everything_from_the_cache(project: Project) -> None:
     project.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.5))
     result = project.run("dvc", "repro").stdout
     assert "Running stage" not in result
-    assert result.count("is cached") == 4
+    assert result.count("is cached") == 5
 
 
 def test_a_model_reruns_no_other_model(project: Project) -> None:
@@ -103,7 +107,7 @@ def test_a_model_reruns_no_other_model(project: Project) -> None:
         lambda params: params["models"].update(third={"base": "base", "task": "films", "finetune": {"seed": 1}})
     )
     project.run("python", "-m", "stages.plan")
-    ran = ["evaluate-third", "finetune-third", "fisher-third", "report", "scores", "similarity"]
+    ran = ["evaluate-third", "finetune-third", "fisher-third", "report", "scores", "settings", "similarity"]
     assert sorted(project.repro()) == ran
 
 
@@ -121,7 +125,7 @@ def test_a_forgotten_plan_is_an_error(project: Project) -> None:
 
 def test_a_merge_reruns_itself_only(project: Project) -> None:
     project.run("python", "-m", "stages.plan")
-    assert project.repro() == ["merge-trio", "evaluate-trio", "scores", "report"]
+    assert project.repro() == ["settings", "merge-trio", "evaluate-trio", "scores", "report"]
 
 
 def test_a_changed_model_of_a_merge_needs_a_plan(project: Project) -> None:
@@ -130,7 +134,7 @@ def test_a_changed_model_of_a_merge_needs_a_plan(project: Project) -> None:
     assert result.returncode != 0
     assert "stale: merge-fisher" in result.stderr
     project.run("python", "-m", "stages.plan")
-    assert project.repro() == ["merge-fisher", "evaluate-fisher", "scores", "report"]
+    assert project.repro() == ["settings", "merge-fisher", "evaluate-fisher", "scores", "report"]
 
 
 def test_a_finished_checkpoint_is_brought_in(project: Project) -> None:
@@ -150,7 +154,7 @@ def test_a_finished_checkpoint_is_brought_in(project: Project) -> None:
     project.run("python", "-m", "stages.plan")
     ran = project.repro()
     own = ["evaluate-brought", "fetch@finished", "finetune-brought", "fisher-brought"]
-    assert sorted(ran) == [*own, "report", "scores", "similarity"]
+    assert sorted(ran) == [*own, "report", "scores", "settings", "similarity"]
     same = [(project.root / "results/eval" / name / "metrics.json").read_text() for name in ("films", "brought")]
     assert same[0] == same[1]
     fisher = [

@@ -1,6 +1,7 @@
 """Merges by other statistics and searches with real dvc: they re-run no Fisher."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -32,7 +33,7 @@ def test_other_methods_estimate_what_they_need_and_no_fisher_again(project: Proj
         [
             *(f"{kind}-{model}" for kind in ("gram", "kfac") for model in ("books", "films")),
             *(f"{stage}-{name}" for stage in ("merge", "evaluate") for name in methods),
-            *("scores", "report"),
+            *("settings", "scores", "report"),
         ]
     )
     page = (project.root / "results/report/report.html").read_text()
@@ -53,7 +54,8 @@ def test_a_search_runs_before_its_merge_which_takes_what_it_found(project: Proje
         )
     )
     project.run("python", "-m", "stages.plan")
-    assert project.repro() == ["search-sought", "merge-sought", "evaluate-sought", "scores", "report"]
+    ran = ["settings", "search-sought", "merge-sought", "evaluate-sought", "scores", "report"]
+    assert project.repro() == ran
     found = json.loads((project.root / "results/search/sought/coefficients.json").read_text())
     sweep = pd.read_csv(project.root / "results/search/sought/sweep.csv")
     assert sweep["λ books"].tolist() == [1, 0.75, 0.5, 0.25, 0]
@@ -62,8 +64,10 @@ def test_a_search_runs_before_its_merge_which_takes_what_it_found(project: Proje
     card = json.loads((project.root / "models/merged/sought/checkpoint.json").read_text())
     assert card["origin"]["coefficients"] == found["coefficients"]
     project.edit_params(lambda params: params["merges"]["vectors"]["coefficients"].update(films=0.4))
-    # A dry run does not know yet that the merge's output will be another, which its evaluation will depend on.
-    assert project.repro("--dry") == ["merge-vectors", "scores"]
+    # A dry run does not know yet what the settings will be; `make status` does.
+    assert project.repro("--dry") == ["settings"]
+    would_run = re.findall(r"(\S+) +yes +none set +yes: params.yaml$", project.stage("stages.status").stdout, re.M)
+    assert would_run == ["merge-vectors"]
 
 
 def test_the_sweep_is_among_the_plots(project: Project) -> None:

@@ -1,16 +1,32 @@
 """models/dvc.yaml: what each merge's stages depend on."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from stages.code import code_of
 from stages.errors import InputError
 from stages.params import load_params
 from stages.params.loading import parse_params
-from stages.plan import PLAN_FILE, check_plan, plan, planned_artifacts, planned_stages, stages_before
+from stages.plan import (
+    ENDS_FILE,
+    PLAN_FILE,
+    check_ends,
+    check_plan,
+    plan,
+    planned_artifacts,
+    planned_stages,
+    stages_before,
+)
 from tests.project import ROOT, Project, tiny_params
+
+
+def inputs(stage: dict[str, Any]) -> list[str]:
+    """What a stage depends on beside its settings and its code."""
+    return [path for path in stage["deps"] if not path.startswith(("stages/", "results/settings/"))]
 
 
 @pytest.fixture
@@ -23,6 +39,7 @@ def in_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def test_this_repositorys_plan_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     check_plan(load_params())
+    check_ends()
 
 
 def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
@@ -44,7 +61,7 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     ]
 
     def artefacts(stage: str) -> list[str]:
-        return sorted(path for path in stages[stage]["deps"] if not path.startswith("stages"))
+        return sorted(inputs(stages[stage]))
 
     models = ["models/finetuned/books", "models/finetuned/films"]
     assert artefacts("merge-average") == models
@@ -63,11 +80,13 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
         for model in ("books", "films")
         for file in ("contents.json", "correct.json", "predictions.parquet")
     ]
-    assert stages["merge-fisher"]["params"] == ["merges.fisher"]
+    for name, stage in stages.items():
+        assert stage["deps"][0] == f"results/settings/{name}.json"
+        assert "params" not in stage
 
 
 def test_what_other_methods_depend_on(in_project: Project) -> None:
-    """Everything, code included: a dependency too many re-runs too much, one too few gives wrong results."""
+    """A dependency too many re-runs too much, one too few gives wrong results."""
     halves = {"books": 0.5, "films": 0.5}
 
     def add(params: dict[str, Any]) -> None:
@@ -90,22 +109,12 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
     stages = planned_stages(load_params())
     factors = [f"{kind}-{model}" for kind in ("gram", "kfac") for model in ("books", "films")]
     assert sorted(name for name in stages if name.startswith(("gram-", "kfac-"))) == factors
-    tasks = [
-        f"stages/tasks/{module}.py" for module in ("checkpoints", "data", "prediction", "text_classification", "texts")
-    ]
     for name in factors:
         kind, model = name.split("-")
         assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
-        assert stages[name]["params"] == ["fisher", f"models.{model}"]
         assert stages[name]["outs"] == [f"models/{kind}/{model}"]
-        assert sorted(stages[name]["deps"]) == [
-            f"data/tasks/{model}",
-            f"models/finetuned/{model}",
-            "stages/curvature",
-            "stages/estimates.py",
-            "stages/factors.py",
-            *tasks,
-        ]
+        assert sorted(inputs(stages[name])) == [f"data/tasks/{model}", f"models/finetuned/{model}"]
+        assert stages[name]["deps"][3:] == code_of("factors", "tasks.text_classification")
 
     def of_both(kind: str) -> list[str]:
         return [f"models/{kind}/books", f"models/{kind}/films"]
@@ -113,7 +122,7 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
     def found(name: str) -> list[str]:
         return [f"results/search/{name}/{file}.json" for file in ("coefficients", "contents")]
 
-    models, code = of_both("finetuned"), ["stages/merge.py", "stages/merging"]
+    models = of_both("finetuned")
     wanted = {
         "gram-mean": [*models, *of_both("gram")],
         "blocks": [*models, *of_both("fishers"), *of_both("kfac")],
@@ -124,18 +133,15 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         "films-only": [*models, *found("films-only")],
     }
     for name, deps in wanted.items():
-        assert sorted(stages[f"merge-{name}"]["deps"]) == sorted([*deps, *code]), name
-        assert stages[f"merge-{name}"]["params"] == [f"merges.{name}"]
+        assert sorted(inputs(stages[f"merge-{name}"])) == sorted(deps), name
 
-    code = ["stages/merging", "stages/searching", "stages/search.py", *tasks, "stages/tasks/metrics.py"]
     searches = {
         "sought": ["data/tasks/books", "data/tasks/films", *models, *of_both("fishers"), *of_both("kfac")],
         "films-only": ["data/tasks/films", *models],
     }
     assert {name for name in stages if name.startswith("search-")} == {f"search-{name}" for name in searches}
     for name, deps in searches.items():
-        assert sorted(stages[f"search-{name}"]["deps"]) == sorted([*deps, *code]), name
-        assert stages[f"search-{name}"]["params"] == [f"merges.{name}"]
+        assert sorted(inputs(stages[f"search-{name}"])) == sorted(deps), name
         assert stages[f"search-{name}"]["outs"] == [
             f"results/search/{name}/coefficients.json",
             f"results/search/{name}/contents.json",
@@ -178,7 +184,7 @@ def test_a_model_of_a_model(in_project: Project) -> None:
     stages = planned_stages(load_params())
 
     def artefacts(stage: str) -> list[str]:
-        return sorted(path for path in stages[stage]["deps"] if not path.startswith("stages"))
+        return sorted(inputs(stages[stage]))
 
     assert artefacts("finetune-books") == ["data/sources/base", "data/tasks/books"]
     assert artefacts("finetune-films") == ["data/sources/films", "data/tasks/films"]  # not itself
@@ -225,6 +231,84 @@ def test_check_names_what_differs(in_project: Project) -> None:
     plan()
     stages = YAML(typ="safe").load(PLAN_FILE)["stages"]
     assert "models/finetuned/books" not in stages["merge-average"]["deps"]
+
+
+PLANNED = [
+    *(f"{stage}-{model}" for stage in ("finetune", "fisher", "kfac", "gram") for model in ("books", "films")),
+    *(f"evaluate-{name}" for name in ("books", "films", "blocks", "mean", "sought", "ensemble")),
+    *("merge-blocks", "merge-mean", "merge-sought", "search-sought", "similarity", "scores"),
+]
+
+
+def all_kinds(params: dict[str, Any]) -> None:
+    halves = {"books": 0.5, "films": 0.5}
+    params["merges"] = {
+        "blocks": {"method": "kfac", "coefficients": halves},
+        "mean": {"method": "regmean", "coefficients": halves},
+        "sought": {"method": "fisher", "coefficients": halves, "search": {"sampler": "grid"}},
+        "ensemble": {"method": "ensemble", "coefficients": halves},
+    }
+
+
+def test_check_sees_every_stage_and_every_artifact(in_project: Project) -> None:
+    """Also a stage that has the name of an artifact: no entry hides another."""
+    in_project.edit_params(all_kinds)
+    params = load_params()
+    plan()
+    whole = YAML(typ="safe").load(PLAN_FILE)
+    assert sorted(whole["stages"]) == sorted(PLANNED)
+    assert "fisher-books" in whole["artifacts"]
+    check_plan(params)
+
+    def refused(words: str) -> None:
+        YAML().dump(whole, PLAN_FILE)
+        with pytest.raises(InputError, match=rf"\({words}\); run `make plan`$"):
+            check_plan(params)
+
+    for section, kind in (("stages", ""), ("artifacts", "artifact ")):
+        for name in list(whole[section]):
+            entry = whole[section].pop(name)
+            refused(f"missing: {kind}{name}")
+            whole[section][name] = {**entry, "deps": entry["deps"][:-1]} if "deps" in entry else {**entry, "path": "x"}
+            refused(f"stale: {kind}{name}")
+            whole[section][name] = entry
+        whole[section]["more"] = entry
+        refused(rf"not in params\.yaml: {kind}more")
+        del whole[section]["more"]
+
+
+def test_the_order_in_params_is_no_part_of_the_plan(in_project: Project) -> None:
+    in_project.edit_params(all_kinds)
+    plan()
+
+    def turn(mapping: dict[str, Any]) -> None:
+        for key, value in reversed(list(mapping.items())):
+            del mapping[key]
+            mapping[key] = value
+            if isinstance(value, dict):
+                turn(value)
+
+    in_project.edit_params(turn)
+    assert list(in_project.params["tasks"]) == ["films", "books"]
+    check_plan(load_params())
+
+
+def test_the_ends_depend_on_their_code_too(in_project: Project) -> None:
+    check_ends()
+    text = ENDS_FILE.read_text()
+    for stage, line in (
+        ("fetch", "stages/fetch.py"),
+        ("prepare", "results/settings/prepare@${key}.json"),
+        ("report", "stages/templates"),
+        ("settings", "params.yaml"),
+    ):
+        ENDS_FILE.write_text(text.replace(f"- {line}\n", "- stages/other.py\n", 1))
+        with pytest.raises(InputError, match=rf"^dvc\.yaml: stages\.{stage}\.deps must be: .*{re.escape(line)}"):
+            check_ends()
+    ENDS_FILE.write_text("stages: {}\n")
+    with pytest.raises(InputError, match=r"stages\.settings\.deps must be"):
+        check_ends()
+    assert "error: dvc.yaml: stages.settings.deps" in in_project.stage("stages.settings").stderr
 
 
 def test_the_command_line(in_project: Project) -> None:

@@ -171,7 +171,7 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     header = YAML(typ="safe").load(text.split("---\n")[1])
     assert (header["library_name"], header["pipeline_tag"]) == ("transformers", "text-classification")
     card, statistic = read_json(FINETUNED / "books/checkpoint.json"), read_json(FISHERS / "books/fisher.json")
-    origin, metrics = card["origin"], read_json(EVAL / "books/metrics.json")
+    origin, metrics = card["origin"], read_json(EVAL / "books/metrics.json")["tasks"]
     for fact in (
         '**Task:** books. **Labels,** in the order of the outputs: ["bad", "good"].',
         "**Base:** base (a local checkpoint, sha256",

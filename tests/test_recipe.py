@@ -59,6 +59,7 @@ def test_another_recipe_makes_nothing_again(project: Project) -> None:
         [
             *(f"{stage}-{name}" for name in own for stage in ("merge", "evaluate")),
             "evaluate-ensemble",
+            "settings",
             "scores",
             "report",
         ]

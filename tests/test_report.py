@@ -33,7 +33,7 @@ RESULTS = [
     Result(
         "books",
         "model",
-        {"books": entry(0.9), "films": entry(0.7), "mean": {"accuracy": 0.8}},
+        {"books": entry(0.9), "films": entry(0.7)},
         {
             "task": "reading",
             "method": "finetuned",
@@ -48,14 +48,14 @@ RESULTS = [
     Result(
         "films",
         "model",
-        {"films": entry(0.85), "mean": {"accuracy": 0.85}},
+        {"films": entry(0.85)},
         {"method": "brought in", "base": "b"},
         correct=correct(films=85),
     ),
     Result(
         "both",
         "merge",
-        {"books": entry(0.8), "films": entry(0.8), "mean": {"accuracy": 0.8}},
+        {"books": entry(0.8), "films": entry(0.8)},
         {
             "method": "fisher",
             "options": {"floor": 1e-6, "normalize": "l2"},
@@ -144,6 +144,20 @@ def test_same_bits_twice(tmp_path: Path) -> None:
 
 
 def test_scores_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "scores.json", {"format_version": 1, "results": []})
+    write_json(tmp_path / "scores.json", {"format_version": 1, "results": [], "sweeps": {}, "fishers": {}})
     with pytest.raises(InputError, match=r"scores\.json: is no collection of results as they are now; remove .*repro"):
         read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["mean", "name", "role", "task", "accuracy", "score"])
+def test_a_task_may_have_the_name_of_any_column(tmp_path: Path, task: str) -> None:
+    """Nothing of it is lost, and nothing of the mean's."""
+    one = replace(RESULTS[0], metrics={"books": entry(0.9), task: entry(0.5)}, correct=correct(books=90, **{task: 50}))
+    two = replace(one, name="again", metrics={"books": entry(0.7), task: entry(0.5)})
+    write_report(Scores([one, two]), tmp_path)
+    table = pd.read_csv(tmp_path / "accuracy.csv")
+    assert table[["task", "accuracy"]].values.tolist() == [["books", 0.9], [task, 0.5], ["books", 0.7], [task, 0.5]]
+    assert pd.read_csv(tmp_path / "mean_accuracy.csv")["mean accuracy"].tolist() == [0.7, 0.6]
+    text = (tmp_path / "report.md").read_text()
+    assert f"|  |  | books | {task} | mean of tasks |" in text
+    assert "| **90.0**\u00a0(85.0–95.0) | **50.0**\u00a0(45.0–55.0) | **70.0** |" in text

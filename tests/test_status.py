@@ -19,11 +19,12 @@ def test_what_is_only_not_here_is_no_reason() -> None:
 
 def test_reasons_and_what_comes_after() -> None:
     changes: dict[str, list[Any]] = {
-        "merge-x": [{"changed deps": {"stages/merging": "modified", "params.yaml": {"merges.x": "modified"}}}],
+        "merge-x": [{"changed deps": {"stages/merging": "modified", "params.yaml": "modified"}}],
+        "merge-y": [{"changed deps": {"results/settings/merge-y.json": "modified"}}],  # said of params.yaml
         "evaluate-y": ["changed command"],
     }
     assert would_run(changes, EDGES) == {
-        "merge-x": "yes: stages/merging, merges.x",
+        "merge-x": "yes: stages/merging, params.yaml",
         "evaluate-y": "yes: changed command",
         "evaluate-x": "after merge-x",
         "scores": "after evaluate-x",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from stages.params.methods import AnyMethod, Ensemble
-from stages.params.section import Name, Section
+from stages.params.section import Name, Section, by_name
 
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -67,7 +67,7 @@ class Merge(Section):
     options: the method (the key `method`) with its options.
     """
 
-    coefficients: dict[Name, Coefficient] = Field(min_length=1)
+    coefficients: Annotated[dict[Name, Coefficient], AfterValidator(by_name)] = Field(min_length=1)
     target: Name | None = None
     heads: Literal["merge", "target", "each"] = "merge"
     precision: Literal["float32", "float64"] = "float32"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from stages.params.merges import Merge
-from stages.params.section import Name, Section
+from stages.params.section import Name, Section, by_name
 
 
 def _inner(path: str) -> str:
@@ -302,10 +302,10 @@ def _validated(section: type[SettingsT], content: Mapping[str, Any], place: tupl
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """The whole of params.yaml. Tasks are in the order of their names, whatever that in the file is."""
 
     sources: dict[Name, Source]
-    tasks: dict[Name, Task]
+    tasks: Annotated[dict[Name, Task], AfterValidator(by_name)]
     finetune: FinetuneSettings = FinetuneSettings()
     fisher: FisherSettings = FisherSettings()
     models: dict[Name, Model]

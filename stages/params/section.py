@@ -1,6 +1,6 @@
 """What every part of params.yaml is made of."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -12,3 +12,11 @@ class Section(BaseModel):
     """A part of params.yaml: unknown keys are refused, and `"1"` is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+T = TypeVar("T")
+
+
+def by_name(entries: dict[str, T]) -> dict[str, T]:
+    """A mapping in the order of its names: DVC does not see the order in the file, so nothing may depend on it."""
+    return dict(sorted(entries.items()))

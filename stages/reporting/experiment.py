@@ -59,7 +59,7 @@ class Experiment:
 
 def tasks_of(results: Sequence[Result]) -> list[str]:
     """All tasks, in the order in which the results have them."""
-    return list(dict.fromkeys(task for result in results for task in result.metrics if task != "mean"))
+    return list(dict.fromkeys(task for result in results for task in result.metrics))
 
 
 def _sections(experiment: Experiment) -> list[Section]:

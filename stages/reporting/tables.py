@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from stages.reporting.blocks import Cell, Table
 from stages.reporting.significance import Comparison, Group, compare_on
-from stages.reporting.wording import MISSING, UNBROKEN, p_value, percent, plain, points, share
+from stages.reporting.wording import MEAN, MISSING, UNBROKEN, p_value, percent, plain, points, share
 from stages.scores import Result
 from stages.statistics import STATISTIC_NAMES, STEMS
 
@@ -14,18 +14,20 @@ HEADS = {"merge": "merged", "target": "the target's", "each": "each task's own"}
 
 def accuracy_table(results: Sequence[Result], tasks: Sequence[str], summary: str = "") -> Table:
     """Accuracy in per cent with its interval, by task, and the mean over all; the best of each column is bold."""
+    columns: dict[str, dict[str, Mapping[str, float]]] = {
+        task: {r.name: r.metrics[task] for r in results if task in r.metrics} for task in tasks
+    }
     # A mean over fewer tasks is not comparable, so it is not shown beside the others.
-    means = {r.name: r.metrics["mean"] for r in results if all(task in r.metrics for task in tasks)}
-    columns = {task: {r.name: r.metrics[task] for r in results if task in r.metrics} for task in tasks}
-    if means and len(tasks) > 1:
-        columns["mean"] = means
+    whole = [r for r in results if all(task in r.metrics for task in tasks)]
+    if whole and len(tasks) > 1:
+        columns[MEAN] = {r.name: {"accuracy": r.mean_accuracy} for r in whole}
 
     def cell(name: str, column: str) -> Cell:
         entry = columns[column].get(name)
         if entry is None:
             return Cell(MISSING)
         best = max(other["accuracy"] for other in columns[column].values())
-        interval = f"({percent(entry['accuracy_low'])}–{percent(entry['accuracy_high'])})" if column != "mean" else ""
+        interval = f"({percent(entry['accuracy_low'])}–{percent(entry['accuracy_high'])})" if column != MEAN else ""
         return Cell(percent(entry["accuracy"]), interval, strong=entry["accuracy"] == best)
 
     rows: list[list[Cell | str]] = [[r.name, r.role, *(cell(r.name, column) for column in columns)] for r in results]
@@ -72,7 +74,7 @@ def pairs_table(group: Group) -> Table:
         for i, first in enumerate(group.results)
         for second in group.results[i + 1 :]
     ]
-    header = ["", "mean", *tasks] if len(tasks) > 1 else ["", *tasks]
+    header = ["", MEAN, *tasks] if len(tasks) > 1 else ["", *tasks]
     return Table(header, rows, summary=f"Each of the {len(rows)} pairs, with intervals and p-values")
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 MISSING = "–"
+MEAN = "mean of tasks"  # the title of a column beside those of tasks, whose names have no spaces
 UNBROKEN = "\u00a0"  # a space at which a browser does not break the line
 MINUS = "\u2212"
 

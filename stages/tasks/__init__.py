@@ -26,25 +26,14 @@ What kinds share is in `stages.tasks.checkpoints` (loading), `stages.tasks.predi
 
 from types import ModuleType
 
-SHARED_MODULES = ("data", "checkpoints", "prediction")  # of all kinds
-OTHER_MODULES = {  # of a kind, beside its own
-    "image-classification": ("images",),
-    "masked-lm": ("text_classification", "texts"),
-    "text-classification": ("texts",),
-}
-
 
 def task_kind(kind: str) -> ModuleType:
     """The module of a task kind, imported only when asked for (it brings transformers with it)."""
     from importlib import import_module
 
-    return import_module(f"{__name__}.{_own_module(kind)}")
+    return import_module(f"stages.{module_of(kind)}")
 
 
-def kind_modules(kind: str) -> list[str]:
-    """The modules of this package that a model of the kind is loaded, trained and measured by."""
-    return [*SHARED_MODULES, _own_module(kind), *OTHER_MODULES.get(kind, ())]
-
-
-def _own_module(kind: str) -> str:
-    return kind.replace("-", "_")
+def module_of(kind: str) -> str:
+    """The name of a task kind's module, below `stages`."""
+    return f"tasks.{kind.replace('-', '_')}"

@@ -99,8 +99,7 @@ def test_results_that_do_different_tasks_are_compared_task_by_task() -> None:
     for result in made_up_scores().results:
         for task in ("books", "films"):
             if result.name in ("books", "films", "average", "fisher"):
-                metrics = {task: result.metrics[task], "mean": {"accuracy": result.metrics[task]["accuracy"]}}
-                correct = {task: result.correct[task]}
+                metrics, correct = {task: result.metrics[task]}, {task: result.correct[task]}
                 parts.append(replace(result, name=f"{result.name}-{task}", correct=correct, metrics=metrics))
     overview, _, significance, *_ = Experiment("Transfer", Scores(parts)).sections
     text = " ".join(block.markdown for block in overview.blocks if isinstance(block, Text))

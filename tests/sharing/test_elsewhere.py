@@ -37,8 +37,8 @@ def test_status(ours: Project) -> None:
     other.repro("--pull", "--allow-missing", "models/dvc.yaml:merge-fisher")
     other.edit_params(lambda params: params["models"]["films"].update(fisher={"examples": 7}))
     text = other.stage("stages.status").stdout
-    assert re.search(r"fisher-films +yes +yes +yes: models\.films$", text, re.M)
-    assert re.search(r"finetune-films +yes +yes +yes: models\.films$", text, re.M)
+    assert re.search(r"fisher-films +yes +yes +yes: params\.yaml$", text, re.M)
+    assert re.search(r"finetune-films +yes +yes +no$", text, re.M)
     assert re.search(r"merge-fisher +yes +no +after f", text)
     assert re.search(r"evaluate-ensemble +no +yes +after", text)
     assert re.search(r"evaluate-books +no +yes +no$", text, re.M)

@@ -59,7 +59,13 @@ def test_a_changed_coefficient_downloads_what_its_merge_needs(first: Project, re
     third = first.clone("third")
     remote.configure(third)
     third.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.4))
-    assert third.repro("--pull", "--allow-missing") == ["merge-fisher", "evaluate-fisher", "scores", "report"]
+    assert third.repro("--pull", "--allow-missing") == [
+        "settings",
+        "merge-fisher",
+        "evaluate-fisher",
+        "scores",
+        "report",
+    ]
     results = [
         f"results/eval/{name}/{file}.json"
         for name in ("books", "films", "ensemble")

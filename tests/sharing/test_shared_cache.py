@@ -12,6 +12,6 @@ def test_one_cache_on_one_host(finished: Project, tmp_path: Path) -> None:
     assert neighbour.repro() == []
     assert (neighbour.root / "results/report/report.html").is_file()
     neighbour.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.3))
-    assert neighbour.repro() == ["merge-fisher", "evaluate-fisher", "scores", "report"]
+    assert neighbour.repro() == ["settings", "merge-fisher", "evaluate-fisher", "scores", "report"]
     first.edit_params(lambda params: params["merges"]["fisher"]["coefficients"].update(films=0.3))
     assert first.repro() == []

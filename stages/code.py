@@ -1,0 +1,116 @@
+"""The code that a stage runs, found by its imports: what DVC makes it depend on, and what a saved state belongs to."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+# Imports that are not followed, and why they decide no byte of an output, or where DVC sees what they decide.
+UNFOLLOWED = {
+    "stages": "what is said of an interrupt while a stage is being imported",
+    "stages.command": "how a stage is started, and how it says what went wrong",
+    "stages.interruption": "what is said of an interrupt",
+    "stages.errors": "the words of an error",
+    "stages.code": "which saved state is taken up; whichever is, the result is the same",
+    "stages.fetch": "what it brings is pinned by its digest",
+    "stages.params": "the values that it makes of params.yaml are in the stage's settings, which it depends on",
+    "stages.paths": "where inputs and outputs lie is in the stage's entry of dvc.yaml",
+    "stages.plan": "which these are is there too, and in what order, if that counts, in the stage's settings",
+    "stages.settings": "compares the settings with what DVC has of them",
+    "stages.verification": "only refuses",
+}
+CHOSEN_AT_RUN_TIME = {"stages.merging.methods": "stages.merging"}  # any module of the package may be imported
+READ = {"stages.reporting.page": ("stages/templates",)}  # what a module reads of the project, beside Python
+
+
+def code_of(*modules: str) -> list[str]:
+    """The paths of the modules and of all that they import, directly or not and wherever in a function, sorted.
+
+    A package of which all modules are among them is one path, its directory. Importing a module of a package counts as
+    importing just that module: the package's own `__init__` hands on names to those who import from the package.
+
+    Args:
+        modules: below `stages`, for example `finetune`, `tasks.text_classification`.
+    """
+    found = _closure(tuple(f"stages.{module}" for module in modules))
+    paths = {_path(module, found) for module in found}
+    return sorted(paths.union(*(READ[module] for module in found & READ.keys())))
+
+
+def code_sha256(*modules: str) -> str:
+    """SHA-256 of the code that `code_of` lists: a state that other code has saved is another one."""
+    found = _closure(tuple(f"stages.{module}" for module in modules))
+    digest = sha256()
+    for module in sorted(found):
+        digest.update(f"{module} {sha256(_modules()[module].read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _closure(modules: tuple[str, ...]) -> frozenset[str]:
+    found: set[str] = set()
+    ahead = list(modules)
+    while ahead:
+        module = ahead.pop()
+        if module not in found:
+            found.add(module)
+            ahead += (other for other in _imports(module) if other not in UNFOLLOWED)
+    return frozenset(found)
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    """Module → file, of all there are."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """The modules of `stages` that a module imports when it runs."""
+    found = {
+        name
+        for node in _executed(ast.parse(_modules()[module].read_bytes()))
+        for name in _imported_names(node)
+        if name in _modules()
+    }
+    if module in CHOSEN_AT_RUN_TIME:
+        package = CHOSEN_AT_RUN_TIME[module]
+        found |= {name for name in _modules() if name.startswith(f"{package}.")}
+    return frozenset(found)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and those below it, without what is for type checkers only."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _executed(other)
+        else:
+            yield from _executed(child)
+
+
+def _imported_names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module is not None:
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            yield inner if inner in _modules() else node.module
+
+
+def _path(module: str, found: frozenset[str]) -> str:
+    """A module's file, or the directory of the outermost package of which all modules are found."""
+    parts = module.split(".")
+    for depth in range(2, len(parts) + 1):
+        package = ".".join(parts[:depth])
+        inner = {name for name in _modules() if name.startswith(f"{package}.")}
+        if inner and inner <= found:
+            return _modules()[package].parent.relative_to(PACKAGE.parent).as_posix()
+    return _modules()[module].relative_to(PACKAGE.parent).as_posix()
