@@ -29,30 +29,27 @@ _BY_VALUE: dict[int, str] = {
         true_hidden_size cross_attention_hidden_size embedding_rank prediction_head_size backbone_hidden_size
         stem_hidden_size text_embed_dim conv_dim adapter_out_dim expert_ffn_hidden_size
         shared_intermediate_size router_hidden_size intra_bottleneck_size classifier_proj_size encoder_hidden_size
-        projector_input_dim projector_output_dim vision_output_dim
-        neck_hidden_size output_channels""",
+        projector_input_dim projector_output_dim vision_output_dim neck_hidden_size output_channels""",
     24: """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff d_inner hidden_dim dim_ff n_inner
         shared_expert_intermediate_size feed_forward_size ffn_hidden_size intermediate_size_mlp
         dense_intermediate_size moe_shared_expert_intermediate_size shared_experts_intermediate_size mlp_dim""",
     8: """head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim d_kv d_head kv_lora_rank q_lora_rank attention_head_size
         index_head_dim global_head_dim swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim
         kv_channels rotary_dim o_lora_rank mamba_head_dim mamba_d_head laurel_rank d_rel dim_head swa_v_head_dim
-        gated_norm_rank xpath_unit_hidden_size hc_lowrank sliding_window
-        attention_window_size adapter_rank time_step_rank num_latents lsh_attn_chunk_length
-        local_attn_chunk_length num_landmarks expert_capacity""",
+        gated_norm_rank xpath_unit_hidden_size hc_lowrank sliding_window attention_window_size adapter_rank
+        time_step_rank num_latents lsh_attn_chunk_length local_attn_chunk_length num_landmarks expert_capacity""",
     # counts
     2: """num_attention_heads num_heads n_head n_heads encoder_attention_heads decoder_attention_heads attention_heads
         num_encoder_attention_heads num_decoder_attention_heads num_key_value_heads num_self_attention_heads
         num_cross_attention_heads num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers
-        num_decoder_layers num_encoder_layers depth num_experts_per_tok
-        index_n_heads num_local_heads linear_num_key_heads linear_num_value_heads
+        num_decoder_layers num_encoder_layers depth num_experts_per_tok index_n_heads num_local_heads
+        linear_num_key_heads linear_num_value_heads
         swa_num_attention_heads swa_num_key_value_heads linear_num_heads moe_topk num_self_attends_per_block
         speech_encoder_layers speech_encoder_attention_heads t2u_encoder_layers t2u_encoder_attention_heads
         t2u_decoder_layers t2u_decoder_attention_heads num_hash num_sparse_encoder_layers num_sparse_decoder_layers
         top_k_experts moe_top_k num_feedforward_networks global_attn_every_n_layers num_global_layers""",
     4: """num_experts n_routed_experts num_local_experts moe_num_experts patch_size mamba_d_state state_size
-        ssm_state_size zero_expert_num
-        position_bias_num_buckets window_size block_size index_topk""",
+        ssm_state_size zero_expert_num position_bias_num_buckets window_size block_size index_topk""",
     1: """n_group topk_group n_groups mamba_n_groups first_k_dense_replace""",
     40: "vocab_size src_vocab_size tgt_vocab_size audio_vocab_size vocab_size_per_layer_input t2u_vocab_size",
     64: """max_position_embeddings n_positions max_2d_position_embeddings max_seq_len n_ctx context_length

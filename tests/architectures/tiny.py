@@ -82,7 +82,7 @@ def _shrunk(config_class: type[PreTrainedConfig], given: Mapping[str, Any]) -> d
         elif name in SPECIAL_TOKENS:
             shrunk[name] = SPECIAL_TOKENS[name]
         elif name.endswith(("_token_id", "_token_index")) and isinstance(default, int) and default >= VOCABULARY:
-            shrunk[name] = VOCABULARY - 1 - len(shrunk) % 20  # of images and the like: not in the texts
+            shrunk[name] = 3 + len(shrunk) % 5  # of images and the like: below the first word, so in no text
     for name, inner_class in _inner_configs(config_class).items():
         inner = given.get(name, {})
         shrunk[name] = _shrunk(inner_class, {**given, **inner} if isinstance(inner, Mapping) else given)
