@@ -22,6 +22,7 @@ from stages.artifacts import (
     atomic_directory,
     copy_files,
     read_json,
+    refuse_foreign,
     tree_sha256,
 )
 from stages.errors import InputError
@@ -133,7 +134,9 @@ def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
         InputError: the directory holds what has not been published, or cannot be written.
     """
     try:
-        _refuse_occupied(directory)
+        refuse_foreign(
+            directory, _published(directory), [publication.checkpoint.directory, publication.fisher.tensors.directory]
+        )
         with atomic_directory(directory) as partial:
             write(publication, partial, {"path": str(directory), "sha256": "<sha256>"})
         return {"path": str(directory), "sha256": tree_sha256(directory)}
@@ -141,18 +144,11 @@ def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
 
 
-def _refuse_occupied(directory: Path) -> None:
-    """Refuse to replace anything but an empty directory, or one that holds what an earlier call wrote and no more."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise InputError(f"{directory}: is a file; name a directory")
-    entries = sorted(directory.iterdir())
-    foreign = [entry.name for entry in entries if not (entry.is_file() and _is_published(entry.name))]
-    if not foreign and entries and not _has_mark(directory / CARD):
-        foreign = [entries[0].name]
-    if foreign:
-        raise InputError(f"{directory}: holds {foreign[0]}, which was not published; name a new or an empty directory")
+def _published(directory: Path) -> set[str]:
+    """The files in a directory that an earlier call has written there: none if the card is not that of one."""
+    if not _has_mark(directory / CARD):
+        return set()
+    return {entry.name for entry in directory.iterdir() if _is_published(entry.name)}
 
 
 def _is_published(name: str) -> bool:
