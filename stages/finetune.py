@@ -30,11 +30,11 @@ from stages.contents import write_contents
 from stages.device import compute_device, reproducible
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
+from stages.naming import as_stored
 from stages.params import FinetuneSettings, load_params
 from stages.paths import FINETUNED, TASKS, TRAINING
 from stages.plan import base_place
 from stages.tasks import metrics, task_kind
-from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.prediction import rows
 from stages.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
@@ -145,11 +145,10 @@ def train(
         TrainingProgress(trainer, identity).train()
     history = trainer.state.log_history
     write_curves(history, curves)
+    model.to("cpu").save_pretrained(out)
     if keep_moments:
         moments = second_moments(trainer.optimizer, model, settings.batch_size)
-        stored = stored_names(model)
-        write_tensors(out, ADAM, {stored[name]: values for name, values in moments.items()})
-    model.to("cpu").save_pretrained(out)
+        write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
     score = "accuracy" if task.labels else "loss"

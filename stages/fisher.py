@@ -61,12 +61,14 @@ def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
     Raises:
         InputError: it cannot be had or differs from its pin, or `verified_fisher` refuses it; `out` is as it was.
     """
+    if source.path is not None and Path(source.path).expanduser().is_file():
+        raise InputError(
+            f"{source.path}: is a file; a Fisher is brought in with its card: name the directory that has both, and "
+            "the sha256 of that"
+        )
     with tempfile.TemporaryDirectory() as folder, atomic_directory(out) as partial:
         brought = Path(folder) / "fisher"
         fetch_source(source, brought)
-        if source.path is not None and (file := Path(source.path).expanduser()).is_file():
-            (brought / file.name).rename(brought / "fisher.safetensors")
-            copy_files(["fisher.json"], file.parent, brought)
         verified_fisher(name, checkpoint, brought)
         copy_files([entry.name for entry in brought.iterdir() if entry.name != CONTENTS], brought, partial)
 

@@ -149,7 +149,12 @@ def _equal(tensors: TensorFiles, first: str, second: str) -> bool:
 
 
 def _not_dropped(model: Model, names: Iterable[str]) -> set[str]:
-    """Of tensors that the model has no place for, those of its body that transformers does not know as obsolete."""
+    """Of tensors that the model has no place for, those of its body that transformers does not know at all.
+
+    It knows buffers that are obsolete, and what only other classes of the architecture have (a pooler).
+    """
+    import torch
+    from transformers import AutoModel
     from transformers.utils.loading_report import LoadStateDictInfo
 
     body = f"{model.base_model_prefix}."
@@ -163,7 +168,14 @@ def _not_dropped(model: Model, names: Iterable[str]) -> set[str]:
         skipped_pp_keys=set(),
     )
     model._adjust_missing_and_unexpected_keys(loading)
-    return loading.unexpected_keys
+    if not loading.unexpected_keys:
+        return set()
+    try:
+        with torch.device("meta"):
+            whole_body = AutoModel.from_config(model.config, trust_remote_code=False)
+    except ValueError:  # no class of the architecture is its body alone
+        return loading.unexpected_keys
+    return loading.unexpected_keys - places(whole_body, loading.unexpected_keys).keys()
 
 
 def as_stored(model: Model, tensors: Mapping[str, "torch.Tensor"], files: TensorFiles) -> dict[str, "torch.Tensor"]:

@@ -71,7 +71,10 @@ def write_statistic(
                 f"{checkpoint.directory}: the {stem} of {name} is not finite; the model's weights are out of range"
             )
         if statistic == "diagonal" and name not in checkpoint.specs:
-            raise InputError(f"{checkpoint.directory}: the model's parameter {name} is not in its file")
+            raise InputError(
+                f"{checkpoint.directory}: the model's parameter {name} is not in its file; "
+                "`stages.merging.save_fisher` writes a Fisher under the file's names"
+            )
         if statistic == "diagonal" and tuple(values.shape) != checkpoint.specs[name].shape:
             raise InputError(
                 f"{checkpoint.file}: tensor {name} has the shape {list(checkpoint.specs[name].shape)}, but the {stem} "

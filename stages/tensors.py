@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_SHARD_BYTES = 5_000_000_000
 DEQUANTISE = "load it with transformers, call `dequantize()`, and save it again with `save_pretrained`"
 LFS_REMEDY = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+_QUANTISED = ("F8_", "F6_", "F4")  # what safetensors' names of such types begin with
 _LFS_BEGINNING = b"version https://git-lfs.github.com/spec/"
 
 # safetensors' names of the element types, and torch's.
@@ -95,7 +96,7 @@ class TensorFiles:
                 raise InputError(f"{file}: not a whole safetensors file ({reason}); {anew(directory)}") from None
             for name in shard.keys():  # noqa: SIM118 (it is no mapping)
                 view = shard.get_slice(name)
-                if view.get_dtype().startswith(("F8", "F6", "F4")):
+                if view.get_dtype().startswith(_QUANTISED):
                     raise InputError(f"{file}: tensor {name} is quantised ({view.get_dtype()}); {DEQUANTISE}")
                 if view.get_dtype() not in _TORCH_DTYPES:
                     raise InputError(f"{file}: tensor {name} has the unsupported type {view.get_dtype()}")

@@ -76,7 +76,9 @@ def common_names(spelled: Spelled) -> Spelled:
     common = {name: own[0] for name, own in next(iter(found.values())).items()}
     for name, checkpoint in spelled.checkpoints.items():
         called = {common.get(model_name, model_name): model_name for model_name in found[name]}
-        checkpoint.call({ours: found[name][model_name][0] for ours, model_name in called.items()}, called)
+        stored = {ours: found[name][model_name] for ours, model_name in called.items()}
+        copies = {copy: ours for ours, own in stored.items() for copy in own[1:]}
+        checkpoint.call({ours: own[0] for ours, own in stored.items()}, called, copies)
     if spelled.base is not None:
         theirs = naming.model_names(model, spelled.base.tensors)
         # A base whose embeddings are tied has its head's tensor too.
@@ -201,7 +203,9 @@ def _probe(tensors: TensorFiles, name: str) -> tuple[float, ...]:
 def _base_alike(target: Checkpoint, base: BaseWeights) -> bool:
     missing = {name for name in _floating(target.tensors) if base.name_of(name) is None}
     extra = _floating(base.tensors) - {base.name_of(name) for name in target.tensors.specs}
-    return not extra or missing <= (target.head() if base.architecture != target.architecture else set())
+    if base.architecture == target.architecture:
+        return not missing
+    return not missing or not extra or missing <= target.head()
 
 
 def _statistic_alike(kind: Statistic, statistic: TensorFiles, checkpoint: TensorFiles) -> bool:

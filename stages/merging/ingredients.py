@@ -180,10 +180,11 @@ class Merging:
     def specs(self) -> dict[str, TensorSpec]:
         """What is written: of the target's types, or of the model's that a tensor is copied from."""
         it = self.ingredients
-        return {
+        specs = {
             name: it.checkpoints[self.copied.get(name, it.target_name)].tensors.specs[name]
             for name in it.target.tensors.specs
         }
+        return specs | {copy: specs[name] for copy, name in it.target.copies.items()}
 
     @cached_property
     def models(self) -> Models:
@@ -217,6 +218,7 @@ class Merging:
         Raises:
             InputError: an input has a NaN or an infinite entry, or the result overflows its type.
         """
+        name = self.ingredients.target.copies.get(name, name)
         dtype = getattr(torch, self.specs[name].dtype)
         if name in self.copied:
             files = self.ingredients.checkpoints[self.copied[name]].tensors

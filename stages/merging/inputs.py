@@ -29,6 +29,7 @@ class Checkpoint:
     Attributes:
         directory: where it is.
         tensors: its weights, mapped.
+        copies: under which further names the files hold tied tensors, once that has been looked for: name → tensor.
         config: its config.json.
         card: its checkpoint.json, empty where there is none (a checkpoint that this pipeline did not make).
     """
@@ -47,17 +48,20 @@ class Checkpoint:
         self.tensors = TensorFiles(directory)
         refuse_quantised(self.config, self.tensors)
         self.card = _checkpoint_card(directory)
+        self.copies: Mapping[str, str] = {}
         self._model_names: Mapping[str, str] = {}
 
-    def call(self, names: Mapping[str, str], model_names: Mapping[str, str]) -> None:
+    def call(self, names: Mapping[str, str], model_names: Mapping[str, str], copies: Mapping[str, str]) -> None:
         """Let the tensors go by other names from now on, and let those that are not named be gone.
 
         Args:
             names: the new name of each → the one it has now.
             model_names: the new name of each → what the model in memory calls it.
+            copies: further names, in the files, of tied tensors → the new name of the tensor.
         """
         self.tensors = self.tensors.called(names)
         self._model_names = model_names
+        self.copies = copies
 
     @property
     def labels(self) -> list[str] | None:
