@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import SupportsFloat
 
 from stages.artifacts import (
     CHECKPOINT_CARD,
@@ -28,7 +29,7 @@ def merge_checkpoints(
     out: str | Path,
     *,
     method: str | Method = "fisher",
-    coefficients: Mapping[str, float],
+    coefficients: Mapping[str, SupportsFloat],
     statistics: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
     base: str | Path | None = None,
     heads: Heads = "merge",

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ class Ingredients:
         if self.prior is not None:
             self.prior.verify(None)
 
-    def at(self, coefficients: Mapping[str, float], precision: Precision = "float32") -> "Merging":
+    def at(self, coefficients: Mapping[str, SupportsFloat], precision: Precision = "float32") -> "Merging":
         """The merge with these λ.
 
         Raises:
