@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -70,6 +70,32 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 _replace_directory(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_foreign(directory: Path, ours: Collection[str], inputs: Iterable[Path] = ()) -> None:
+    """Refuse to replace a directory that holds what no earlier call has written, or lies among the inputs.
+
+    `atomic_directory` replaces whatever is there: right for a stage's own output, not for a place that a user names.
+
+    Args:
+        directory: to be replaced; it may be empty, or not exist.
+        ours: the files in it that an earlier call has written, as paths relative to it.
+        inputs: what is read: the directory may neither be one of them, nor lie in one, nor hold one.
+
+    Raises:
+        InputError: with what would be lost.
+    """
+    place = directory.resolve()
+    for path in inputs:
+        read = path.resolve()
+        if place == read or place in read.parents or read in place.parents:
+            raise InputError(f"{directory}: is, holds or lies in the input {path}; name a directory apart from it")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; name a directory")
+    for entry in directory.rglob("*"):
+        name = entry.relative_to(directory).as_posix()
+        if name not in ours and (entry.is_symlink() or not entry.is_dir()):
+            raise InputError(f"{directory}: holds {name}, which would be lost; name a new or an empty directory")
 
 
 def _replace_directory(new: Path, path: Path) -> None:

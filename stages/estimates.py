@@ -20,11 +20,12 @@ from stages.curvature.memory import out_of_memory
 from stages.curvature.precision import float32_products
 from stages.device import compute_device, reproducible
 from stages.errors import InputError
+from stages.naming import as_stored, places
 from stages.params import FisherSettings
 from stages.progress import Progress
 from stages.statistics import STATISTIC_NAMES
 from stages.tasks import module_of, task_kind
-from stages.tasks.checkpoints import Model, stored_names
+from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.prediction import batches
 from stages.tensors import TensorFiles, fingerprint, verify_checkpoint
@@ -120,7 +121,11 @@ def estimated_statistics(
             raise InputError(f"{checkpoint}: {error}") from None
         if processes.num_processes > 1:
             estimation.sums.all_reduce()
-        found = with_stored_names(estimation.result(), model) if processes.is_main_process else None
+        found = (
+            with_stored_names(estimation.result(), model, TensorFiles(checkpoint))
+            if processes.is_main_process
+            else None
+        )
         estimate = Estimate(found, card) if found is not None else None
     yield estimate
     processes.wait_for_everyone()  # for the first to have written; if it is killed before, all sums are there still
@@ -138,18 +143,19 @@ def _circumstances(processes: PartialState, kind: str) -> dict[str, Any]:
     }
 
 
-def with_stored_names(statistics: CurvatureStatistics, model: Model) -> CurvatureStatistics:
-    """A model's statistics under the names that the tensors have in the checkpoint's file."""
-    stored = stored_names(model)
+def with_stored_names(statistics: CurvatureStatistics, model: Model, files: TensorFiles) -> CurvatureStatistics:
+    """A model's statistics under the names that the tensors have in the checkpoint's files."""
+    stored = {place.name: name for name, place in places(model, files.specs).items() if place.pattern is None}
 
-    def renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {stored[name]: tensor for name, tensor in tensors.items()}
+    def renamed(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # A Linear that the files hold in one tensor with others has factors under no name of theirs.
+        return {stored[name]: factor for name, factor in factors.items() if name in stored}
 
     return CurvatureStatistics(
-        renamed(statistics.diagonal),
+        as_stored(model, statistics.diagonal, files),
         renamed(statistics.input_factors),
         renamed(statistics.output_factors),
-        frozenset(stored[name] for name in statistics.transposed),
+        frozenset(stored[name] for name in statistics.transposed if name in stored),
     )
 
 

@@ -30,12 +30,12 @@ from stages.contents import write_contents
 from stages.device import compute_device, one_gpu, reproducible
 from stages.errors import InputError
 from stages.merging.inputs import Checkpoint
+from stages.naming import as_stored
 from stages.params import FinetuneSettings
 from stages.paths import FINETUNED, TASKS, TRAINING
 from stages.plan import base_place
 from stages.settings import stage_params
 from stages.tasks import metrics, module_of, task_kind
-from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.prediction import rows
 from stages.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
@@ -120,14 +120,13 @@ def train(
     with reproducible(trainer.args.device):
         TrainingProgress(trainer, identity).train()
     write_curves(trainer.state.log_history, curves)
-    if keep_moments:
-        moments = second_moments(trainer.optimizer, model, settings.batch_size)
-        stored = stored_names(model)
-        write_tensors(out, ADAM, {stored[name]: values for name, values in moments.items()})
     copy_configuration(base, out)
     for name in SUPERSEDED:
         (out / name).unlink(missing_ok=True)
     model.to("cpu").save_pretrained(out)
+    if keep_moments:
+        moments = second_moments(trainer.optimizer, model, settings.batch_size)
+        write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
     _write_card(

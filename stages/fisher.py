@@ -15,7 +15,7 @@ from stages.contents import CONTENTS
 from stages.curvature.estimation import DIAGONAL
 from stages.errors import InputError
 from stages.estimates import estimate_card, estimated_statistics
-from stages.fetch import fetch_source, local_path
+from stages.fetch import fetch_source
 from stages.params import FisherSettings, Source
 from stages.paths import FINETUNED, FISHERS, TASKS
 from stages.settings import stage_params
@@ -62,12 +62,14 @@ def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
     Raises:
         InputError: it cannot be had or differs from its pin, or `verified_fisher` refuses it; `out` is as it was.
     """
+    if source.path is not None and Path(source.path).expanduser().is_file():
+        raise InputError(
+            f"{source.path}: is a file; a Fisher is brought in with its card: name the directory that has both, and "
+            "the sha256 of that"
+        )
     with tempfile.TemporaryDirectory() as folder, atomic_directory(out) as partial:
         brought = Path(folder) / "fisher"
         fetch_source(source, brought)
-        if source.path is not None and (file := local_path(source.path)).is_file():
-            (brought / file.name).rename(brought / "fisher.safetensors")
-            copy_files(["fisher.json"], file.parent, brought)
         verified_fisher(name, checkpoint, brought)
         copy_files([entry.name for entry in brought.iterdir() if entry.name != CONTENTS], brought, partial)
 

@@ -23,6 +23,7 @@ from stages.artifacts import (
     copy_configuration,
     copy_files,
     read_json,
+    refuse_foreign,
     tree_sha256,
 )
 from stages.errors import InputError
@@ -134,7 +135,11 @@ def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
         InputError: the directory holds what has not been published, or cannot be written.
     """
     try:
-        _refuse_occupied(directory, configuration_files(publication.checkpoint.directory))
+        refuse_foreign(
+            directory,
+            _published(directory, configuration_files(publication.checkpoint.directory)),
+            [publication.checkpoint.directory, publication.fisher.tensors.directory],
+        )
         with atomic_directory(directory) as partial:
             write(publication, partial, {"path": str(directory), "sha256": "<sha256>"})
         return {"path": str(directory), "sha256": tree_sha256(directory)}
@@ -142,24 +147,12 @@ def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
 
 
-def _refuse_occupied(directory: Path, configuration: Sequence[Path]) -> None:
-    """Refuse to replace anything but an empty directory, or one that holds what an earlier call wrote and no more."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise InputError(f"{directory}: is a file; name a directory")
-    folders = {folder for file in configuration for folder in file.parents}  # with the directory itself
-    entries = sorted(entry for folder in folders | {Path()} for entry in (directory / folder).glob("*"))
-    names = {entry: entry.relative_to(directory) for entry in entries}
-    foreign = [
-        name
-        for entry, name in names.items()
-        if not (name in folders if entry.is_dir() else name in configuration or _is_published(name))
-    ]
-    if not foreign and entries and not _has_mark(directory / CARD):
-        foreign = [names[entries[0]]]
-    if foreign:
-        raise InputError(f"{directory}: holds {foreign[0]}, which was not published; name a new or an empty directory")
+def _published(directory: Path, configuration: Sequence[Path]) -> set[str]:
+    """The files in a directory that an earlier call has written there: none if the card is not that of one."""
+    if not _has_mark(directory / CARD):
+        return set()
+    found = (file.relative_to(directory) for file in directory.rglob("*") if file.is_file())
+    return {file.as_posix() for file in found if file in configuration or _is_published(file)}
 
 
 def _is_published(entry: Path) -> bool:

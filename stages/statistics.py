@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STEMS: dict[Statistic, str] = {"diagonal": "fisher", "kfac": "kfac", "gram": "gram"}
 STATISTIC_NAMES: dict[Statistic, str] = {"diagonal": "Fisher", "kfac": "K-FAC factors", "gram": "Gram matrices"}
 SEAL = "seal"  # in a card: `card_seal` of the rest
+SUMMARY_TOLERANCE = 1e-6  # of what a card says of a tensor: sums in another order, on another machine
 TRANSPOSED = "transposed"  # in a card: the weights that are stored as [in, out]
 
 
@@ -59,7 +60,7 @@ def write_statistic(
         card: what else the card says: how it was estimated, on what.
 
     Raises:
-        InputError: a value cannot be, or a parameter is not in the checkpoint's file.
+        InputError: a value cannot be, or a parameter is not in the checkpoint's file, or there in another shape.
     """
     import torch
 
@@ -70,7 +71,15 @@ def write_statistic(
                 f"{checkpoint.directory}: the {stem} of {name} is not finite; the model's weights are out of range"
             )
         if statistic == "diagonal" and name not in checkpoint.specs:
-            raise InputError(f"{checkpoint.directory}: the model's parameter {name} is not in its file")
+            raise InputError(
+                f"{checkpoint.directory}: the model's parameter {name} is not in its file; "
+                "`stages.merging.save_fisher` writes a Fisher under the file's names"
+            )
+        if statistic == "diagonal" and tuple(values.shape) != checkpoint.specs[name].shape:
+            raise InputError(
+                f"{checkpoint.file}: tensor {name} has the shape {list(checkpoint.specs[name].shape)}, but the {stem} "
+                f"{list(values.shape)}; give the checkpoint that it is of"
+            )
         if statistic == "diagonal" and values.numel() and values.min() < 0:
             raise InputError(f"{checkpoint.directory}: the {stem} of {name} has a negative entry")
     found = write_tensors(directory, stem, tensors)
@@ -79,12 +88,13 @@ def write_statistic(
         "checkpoint": fingerprint(checkpoint),
         **card,
         "fingerprint": found,
-        "tensors": {name: _summary(values) for name, values in sorted(tensors.items())},
+        "tensors": {name: summary(values) for name, values in sorted(tensors.items())},
     }
     write_json(directory / f"{stem}.json", {**facts, SEAL: card_seal(facts)})
 
 
-def _summary(values: "torch.Tensor") -> dict[str, float]:
+def summary(values: "torch.Tensor") -> dict[str, float]:
+    """What a card says of a tensor: its mean, the share of its entries that are zero, and its norm ‖·‖₂."""
     import torch
 
     elements = max(values.numel(), 1)

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Set
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 MAX_SHARD_BYTES = 5_000_000_000
+DEQUANTISE = "load it with transformers, call `dequantize()`, and save it again with `save_pretrained`"
+LFS_REMEDY = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+_QUANTISED = ("F8_", "F6_", "F4")  # what safetensors' names of such types begin with
+_LFS_BEGINNING = b"version https://git-lfs.github.com/spec/"
 
 # safetensors' names of the element types, and torch's.
 _TORCH_DTYPES = {
@@ -64,8 +69,10 @@ class TensorFiles:
     Tensors are mapped into memory, not read: only the pages that are used come from the disk.
 
     Attributes:
-        specs: what there is, by tensor name, in the names' order.
-        digests: of tensors that have been read whole anyway, by name, so that `fingerprint` need not read them again.
+        stored: what the files hold, by tensor name, in the names' order.
+        specs: the same by the names that the tensors go by here, which are others after `called`.
+        digests: of tensors that have been read whole anyway, by the files' names, so that `fingerprint` need not read
+            them again.
 
     Raises:
         InputError: on construction, a file is missing, cut short, not safetensors, or has an unknown element type.
@@ -83,10 +90,14 @@ class TensorFiles:
             try:
                 shard = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
+                if is_lfs_pointer(file):
+                    raise InputError(f"{file}: {LFS_REMEDY}") from None
                 reason = " ".join(str(error).split())
                 raise InputError(f"{file}: not a whole safetensors file ({reason}); {anew(directory)}") from None
             for name in shard.keys():  # noqa: SIM118 (it is no mapping)
                 view = shard.get_slice(name)
+                if view.get_dtype().startswith(_QUANTISED):
+                    raise InputError(f"{file}: tensor {name} is quantised ({view.get_dtype()}); {DEQUANTISE}")
                 if view.get_dtype() not in _TORCH_DTYPES:
                     raise InputError(f"{file}: tensor {name} has the unsupported type {view.get_dtype()}")
                 if name in specs:
@@ -97,8 +108,10 @@ class TensorFiles:
             raise InputError(f"{self.file}.index.json: lists the tensor {name}, which none of its files has")
         if not specs:
             raise InputError(f"{self.file}: has no tensors")
-        self.specs: dict[str, TensorSpec] = dict(sorted(specs.items()))
+        self.stored: dict[str, TensorSpec] = dict(sorted(specs.items()))
+        self.specs = self.stored
         self.digests: dict[str, str] = {}
+        self._stored_names: Mapping[str, str] = {}
 
     def _files(self) -> list[Path]:
         single = self.directory / f"{self.stem}.safetensors"
@@ -128,9 +141,39 @@ class TensorFiles:
         """The file to name in a message."""
         return self.directory / f"{self.stem}.safetensors"
 
+    def called(self, names: Mapping[str, str]) -> Self:
+        """The same files, with their tensors under other names: `names` maps those to the names that they have here.
+
+        Tensors that are not named are left out of `specs`; the files' fingerprint stays that of the whole files.
+        """
+        view = copy(self)
+        view._stored_names = {name: self.stored_name(own) for name, own in names.items()}
+        view.specs = {name: self.specs[own] for name, own in sorted(names.items())}
+        return view
+
+    def stored_name(self, name: str) -> str:
+        """What the files call the tensor that goes by `name` here."""
+        return self._stored_names.get(name, name)
+
     def read(self, name: str) -> "torch.Tensor":
         """The tensor `name`, mapped: treat it as read-only."""
+        return self._read_stored(self.stored_name(name))
+
+    def _read_stored(self, name: str) -> "torch.Tensor":
         return self._shards[name].get_tensor(name)
+
+    def digest_stored(self) -> None:
+        """Find the digests of all tensors that have none yet."""
+        for name in self.stored.keys() - self.digests.keys():
+            self.digests[name] = tensor_digest(self._read_stored(name))
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file is what git has in a large file's place where Git LFS has not fetched it."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(_LFS_BEGINNING)) == _LFS_BEGINNING
 
 
 def fingerprint(tensors: TensorFiles) -> str:
@@ -138,9 +181,8 @@ def fingerprint(tensors: TensorFiles) -> str:
 
     Per tensor XXH3-128 (as fast as memory; it guards against mistakes, not forgery), and SHA-256 over the listing.
     """
-    for name in tensors.specs.keys() - tensors.digests.keys():
-        tensors.digests[name] = tensor_digest(tensors.read(name))
-    return combined_fingerprint(tensors.specs, tensors.digests)
+    tensors.digest_stored()
+    return combined_fingerprint(tensors.stored, tensors.digests)
 
 
 def verify_checkpoint(checkpoint: Path) -> None:

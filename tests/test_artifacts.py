@@ -15,6 +15,7 @@ from stages.artifacts import (
     configuration_files,
     copy_configuration,
     read_json,
+    refuse_foreign,
     refuse_pointer,
     tree_sha256,
     write_json,
@@ -231,3 +232,55 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
             read(file)
     file.write_text("{}")
     refuse_pointer(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"kept.txt": "x"}, {"sub/kept.txt": "x"}, {"ours.txt": "y", "theirs.txt": "x"}, {"sub/ours.txt": "x"}],
+    ids=str,
+)
+def test_what_is_not_ours_is_not_replaced(tmp_path: Path, content: dict[str, str]) -> None:
+    for name, text in content.items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(InputError, match=r"out: holds .*, which would be lost; name a new or an empty directory"):
+        refuse_foreign(tmp_path / "out", {"ours.txt"})
+    refuse_foreign(tmp_path / "out", content)
+    refuse_foreign(tmp_path / "new", {"ours.txt"})
+
+
+def test_inputs_are_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "models/a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    for out in ("models/a", "models", "models/a/out", "link/a", "link/a/b/c", "models/../link", "."):
+        with pytest.raises(InputError, match=r"is, holds or lies in the input .*a; name a directory apart from it"):
+            refuse_foreign(tmp_path / out, (), [tmp_path / "models/a"])
+    for out in ("models/b", "models/ab", "link/b", "b"):
+        refuse_foreign(tmp_path / out, (), [tmp_path / "models/a"])
+
+
+def test_tensors_under_other_names(tmp_path: Path) -> None:
+    """The files, their fingerprint and the digests stay theirs."""
+    write_tensors(tmp_path, "model", TENSORS)
+    files = TensorFiles(tmp_path)
+    view = files.called({"weight": "a.weight", "other": "b"}).called({"w": "weight", "b": "other"})
+    assert list(view.specs) == ["b", "w"]
+    assert view.specs["w"] == TensorSpec("float32", (7, 5))
+    assert torch.equal(view.read("w"), TENSORS["a.weight"])
+    assert torch.equal(view.read("b"), TENSORS["b"])
+    assert (view.stored_name("w"), view.stored_name("b"), files.stored_name("b")) == ("a.weight", "b", "b")
+    assert fingerprint(view) == fingerprint(TensorFiles(tmp_path))
+    assert view.digests is files.digests
+    with pytest.raises(KeyError):
+        files.called({"x": "nothing"})
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: is a Git LFS pointer, not the file itself; run `git lfs"
+    ):
+        TensorFiles(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version 2 of something else, at least as long as that")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        TensorFiles(tmp_path)

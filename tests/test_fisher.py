@@ -278,22 +278,33 @@ def source(path: Path) -> Source:
     return Source(path=str(path), sha256=tree_sha256(path), files=FISHER_FILES)
 
 
-@pytest.mark.parametrize("name", ["", "fisher.safetensors"])
-def test_a_fisher_is_brought_in_from_a_directory_or_a_file(
-    tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path, name: str
-) -> None:
+def test_a_fisher_is_brought_in_from_a_directory(tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path) -> None:
     (estimated_elsewhere / "notes.txt").write_text("not a Fisher")
-    bring_in("books", source(estimated_elsewhere / name), checkpoint, tmp_path / "fisher")
+    bring_in("books", source(estimated_elsewhere), checkpoint, tmp_path / "fisher")
     assert {file.name for file in (tmp_path / "fisher").iterdir()} == {"fisher.json", "fisher.safetensors"}
     for file in (tmp_path / "fisher").iterdir():
         assert file.read_bytes() == (estimated_elsewhere / file.name).read_bytes()
 
 
-def test_it_may_have_another_name(tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path) -> None:
-    other = estimated_elsewhere / "theirs.safetensors"
-    (estimated_elsewhere / "fisher.safetensors").rename(other)
-    bring_in("books", source(other), checkpoint, tmp_path / "fisher")
-    assert (tmp_path / "fisher/fisher.safetensors").read_bytes() == other.read_bytes()
+def test_tensors_and_card_are_pinned_together(tmp_path: Path, checkpoint: Path, estimated_elsewhere: Path) -> None:
+    """The pin of one file would say nothing of the card beside it."""
+    with pytest.raises(InputError, match=r"fisher\.safetensors: is a file; .* name the directory that has both"):
+        bring_in("books", source(estimated_elsewhere / "fisher.safetensors"), checkpoint, tmp_path / "fisher")
+    pinned = source(estimated_elsewhere)
+    rewrite_card(estimated_elsewhere, {"estimator": "sampled"})
+    with pytest.raises(InputError, match=r"its contents' sha256 is [0-9a-f]{64}, but params\.yaml pins"):
+        bring_in("books", pinned, checkpoint, tmp_path / "fisher")
+
+
+def in_card(tensor: str, changes: dict[str, Any]) -> Callable[[Path], object]:
+    """Let a Fisher's card say something else of a tensor, under a seal that fits."""
+
+    def edit(directory: Path) -> None:
+        tensors = read_json(directory / "fisher.json")["tensors"]
+        tensors[tensor] |= {key: value * tensors[tensor][key] for key, value in changes.items()}
+        rewrite_card(directory, {"tensors": tensors})
+
+    return edit
 
 
 def rewritten(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -330,6 +341,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"lacks the tensor classifier\.bias",
     ),
     "no card": (lambda directory: (directory / "fisher.json").unlink(), r"fisher\.json: not found"),
+    "another norm in its card": (
+        in_card("bert.embeddings.word_embeddings.weight", {"norm": 1e-3}),
+        r"fisher\.json: tensors\.bert\.embeddings\.word_embeddings\.weight\.norm is .*, but the tensor's is",
+    ),
+    "another mean in its card": (
+        in_card("bert.encoder.layer.0.output.dense.weight", {"mean": 1.001}),
+        r"tensors\.bert\.encoder\.layer\.0\.output\.dense\.weight\.mean is",
+    ),
+    "a tensor that its card does not know": (
+        lambda directory: rewrite_card(directory, {"tensors": {}}),
+        r"fisher\.json: tensors: are not those of .*fisher\.safetensors",
+    ),
     "not what its card says": (
         lambda directory: save_file(
             {k: v * 2 for k, v in load_file(directory / "fisher.safetensors").items()},

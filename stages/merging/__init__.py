@@ -1,6 +1,7 @@
 """Merge rules on tensors, and the streamed merge of checkpoints; knows nothing of DVC."""
 
 from stages.merging.checkpoints import merge_checkpoints
+from stages.merging.saving import save_fisher
 from stages.params import Dare, Fisher, Isotropic, Kfac, Regmean, Slerp, TaskArithmetic, Ties, Uncertainty
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "Ties",
     "Uncertainty",
     "merge_checkpoints",
+    "save_fisher",
 ]

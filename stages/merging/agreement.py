@@ -1,41 +1,59 @@
-"""Whether checkpoints can be merged: one architecture, one vocabulary, the same tensors."""
+"""Whether checkpoints can be merged: one function, one vocabulary, the same tensors."""
 
 from collections.abc import Collection, Mapping
 
 from stages.errors import InputError
-from stages.merging.inputs import Checkpoint
+from stages.merging.configuration import refuse_other_function
+from stages.merging.inputs import BaseWeights, Checkpoint
+from stages.merging.vocabulary import refuse_other_vocabulary
+
+SAVE_AGAIN = (
+    "if transformers loads both as one architecture, load this one with the installed version and save it again with "
+    "`save_pretrained`"
+)
+
+
+def check_same_function(checkpoints: Mapping[str, Checkpoint], base: BaseWeights | None) -> None:
+    """Refuse checkpoints, and a base, that compute otherwise than the first one or have another vocabulary.
+
+    Raises:
+        InputError: with the files and what differs.
+    """
+    first, *others = checkpoints.values()
+    for other in others:
+        if other.config.get("model_type") != first.config.get("model_type"):
+            raise InputError(
+                f"{other.directory}: is a {other.config.get('model_type')} model, but {first.directory} is a "
+                f"{first.config.get('model_type')} model; only models of one architecture can be merged"
+            )
+        refuse_other_function(first.directory, first.config, other.directory, other.config)
+        refuse_other_vocabulary(first.directory, other.directory)
+    if base is not None and base.config:
+        refuse_other_function(first.directory, first.config, base.directory, base.config)
+        refuse_other_vocabulary(first.directory, base.directory, may_lack=True)
 
 
 def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str]) -> None:
-    """Refuse checkpoints whose architecture, tensors outside `heads`, or vocabulary differ from the first one's.
+    """Refuse checkpoints whose tensors outside `heads` differ in name or shape from the first one's.
 
     Raises:
         InputError: with the model, the tensor and what differs.
     """
     (first_name, first), *others = checkpoints.items()
     for name, other in others:
-        if other.config.get("model_type") != first.config.get("model_type"):
-            raise InputError(
-                f"{other.directory}: is a {other.config.get('model_type')} model, but {first_name} is a "
-                f"{first.config.get('model_type')} model; only models of one architecture can be merged"
-            )
         ours, theirs = first.tensors.specs, other.tensors.specs
         for tensor in sorted((ours.keys() | theirs.keys()) - set(heads)):
             if tensor not in theirs:
-                raise InputError(f"{other.tensors.file}: lacks the tensor {tensor}, which {first_name} has")
+                raise InputError(
+                    f"{other.tensors.file}: lacks the tensor {tensor}, which {first_name} has; {SAVE_AGAIN}"
+                )
             if tensor not in ours:
-                raise InputError(f"{first.tensors.file}: lacks the tensor {tensor}, which {name} has")
+                raise InputError(f"{first.tensors.file}: lacks the tensor {tensor}, which {name} has; {SAVE_AGAIN}")
             if ours[tensor].shape != theirs[tensor].shape:
                 raise InputError(
                     f"{other.tensors.file}: tensor {tensor} has the shape {list(theirs[tensor].shape)}, but "
                     f"{first_name}'s has {list(ours[tensor].shape)}"
                 )
-        vocabularies = first.vocabulary(), other.vocabulary()
-        if None not in vocabularies and vocabularies[0] != vocabularies[1]:
-            raise InputError(
-                f"{other.directory / 'tokenizer.json'}: has another vocabulary than {first_name}'s; the same token "
-                "would mean different words in the models, so they cannot be merged"
-            )
 
 
 def lacked_by_others(checkpoints: Mapping[str, Checkpoint]) -> set[str]:

@@ -1,26 +1,36 @@
 """The streamed merge of checkpoint directories: chunk by chunk, on all cores, into a new checkpoint directory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import SupportsFloat
 
-from stages.artifacts import CHECKPOINT_CARD, WEIGHTS, atomic_directory, copy_configuration, write_json
-from stages.contents import write_contents
+from stages.artifacts import (
+    CHECKPOINT_CARD,
+    WEIGHTS,
+    atomic_directory,
+    copy_configuration,
+    read_json,
+    refuse_foreign,
+    write_json,
+)
+from stages.contents import CONTENTS, write_contents
+from stages.errors import InputError
 from stages.merging.card import checkpoint_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
 from stages.merging.methods import method_options
 from stages.merging.streaming import on_all_cores
-from stages.params import Method, bytes_of
+from stages.params import METHODS, Method, bytes_of
 from stages.tensors import TensorWriter, write_tensors
 
 
 def merge_checkpoints(
-    checkpoints: Mapping[str, Path],
-    out: Path,
+    checkpoints: Mapping[str, str | Path],
+    out: str | Path,
     *,
     method: str | Method = "fisher",
-    coefficients: Mapping[str, float],
-    statistics: Mapping[str, Path | Sequence[Path]] | None = None,
-    base: Path | None = None,
+    coefficients: Mapping[str, SupportsFloat],
+    statistics: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
+    base: str | Path | None = None,
     heads: Heads = "merge",
     precision: Precision = "float32",
     max_shard_size: str | int = "5GB",
@@ -34,7 +44,8 @@ def merge_checkpoints(
 
     Args:
         checkpoints: model name → directory; the first is the target.
-        out: becomes the merged checkpoint, whole or not at all.
+        out: becomes the merged checkpoint, whole or not at all. A merge that is there is replaced; anything else is
+            refused.
         method: the name of a method in `stages.params.METHODS`, or an object with its options.
         coefficients: λ by model name; they are divided by their sum.
         statistics: for methods that need them: model name → its directory with `fisher.safetensors` (or `kfac`, or
@@ -49,7 +60,15 @@ def merge_checkpoints(
     Raises:
         InputError: inputs that cannot be merged, named; `out` is as it was.
     """
-    ingredients = Ingredients(checkpoints, method_options(method), statistics, base, heads)
+    out, directories = Path(out), {name: Path(directory) for name, directory in checkpoints.items()}
+    places = {name: _paths(directories) for name, directories in (statistics or {}).items()}
+    bases = [] if base is None else [Path(base)]
+    refuse_foreign(
+        out, _merged_before(out), [*directories.values(), *bases, *(p for of in places.values() for p in of)]
+    )
+    if heads == "each":
+        _refuse_no_file_names(directories)
+    ingredients = Ingredients(directories, method_options(method), places, bases[0] if bases else None, heads)
     merging = ingredients.at(coefficients, precision)
     with atomic_directory(out) as partial:
         copy_configuration(ingredients.target.directory, partial)
@@ -58,13 +77,37 @@ def merge_checkpoints(
         if heads == "each":
             (partial / "heads").mkdir()
             for name, checkpoint in ingredients.checkpoints.items():
-                own_head = {tensor: checkpoint.tensors.read(tensor) for tensor in sorted(checkpoint.head())}
-                write_tensors(partial / "heads", name, own_head)
+                write_tensors(partial / "heads", name, checkpoint.head_tensors())
         card = checkpoint_card(merging, heads, found)
         write_json(partial / CHECKPOINT_CARD, card)
         trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
         (partial / "README.md").write_text(model_card(card, trained), encoding="utf-8")
         write_contents(partial, besides=WEIGHTS)
+
+
+def _paths(directories: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One or several directories, as paths."""
+    return [Path(each) for each in ([directories] if isinstance(directories, str | Path) else directories)]
+
+
+def _merged_before(out: Path) -> set[str]:
+    """The files in a directory that an earlier merge has written there: none if it is not that of a merge."""
+    if not ((out / CONTENTS).is_file() and (out / CHECKPOINT_CARD).is_file()):
+        return set()
+    origin, listed = read_json(out / CHECKPOINT_CARD).get("origin"), read_json(out / CONTENTS).get("files")
+    if not (isinstance(origin, dict) and origin.get("method") in METHODS and isinstance(listed, dict)):
+        return set()
+    return {CONTENTS, *listed, *(file.name for file in out.glob(WEIGHTS))}
+
+
+def _refuse_no_file_names(models: Iterable[str]) -> None:
+    """Refuse models' names that no file can have, where each model has a file of its own."""
+    for name in models:
+        if "/" in name or "\0" in name or name in ("", ".", ".."):
+            raise InputError(
+                f"the model {name!r}: with `heads: each` a file is named after every model, which this name cannot be; "
+                "call it otherwise, without a slash"
+            )
 
 
 def _write_weights(

@@ -1,7 +1,7 @@
 """The Fisher merge: averaging weighted by each model's diagonal Fisher, per parameter."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from stages.merging.inputs import StatisticFiles, bad_value
 from stages.merging.models import Models, Rule
 from stages.merging.streaming import chunks, on_all_cores
 from stages.params import FisherWeighted
-from stages.statistics import SEAL
+from stages.statistics import SUMMARY_TOLERANCE
+
+_SMALL = 4096  # values: of tensors whose norms are compared with the card's in every merge
 
 
 def fisher_average(
@@ -73,20 +75,36 @@ def fisher_norm(fisher: StatisticFiles, names: Sequence[str]) -> float:
     """‖F‖₂ over the named tensors: from the card where it has the norms under a seal, else summed in float64.
 
     Raises:
-        InputError: all entries are zero; or, where they must be read, one is negative or not finite.
+        InputError: all entries are zero; an entry that is read is negative or not finite; or the card says another norm
+            than a small tensor has.
     """
-    summaries = fisher.card.get("tensors", {}) if SEAL in fisher.card else {}
-    norms = (
-        [summaries[name]["norm"] for name in names]
-        if all("norm" in summaries.get(name, {}) for name in names)
-        else list(on_all_cores(lambda name: _tensor_norm(fisher, name), names))
-    )
+    known = {name: fisher.norm(name) for name in names}
+    norms = [norm for norm in known.values() if norm is not None]
+    if len(norms) < len(names):
+        norms = list(on_all_cores(lambda name: _tensor_norm(fisher, name), names))
+    else:
+        _spot_check(fisher, dict(zip(names, norms, strict=True)))
     norm = math.hypot(*norms)
     if names and norm == 0:
         raise InputError(
             f"{fisher.tensors.file}: is zero everywhere; the model's outputs do not depend on its parameters"
         )
     return norm or 1.0
+
+
+def _spot_check(fisher: StatisticFiles, norms: Mapping[str, float]) -> None:
+    """Refuse a card whose norms are not those of the small tensors, which cost nothing to read.
+
+    `stages.verification` compares all of them, where a Fisher comes from elsewhere.
+    """
+    for name, norm in norms.items():
+        if fisher.tensors.specs[name].elements <= _SMALL:
+            found = _tensor_norm(fisher, name)
+            if not math.isclose(norm, found, rel_tol=SUMMARY_TOLERANCE, abs_tol=torch.finfo(torch.float32).tiny):
+                raise InputError(
+                    f"{fisher.tensors.file}: its contents are not what {fisher.card_file.name} says: the norm of "
+                    f"{name} is {found:.6g}, not {norm:.6g}; estimate this Fisher again"
+                )
 
 
 def _tensor_norm(fisher: StatisticFiles, name: str) -> float:

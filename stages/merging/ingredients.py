@@ -5,13 +5,20 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
 
 from stages.errors import InputError
-from stages.merging.agreement import check_same_body, heads_agree, lacked_by_others, refuse_unequal
+from stages.merging.agreement import (
+    check_same_body,
+    check_same_function,
+    heads_agree,
+    lacked_by_others,
+    refuse_unequal,
+)
+from stages.merging.common_names import Spelled, common_names
 from stages.merging.inputs import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
 from stages.merging.methods import method_rule
 from stages.merging.models import Models, Rule
@@ -53,11 +60,35 @@ class Ingredients:
         heads: Heads = "merge",
     ) -> None:
         self.options = options
-        self.checkpoints = {name: Checkpoint(directory) for name, directory in checkpoints.items()}
         self.numbers: dict[tuple[Hashable, ...], Any] = {}  # see `Models.once`
+        self.checkpoints = {name: Checkpoint(directory) for name, directory in checkpoints.items()}
         self.target_name, self.target = next(iter(self.checkpoints.items()))
         if options.method == "slerp" and len(self.checkpoints) != 2:
             raise InputError(f"the method slerp merges two models, not {len(self.checkpoints)}")
+        self.statistics = _open_statistics(options, checkpoints, statistics or {})
+        self.prior = _open_prior(options, statistics or {})
+        self.base = None
+        if options.needs_base:
+            if base is None:
+                raise InputError(f"the method {options.method} needs the base that the models were fine-tuned from")
+            self.base = BaseWeights(base, self.target.base_model_prefix)
+        check_same_function(self.checkpoints, self.base)
+        spelled = Spelled(self.checkpoints, self.statistics, self.prior, self.base)
+        if not spelled.alike(donors_may_lack=heads == "target"):
+            spelled = common_names(spelled)
+            self.statistics, self.prior = spelled.statistics, spelled.prior
+        self._choose_kept(heads)
+        self._integers = {
+            name for name, spec in self.target.tensors.specs.items() if name not in self.kept and not spec.is_floating
+        }
+        for name in sorted(self._integers):
+            refuse_unequal(name, self.checkpoints)
+        if self.base is not None:
+            self.base.check(self.target.tensors.specs)
+        self._check_statistics()
+
+    def _choose_kept(self, heads: Heads) -> None:
+        """Find what is the target's alone, and refuse models whose other tensors differ."""
         self.kept_heads: set[str] = set()
         if heads != "merge" or not heads_agree(self.checkpoints):
             self.kept_heads = set().union(*(checkpoint.head() for checkpoint in self.checkpoints.values()))
@@ -69,37 +100,11 @@ class Ingredients:
         self.kept_body = lacked_by_others(self.checkpoints) - self.kept_heads if heads == "target" else set()
         self.kept = self.kept_heads | self.kept_body
         check_same_body(self.checkpoints, self.kept)
-        specs = self.target.tensors.specs
-        if self.kept_body and self.kept >= specs.keys():
+        if self.kept_body and self.kept >= self.target.tensors.specs.keys():
             raise InputError(
                 f"{self.target.tensors.file}: the other models together have no tensor of its body, so there is "
                 "nothing to merge; merge models of one base"
             )
-        self._integers = {name for name in specs.keys() - self.kept if not specs[name].is_floating}
-        for name in sorted(self._integers):
-            refuse_unequal(name, self.checkpoints)
-
-        statistics = statistics or {}
-        if options.statistics and (missing := sorted(checkpoints.keys() - statistics.keys())):
-            needed = " and the ".join(STATISTIC_NAMES[kind] for kind in options.statistics)
-            raise InputError(
-                f"the method {options.method} needs the {needed} of every model; missing: {', '.join(missing)}"
-            )
-        self.statistics: dict[Statistic, dict[str, StatisticFiles]] = {
-            kind: {name: open_statistic(kind, statistics[name]) for name in checkpoints} for kind in options.statistics
-        }
-        self.prior = None
-        if options.method == "uncertainty" and options.prior is not None:
-            if options.prior not in statistics:
-                raise InputError(f"the prior's Fisher is missing: statistics lack {options.prior}")
-            self.prior = open_statistic("diagonal", statistics[options.prior])
-        self.base = None
-        if options.needs_base:
-            if base is None:
-                raise InputError(f"the method {options.method} needs the base that the models were fine-tuned from")
-            self.base = BaseWeights(base, self.target.base_model_prefix)
-            self.base.check(specs)
-        self._check_statistics()
 
     def _check_statistics(self) -> None:
         specs = self.target.tensors.specs
@@ -133,7 +138,7 @@ class Ingredients:
         if self.prior is not None:
             self.prior.verify(None)
 
-    def at(self, coefficients: Mapping[str, float], precision: Precision = "float32") -> "Merging":
+    def at(self, coefficients: Mapping[str, SupportsFloat], precision: Precision = "float32") -> "Merging":
         """The merge with these λ.
 
         Raises:
@@ -143,10 +148,14 @@ class Ingredients:
             raise InputError(f"coefficients name the model {unknown[0]}, which is not among the checkpoints")
         if missing := sorted(self.checkpoints.keys() - coefficients.keys()):
             raise InputError(f"coefficients lack the model {missing[0]}")
-        if any(not (math.isfinite(λ) and λ >= 0) for λ in coefficients.values()) or not any(coefficients.values()):
+        try:
+            λs = {name: float(coefficients[name]) for name in self.checkpoints}  # of NumPy too
+        except (TypeError, ValueError):
+            raise InputError("coefficients must be numbers, one per model") from None
+        if any(not (math.isfinite(λ) and λ >= 0) for λ in λs.values()) or not any(λs.values()):
             raise InputError("coefficients must be finite and not negative, and at least one positive")
-        total = sum(coefficients.values())
-        return Merging(self, {name: coefficients[name] / total for name in self.checkpoints}, precision)
+        total = math.fsum(λs.values())  # the same in any order
+        return Merging(self, {name: λ / total for name, λ in λs.items()}, precision)
 
 
 @dataclass(frozen=True)
@@ -171,10 +180,11 @@ class Merging:
     def specs(self) -> dict[str, TensorSpec]:
         """What is written: of the target's types, or of the model's that a tensor is copied from."""
         it = self.ingredients
-        return {
+        specs = {
             name: it.checkpoints[self.copied.get(name, it.target_name)].tensors.specs[name]
             for name in it.target.tensors.specs
         }
+        return specs | {copy: specs[name] for copy, name in it.target.copies.items()}
 
     @cached_property
     def models(self) -> Models:
@@ -208,6 +218,7 @@ class Merging:
         Raises:
             InputError: an input has a NaN or an infinite entry, or the result overflows its type.
         """
+        name = self.ingredients.target.copies.get(name, name)
         dtype = getattr(torch, self.specs[name].dtype)
         if name in self.copied:
             files = self.ingredients.checkpoints[self.copied[name]].tensors
@@ -244,6 +255,27 @@ class Merging:
                     raise InputError(
                         f"{files.file}: tensor {name} has {bad_value(values[place])} entry; make or fetch {what} again"
                     )
+
+
+def _open_statistics(
+    options: Method, checkpoints: Mapping[str, Path], statistics: Mapping[str, Path | Sequence[Path]]
+) -> dict[Statistic, dict[str, StatisticFiles]]:
+    """What the method needs to know of each model."""
+    if options.statistics and (missing := sorted(checkpoints.keys() - statistics.keys())):
+        needed = " and the ".join(STATISTIC_NAMES[kind] for kind in options.statistics)
+        raise InputError(
+            f"the method {options.method} needs the {needed} of every model; missing: {', '.join(missing)}"
+        )
+    return {kind: {name: open_statistic(kind, statistics[name]) for name in checkpoints} for kind in options.statistics}
+
+
+def _open_prior(options: Method, statistics: Mapping[str, Path | Sequence[Path]]) -> StatisticFiles | None:
+    """The base's Fisher, if the method has one."""
+    if options.method != "uncertainty" or options.prior is None:
+        return None
+    if options.prior not in statistics:
+        raise InputError(f"the prior's Fisher is missing: statistics lack {options.prior}")
+    return open_statistic("diagonal", statistics[options.prior])
 
 
 def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from stages.merging.inputs import BaseWeights, StatisticFiles
 from stages.merging.streaming import chunks
 from stages.params import Isotropic, Statistic
-from stages.statistics import TRANSPOSED, input_factor
+from stages.statistics import input_factor
 from stages.tensors import TensorFiles
 
 NumberT = TypeVar("NumberT")
@@ -103,4 +103,4 @@ class Models:
         return (matrix.T if self._is_transposed(kind, name) else matrix).reshape(-1)
 
     def _is_transposed(self, kind: Statistic, name: str) -> bool:
-        return name in self.statistics[kind][0].card.get(TRANSPOSED, [])
+        return self.statistics[kind][0].is_transposed(name)

@@ -47,7 +47,7 @@ def chunks(sources: Sequence[Source], dtype: torch.dtype) -> Iterator[list[Tenso
             digest.update(content[place.start * tensor.itemsize : place.stop * tensor.itemsize])
         yield [tensor[place].to(dtype) for tensor in tensors]
     for (files, name), digest in zip(sources, digests, strict=True):
-        files.digests[name] = digest.hexdigest()
+        files.digests[files.stored_name(name)] = digest.hexdigest()
 
 
 def on_all_cores(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:

@@ -1,20 +1,20 @@
 """A model in memory that is scored with one merge's weights after another's."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stages.device import compute_device
 from stages.errors import InputError
 from stages.merging.ingredients import Ingredients, Merging
-from stages.merging.inputs import Checkpoint
 from stages.merging.streaming import on_all_cores
+from stages.naming import as_loaded, places
 from stages.params import Search
 from stages.tasks import task_kind
-from stages.tasks.checkpoints import stored_names
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import SCORES
 from stages.tasks.prediction import Examples, examples_for, predict
@@ -41,8 +41,8 @@ class LiveModel:
             if heads == "each":
                 if expert is None:
                     raise InputError(f"search: the task {task.name} is that of none of the merged models")
-                own = ingredients.checkpoints[expert]
-                head = {name: own.tensors.read(name).clone() for name in sorted(own.head())}
+                own = ingredients.checkpoints[expert].head_tensors()
+                head = {name: tensor.clone() for name, tensor in own.items()}
             elif list(task.labels) != target.labels:
                 raise InputError(
                     f"search: the merged model predicts {target.labels}, but the task {task.name} has "
@@ -60,30 +60,22 @@ class LiveModel:
             self._tasks.append((model.to(self._device), examples, frame["label"].to_numpy()))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
-        stored = stored_names(body)
-        self._parameters = {
-            stored[name]: tensor.detach() for name, tensor in body.state_dict().items() if stored[name] not in own_heads
-        }
-        self._refuse_renamed(target)
-
-    def _refuse_renamed(self, target: Checkpoint) -> None:
-        """Refuse parameters that the file has under other names (old BERTs' `LayerNorm.gamma`): no merge fills them."""
-        filled = {tensor.data_ptr() for name, tensor in self._parameters.items() if name in target.tensors.specs}
-        for name, tensor in self._parameters.items():
-            if tensor.is_floating_point() and tensor.data_ptr() not in filled:
-                raise InputError(
-                    f"{target.tensors.file}: has the parameter {name} under another name, with which it cannot be "
-                    "searched; load the model with transformers and save it again"
-                )
+        self._body, self._own_heads = body, heads == "each"
+        tensors = body.state_dict()
+        where = places(body, target.tensors.specs.keys() - own_heads)
+        self._parameters = {name: tensors[at.name].detach() for name, at in where.items() if at.pattern is None}
+        self._parts = [name for name, at in where.items() if at.pattern is not None]  # experts that files have apart
 
     def load(self, merging: Merging) -> None:
         """Take the weights of a merge."""
         began = time.perf_counter()
         merging.prepare()
-        names = sorted(self._parameters.keys() & merging.specs.keys(), key=lambda name: -merging.specs[name].elements)
+        parts = {name: torch.empty(merging.specs[name].shape, device=self._device) for name in self._parts}
+        filled = self._parameters | parts
+        names = sorted(filled, key=lambda name: -merging.specs[name].elements)
 
         def fill(name: str) -> None:
-            values = self._parameters[name].reshape(-1)
+            values = filled[name].view(-1)
             place = 0
             for piece in merging.merged(name):
                 values[place : place + piece.numel()].copy_(piece)
@@ -91,7 +83,23 @@ class LiveModel:
 
         for _ in on_all_cores(fill, names):
             pass
+        tensors = self._body.state_dict()
+        made = as_loaded(self._body, parts)
+        for name, values in made.items():
+            tensors[name].copy_(values)
+        self._refuse_unfilled([*self._parameters.values(), *(tensors[name] for name in made)])
         self._merging += time.perf_counter() - began
+
+    def _refuse_unfilled(self, filled: Sequence[torch.Tensor]) -> None:
+        """Refuse a model of which a merge fills only a part, and be it that transformers has changed its names."""
+        pointers = {tensor.data_ptr() for tensor in filled}
+        for name, parameter in self._body.named_parameters():
+            own = self._own_heads and not name.startswith(f"{self._body.base_model_prefix}.")
+            if not own and parameter.data_ptr() not in pointers:
+                raise InputError(
+                    f"search: the merged models have no tensor for the parameter {name} of the model in memory, so "
+                    "they cannot be searched; give the merge fixed coefficients"
+                )
 
     def scores(self) -> list[float]:
         """Every task's score."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.core_model_loading import revert_weight_conversion
 
 from stages.artifacts import read_json, refuse_pointer
 from stages.errors import InputError
@@ -137,17 +136,6 @@ def new_pretrained(architecture: Architecture, what: str, checkpoint: Path, conf
         return architecture.from_config(own, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of a broken config
         raise _not_loadable(checkpoint, what, error) from None
-
-
-def stored_names(model: Model) -> dict[str, str]:
-    """The names that a model's tensors have in its checkpoint's file, by those that they have in memory.
-
-    They differ where transformers has renamed an architecture's layers and reads older checkpoints still (ViT); a
-    tensor that is stored in another form than it has in memory keeps its name.
-    """
-    tensors = model.state_dict()
-    stored = {id(tensor): name for name, tensor in revert_weight_conversion(model, tensors).items()}
-    return {name: stored.get(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def _labelling(labels: Sequence[str]) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from stages.artifacts import write_json
+from stages.contents import write_contents
 from stages.errors import InputError
 from stages.merging import Fisher, merge_checkpoints
 from stages.statistics import write_statistic
 from stages.tensors import TensorFiles, fingerprint
+from tests.cards import rewrite_card
 from tests.merging.zoo import Zoo, poisoned, without
 from tests.tiny import tiny_tokenizer
 
@@ -380,4 +382,155 @@ def test_a_pickled_checkpoint_is_not_read(zoo: Zoo) -> None:
     (zoo.checkpoints["bob"] / "model.safetensors").unlink()
     torch.save({}, zoo.checkpoints["bob"] / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin may be a pickle"):
+        zoo.merge(λ3)
+
+
+def test_paths_may_be_texts_and_coefficients_numpys(zoo: Zoo) -> None:
+    wanted = zoo.merge(λ3, method="isotropic")
+    merge_checkpoints(
+        {name: str(directory) for name, directory in zoo.checkpoints.items()},
+        str(zoo.root / "out"),
+        method="fisher",
+        coefficients={name: np.float32(λ) for name, λ in λ3.items()},
+        statistics={name: [str(directory)] for name, directory in zoo.fishers.items()},
+    )
+    merge_checkpoints(
+        {name: str(directory) for name, directory in zoo.checkpoints.items()},
+        str(zoo.root / "out"),
+        method="task_arithmetic",
+        coefficients={name: np.float64(λ) for name, λ in λ3.items()},
+        base=str(zoo.base()),
+    )
+    merge_checkpoints(zoo.checkpoints, zoo.root / "out", method="isotropic", coefficients=dict(reversed(λ3.items())))
+    found = load_file(zoo.root / "out/model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("value", ["x", None, [1.0, 2.0], {}])
+def test_coefficients_that_are_no_numbers(zoo: Zoo, value: Any) -> None:
+    with pytest.raises(InputError, match="coefficients must be numbers, one per model"):
+        zoo.merge({**λ3, "bob": value})
+
+
+@pytest.mark.parametrize("name", ["org/bob", "", "..", "a\0b"])
+def test_names_that_no_file_can_have(zoo: Zoo, name: str) -> None:
+    zoo.checkpoints = {"ann": zoo.checkpoints["ann"], name: zoo.checkpoints["bob"]}
+    λ = {"ann": 0.5, name: 0.5}
+    with pytest.raises(InputError, match="a file is named after every model, which this name cannot be"):
+        zoo.merge(λ, method="isotropic", heads="each")
+    zoo.merge(λ, method="isotropic")
+    assert not (zoo.root / "merged/heads").exists()
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
+
+
+def foreign_files(zoo: Zoo, out: Path) -> Path:
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    return out
+
+
+def nested_file(zoo: Zoo, out: Path) -> Path:
+    (out / "deep/er").mkdir(parents=True)
+    (out / "deep/er/thesis.txt").write_text("years of work")
+    return out
+
+
+def a_merge_with_notes(zoo: Zoo, out: Path) -> Path:
+    merge_checkpoints(zoo.checkpoints, out, method="isotropic", coefficients=λ3)
+    (out / "thesis.txt").write_text("years of work")
+    return out
+
+
+def a_merge_with_heads_and_notes(zoo: Zoo, out: Path) -> Path:
+    merge_checkpoints(zoo.checkpoints, out, method="isotropic", coefficients=λ3, heads="each")
+    (out / "heads/thesis.txt").write_text("years of work")
+    return out
+
+
+def a_model_that_was_trained(zoo: Zoo, out: Path) -> Path:
+    shutil.copytree(zoo.checkpoints["bob"], out)
+    write_json(out / "checkpoint.json", {"origin": {"method": "finetuned"}})
+    write_contents(out, besides="model*.safetensors")
+    return out
+
+
+def a_merge_with_weights_of_another(zoo: Zoo, out: Path) -> Path:
+    merge_checkpoints(zoo.checkpoints, out, method="isotropic", coefficients=λ3)
+    shutil.copyfile(zoo.checkpoints["bob"] / "model.safetensors", out / "adapter.safetensors")
+    return out
+
+
+def a_link(zoo: Zoo, out: Path) -> Path:
+    out.mkdir()
+    (out / "link").symlink_to(zoo.checkpoints["bob"])
+    return out
+
+
+def a_file(zoo: Zoo, out: Path) -> Path:
+    out.write_text("years of work")
+    return out
+
+
+NOT_OURS: list[Callable[[Zoo, Path], Path]] = [
+    *(foreign_files, nested_file, a_merge_with_notes, a_merge_with_heads_and_notes, a_model_that_was_trained),
+    *(a_merge_with_weights_of_another, a_link, a_file),
+    lambda zoo, _: zoo.root,
+    lambda zoo, _: zoo.root / "bob",
+    lambda zoo, _: zoo.root / "bob/merged",
+    lambda zoo, _: zoo.root / "base",
+    lambda zoo, _: zoo.root / "ann-fisher",
+    lambda zoo, _: zoo.root / "ann-fisher/../cid",
+]
+
+
+@pytest.mark.parametrize("place", NOT_OURS)
+def test_no_directory_is_lost_that_is_not_ours(zoo: Zoo, place: Callable[[Zoo, Path], Path]) -> None:
+    zoo.base()
+    out = place(zoo, zoo.root / "out")
+    before = snapshot(zoo.root)
+    with pytest.raises(
+        InputError, match=r"(holds .*, which would be lost|is, holds or lies in the input .*|is a file); name"
+    ):
+        merge_checkpoints(
+            zoo.checkpoints,
+            out,
+            method="task_arithmetic",
+            coefficients=λ3,
+            base=zoo.base(),
+            statistics=zoo.fishers,
+        )
+    assert snapshot(zoo.root) == before
+
+
+@pytest.mark.parametrize("heads", ["merge", "each"])
+def test_an_earlier_merge_and_an_empty_directory_are_replaced(zoo: Zoo, heads: Any) -> None:
+    out = zoo.root / "out"
+    out.mkdir()
+    for shards in ("1GB", "8KB", "1GB"):
+        merge_checkpoints(zoo.checkpoints, out, method="isotropic", coefficients=λ3, heads=heads, max_shard_size=shards)
+        assert (len(list(out.glob("*.safetensors"))) == 1) == (shards == "1GB")
+
+
+def test_a_file_that_git_lfs_has_not_fetched(zoo: Zoo) -> None:
+    file = zoo.checkpoints["bob"] / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 437955512\n")
+    with pytest.raises(InputError, match=r"bob.model\.safetensors: is a Git LFS pointer, .* run `git lfs pull`"):
+        zoo.merge(λ3)
+
+
+def test_a_norm_that_small_tensors_disprove(zoo: Zoo) -> None:
+    """A card under a seal of its own that says other norms: what costs nothing to read is compared in every merge."""
+    for name, directory in zoo.fishers.items():
+        mapped = load_file(directory / "fisher.safetensors")
+        fisher = {tensor: values.clone() for tensor, values in mapped.items()}
+        write_statistic(directory, "diagonal", fisher, TensorFiles(zoo.checkpoints[name]), {})
+    zoo.merge(λ3)
+    card = json.loads((zoo.fishers["bob"] / "fisher.json").read_text())
+    for entry in card["tensors"].values():
+        entry["norm"] /= 1000
+    rewrite_card(zoo.fishers["bob"], {"tensors": card["tensors"]})
+    with pytest.raises(InputError, match=r"bob-fisher.*its contents are not what fisher\.json says: the norm of"):
         zoo.merge(λ3)

@@ -157,6 +157,9 @@ def test_a_missing_base_is_said(tmp_path: Path, method: Any) -> None:
         zoo.merge_by(method, λ, base=None)
     other = Zoo(tmp_path / "other")
     other.add("wide", hidden_size=32)
+    with pytest.raises(InputError, match=r"wide.config\.json: hidden_size is 32, but 16 in .*ann.config\.json"):
+        zoo.merge_by(method, λ, base=other.checkpoints["wide"])
+    (other.checkpoints["wide"] / "config.json").unlink()
     with pytest.raises(InputError, match="it is not the base of these models"):
         zoo.merge_by(method, λ, base=other.checkpoints["wide"])
 

@@ -38,13 +38,13 @@ class Zoo:
     def add(
         self, name: str, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ("bad", "good"), **changes: Any
     ) -> None:
-        self._add(name, tiny_bert(labels, seed=len(self.checkpoints) + 1, **changes), dtype)
+        self.add_model(name, tiny_bert(labels, seed=len(self.checkpoints) + 1, **changes), dtype)
 
     def add_masked_lm(self, name: str) -> None:
         """A model without a pooler, with another head."""
-        self._add(name, tiny_masked_lm(seed=len(self.checkpoints) + 1), torch.float32)
+        self.add_model(name, tiny_masked_lm(seed=len(self.checkpoints) + 1))
 
-    def _add(self, name: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    def add_model(self, name: str, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> None:
         directory = self.root / name
         torch.nn.Module.to(model, dtype=dtype)
         model.save_pretrained(directory, max_shard_size="1GB")

@@ -1,16 +1,19 @@
 """The live model has the weights that a merge writes, whatever the file calls them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from stages.artifacts import CHECKPOINT_CARD, read_json, write_json
 from stages.errors import InputError
 from stages.finetune import bring_in
 from stages.fisher import estimate
+from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
 from stages.params import FisherSettings, Isotropic, Search, parse_params
 from stages.plan import base_directory, statistics_directories
@@ -94,12 +97,60 @@ def test_parameters_may_have_older_names_in_the_file(inside: Path) -> None:
     assert sweep.equals(wanted)
 
 
-def test_parameters_that_the_file_has_otherwise_are_refused(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if transformers had no name in the file for what it holds in memory: nothing would fill it."""
-    monkeypatch.setattr(
-        "stages.searching.live_model.stored_names", lambda model: {name: f"other.{name}" for name in model.state_dict()}
-    )
-    with pytest.raises(
-        InputError, match=r"ann.model\.safetensors: has the parameter other\.bert\..* under another name"
-    ):
+def test_parameters_that_no_merge_fills_are_refused(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if transformers had no place in memory for what the file holds: a part of the model would stay as it was."""
+    monkeypatch.setattr("stages.searching.live_model.places", lambda *_: {})
+    with pytest.raises(InputError, match=r"have no tensor for the parameter bert\.embeddings\..* cannot be searched"):
         searched(params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic"))
+
+
+@pytest.mark.parametrize(
+    "respelled",
+    [
+        ("ann",),
+        ("bob",),
+        ("ann", "bob"),
+    ],
+    ids=str,
+)
+def test_a_search_scores_the_same_models_in_any_spelling(inside: Path, respelled: tuple[str, ...]) -> None:
+    """Without prefix, with gamma and beta, with what transformers leaves out: of the target, of the other, of both."""
+    params = params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3}, method="isotropic")
+    _, wanted = searched(params, Path("results/wanted"))
+    for name in respelled:
+        file = Path("models/finetuned") / name / "model.safetensors"
+        tensors = {
+            key.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): value
+            for key, value in load_file(file).items()
+        }
+        more = {"embeddings.position_ids": torch.arange(24)[None], "cls.predictions.bias": torch.rand(20)}
+        save_file(tensors | more, file, metadata={"format": "pt"})
+        card = file.with_name(CHECKPOINT_CARD)
+        write_json(card, read_json(card) | {"fingerprint": fingerprint(TensorFiles(file.parent))})
+    _, sweep = searched(params)
+    assert sweep.equals(wanted)
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe"])
+def test_experts_that_the_files_have_one_by_one(inside: Path, family: str) -> None:
+    model_class = getattr(transformers, f"{family}ForSequenceClassification")
+    shape: dict[str, Any] = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 24, "num_key_value_heads": 2, "pad_token_id": 0, "tie_word_embeddings": False}
+    shape |= {"num_experts_per_tok": 2, "moe_intermediate_size": 8} if family == "Qwen2Moe" else {}
+    shape |= {"num_experts" if family == "Qwen2Moe" else "num_local_experts": 3}
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    checkpoints = {}
+    for seed, name in enumerate(("eve", "fay")):
+        torch.manual_seed(seed)
+        checkpoints[name] = Path("models/finetuned") / name
+        model_class(model_class.config_class(**shape, **labels)).save_pretrained(checkpoints[name])
+        tiny_tokenizer().save_pretrained(checkpoints[name])
+    λ = {"eve": 0.25, "fay": 0.75}
+    merge_checkpoints(checkpoints, Path("merged"), method="isotropic", coefficients=λ)
+    ingredients = Ingredients(checkpoints, Isotropic())
+    live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "eve"}, Search(sampler="grid"))
+    live.load(ingredients.at({"eve": 0.9, "fay": 0.1}))
+    live.load(ingredients.at(λ))
+    for name, value in model_class.from_pretrained("merged").state_dict().items():
+        assert torch.equal(live._body.state_dict()[name], value), name
+    assert all(math.isfinite(score) for score in live.scores())

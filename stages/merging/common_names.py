@@ -1,0 +1,221 @@
+"""One name for each tensor of a merge, though files spell it differently: the target's, wherever transformers loads
+two files' tensors into one place."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from stages import naming
+from stages.errors import InputError
+from stages.merging.inputs import BaseWeights, Checkpoint, StatisticFiles
+from stages.naming import Model
+from stages.params import Statistic
+from stages.statistics import input_factor, output_factor
+from stages.tensors import TensorFiles
+
+_PROBES = 16  # values of a tensor that are looked at to see whether it may be another's copy
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """All of a merge whose tensors have names."""
+
+    checkpoints: Mapping[str, Checkpoint]
+    statistics: dict[Statistic, dict[str, StatisticFiles]]
+    prior: StatisticFiles | None
+    base: BaseWeights | None
+
+    @property
+    def target(self) -> Checkpoint:
+        """The first of the checkpoints."""
+        return next(iter(self.checkpoints.values()))
+
+    def alike(self, *, donors_may_lack: bool) -> bool:
+        """Whether equal names mean equal tensors and no others do, as far as names alone can say.
+
+        Cheap: it asks no library and reads a few values. Where it says no, `common_names` knows better.
+
+        Args:
+            donors_may_lack: whether tensors that are the target's alone are no reason to doubt.
+        """
+        return (
+            all(
+                _alike(self.target, other, donors_may_lack)
+                for other in self.checkpoints.values()
+                if other is not self.target
+            )
+            and not any(_may_repeat(checkpoint.tensors) for checkpoint in self.checkpoints.values())
+            and (self.base is None or _base_alike(self.target, self.base))
+            and all(
+                _statistic_alike(kind, files.tensors, self.checkpoints[name].tensors)
+                for kind, statistics in self.statistics.items()
+                for name, files in statistics.items()
+            )
+            and (self.prior is None or _prior_alike(self.target, self.prior))
+        )
+
+
+def common_names(spelled: Spelled) -> Spelled:
+    """The same with all tensors under the target's names; as it was where transformers does not know the model.
+
+    Of a tied tensor one copy is left, and nothing of what transformers does not load.
+
+    Raises:
+        InputError: some of the models hold tied tensors with values of their own, and others do not.
+    """
+    models = _models(spelled.checkpoints.values())
+    model = models.get(spelled.target.architecture)
+    if model is None:
+        return spelled
+    ties = naming.ties(model)
+    found = {}
+    for name, checkpoint in spelled.checkpoints.items():
+        own = models.get(checkpoint.architecture, model)
+        found[name] = _own_head(own, checkpoint.tensors) if own is not model else {}
+        found[name] |= naming.model_names(model, checkpoint.tensors)
+    untied = _untied(spelled.checkpoints, found, ties)
+    common = {name: own[0] for name, own in next(iter(found.values())).items()}
+    for name, checkpoint in spelled.checkpoints.items():
+        called = {common.get(model_name, model_name): model_name for model_name in found[name]}
+        stored = {ours: found[name][model_name] for ours, model_name in called.items()}
+        copies = {copy: ours for ours, own in stored.items() for copy in own[1:]}
+        checkpoint.call({ours: own[0] for ours, own in stored.items()}, called, copies)
+    if spelled.base is not None:
+        theirs = naming.model_names(model, spelled.base.tensors)
+        # A base whose embeddings are tied has its head's tensor too.
+        theirs |= {name: theirs[ties[name]] for name in untied - theirs.keys() if ties[name] in theirs}
+        spelled.base.call({common[name]: own[0] for name, own in theirs.items() if name in common})
+
+    tied = {name: source for name, source in ties.items() if name not in untied}
+
+    def renamed(kind: Statistic, files: StatisticFiles, own: Model) -> StatisticFiles:
+        placed = {name: place.name for name, place in naming.places(own, _parameters(kind, files.tensors)).items()}
+        if own is not model:
+            placed |= {name: p.name for name, p in naming.places(model, _parameters(kind, files.tensors)).items()}
+        return _renamed(kind, files, {name: tied.get(found, found) for name, found in placed.items()}, common)
+
+    statistics = {
+        kind: {
+            name: renamed(kind, files, models.get(spelled.checkpoints[name].architecture, model))
+            for name, files in those.items()
+        }
+        for kind, those in spelled.statistics.items()
+    }
+    prior = None if spelled.prior is None else renamed("diagonal", spelled.prior, model)
+    return Spelled(spelled.checkpoints, statistics, prior, spelled.base)
+
+
+def _models(checkpoints: Iterable[Checkpoint]) -> dict[str | None, Model]:
+    """A model without values of every class of the checkpoints that transformers knows."""
+    models: dict[str | None, Model] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.architecture not in models:
+            models[checkpoint.architecture] = naming.empty_model(checkpoint.directory)
+    return {architecture: model for architecture, model in models.items() if model is not None}
+
+
+def _own_head(model: Model, tensors: TensorFiles) -> dict[str, list[str]]:
+    """The files' names of the tensors outside the model's body, by the model's."""
+    body = f"{model.base_model_prefix}."
+    return {name: own for name, own in naming.model_names(model, tensors).items() if not name.startswith(body)}
+
+
+def _untied(
+    checkpoints: Mapping[str, Checkpoint], found: Mapping[str, Mapping[str, Sequence[str]]], ties: Mapping[str, str]
+) -> set[str]:
+    """The names that a configuration ties, and of which all files have copies that differ."""
+    untied = {
+        name: {alias for alias in ties if alias in names and ties[alias] in names} for name, names in found.items()
+    }
+    every = set.intersection(*untied.values())
+    for name, aliases in untied.items():
+        for alias in sorted(aliases - every):
+            other = next(other for other in untied if alias not in untied[other])
+            raise InputError(
+                f"{checkpoints[name].tensors.file}: tensor {found[name][alias][0]} is tied to "
+                f"{found[name][ties[alias]][0]} by its config.json, but has other values, while {other}'s are tied; "
+                "set `tie_word_embeddings` to false in the config.json of all models whose head is their own"
+            )
+    return every
+
+
+def _renamed(
+    kind: Statistic, files: StatisticFiles, placed: Mapping[str, str], common: Mapping[str, str]
+) -> StatisticFiles:
+    """A statistic under the target's names.
+
+    Args:
+        kind: of the statistic.
+        files: its tensors.
+        placed: the model's name of each parameter that it is of; other parameters are left out.
+        common: the target's name of each of the model's tensors.
+    """
+    names: dict[str, str] = {}
+    for own, model_name in sorted(placed.items()):
+        name = common.get(model_name, model_name)
+        if kind == "diagonal":
+            if name in names:
+                raise InputError(
+                    f"{files.tensors.file}: has two tensors, {names[name]} and {own}, of one tied parameter, whose "
+                    "Fisher is not their sum; estimate this Fisher again"
+                )
+            names[name] = own
+        else:
+            both = [factor for factor in (input_factor, output_factor) if factor(own) in files.tensors.specs]
+            names |= {factor(name): factor(own) for factor in both}
+    return replace(files, tensors=files.tensors.called(names))
+
+
+def _parameters(kind: Statistic, tensors: TensorFiles) -> set[str]:
+    """The names of the parameters that a statistic is of."""
+    if kind == "diagonal":
+        return set(tensors.specs)
+    return {key.removeprefix(input_factor("")).removeprefix(output_factor("")) for key in tensors.specs}
+
+
+def _alike(target: Checkpoint, other: Checkpoint, donors_may_lack: bool) -> bool:
+    if target.tensors.specs.keys() == other.tensors.specs.keys():
+        return True
+    if target.architecture == other.architecture:
+        return False
+    ours, theirs = target.tensors.specs.keys() - target.head(), other.tensors.specs.keys() - other.head()
+    return ours == theirs or bool(donors_may_lack and theirs and theirs <= ours)
+
+
+def _may_repeat(tensors: TensorFiles) -> bool:
+    """Whether a tensor may be a copy of another: of one shape, outside the numbered layers, with equal values."""
+    first: dict[tuple[object, ...], list[str]] = {}
+    for name, spec in tensors.specs.items():
+        if spec.is_floating and spec.elements > 1 and not any(part.isdigit() for part in name.split(".")):
+            first.setdefault(spec.shape, []).append(name)
+    for names in first.values():
+        probes = [_probe(tensors, name) for name in names] if len(names) > 1 else []
+        telling = [probe for probe in probes if len(set(probe)) > 1]  # biases of zeros are no copies of each other
+        if len(set(telling)) < len(telling):
+            return True
+    return False
+
+
+def _probe(tensors: TensorFiles, name: str) -> tuple[float, ...]:
+    values = tensors.read(name).reshape(-1)
+    return tuple(float(values[i * (len(values) - 1) // (_PROBES - 1)]) for i in range(_PROBES))
+
+
+def _base_alike(target: Checkpoint, base: BaseWeights) -> bool:
+    missing = {name for name in _floating(target.tensors) if base.name_of(name) is None}
+    extra = _floating(base.tensors) - {base.name_of(name) for name in target.tensors.specs}
+    if base.architecture == target.architecture:
+        return not missing
+    return not missing or not extra or missing <= target.head()
+
+
+def _statistic_alike(kind: Statistic, statistic: TensorFiles, checkpoint: TensorFiles) -> bool:
+    parameters = _parameters(kind, statistic)
+    return parameters <= checkpoint.specs.keys() and (kind != "diagonal" or _floating(checkpoint) <= parameters)
+
+
+def _prior_alike(target: Checkpoint, prior: StatisticFiles) -> bool:
+    return (target.tensors.specs.keys() & _floating(target.tensors)) - target.head() <= prior.tensors.specs.keys()
+
+
+def _floating(tensors: TensorFiles) -> set[str]:
+    return {name for name, spec in tensors.specs.items() if spec.is_floating}
