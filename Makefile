@@ -1,9 +1,10 @@
 # `make repro` and `make test` are all that a new machine needs: each sets up .venv from the pinned requirements first.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(abspath $(VENV))/bin
+# Relative, since make takes a space in a path for the end of a name; PATH is one text to make.
+BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help repro plan status push check-cache recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
@@ -32,7 +33,7 @@ $(INSTALLED): requirements.lock
 	@touch $@
 
 repro: plan
-	dvc repro
+	python -m dvc repro
 
 plan: $(INSTALLED)
 	python -m stages.plan
@@ -42,7 +43,7 @@ status: $(INSTALLED)
 
 # A colleague's dvc finds results by the run cache, which a plain dvc push leaves out.
 push: $(INSTALLED)
-	dvc push --run-cache
+	python -m dvc push --run-cache
 
 check-cache: $(INSTALLED)
 	python -m stages.cache
@@ -66,9 +67,9 @@ test-faults: $(INSTALLED)
 	python -m pytest -n 2 tests/faults
 
 lint: $(INSTALLED)
-	ruff check .
-	ruff format --check .
-	mypy
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
 
 bench: $(INSTALLED) $(VENV)/.rivals
 	python -m tests.bench
@@ -84,7 +85,7 @@ $(VENV)/.rivals: $(INSTALLED) tests/bench/requirements.txt
 # The local version (+cpu, +cu130) is the index's choice: the lock names the version only.
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
-	pip-compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+	python -m piptools compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --extra s3 --extra ssh --extra test --extra lint --output-file requirements.lock pyproject.toml
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
 
