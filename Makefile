@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro plan status push check-cache recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push share check-cache recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
 	@echo "make plan    write models/dvc.yaml after adding or removing a merge"
 	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
+	@echo "make share DIR=/path GROUP=team  let a group have a directory as its remote or cache"
 	@echo "make check-cache  compare DVC's cache with its checksums, and remove what is damaged"
 	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
@@ -44,6 +45,9 @@ status: $(INSTALLED)
 # A colleague's dvc finds results by the run cache, which a plain dvc push leaves out.
 push: $(INSTALLED)
 	python -m dvc push --run-cache
+
+share: $(INSTALLED)
+	@python -m stages.share "$(DIR)" "$(GROUP)"
 
 check-cache: $(INSTALLED)
 	python -m stages.cache
