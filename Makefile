@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro plan status push share check-cache recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push share check-cache mend recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -15,6 +15,7 @@ help:
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
 	@echo "make share DIR=/path GROUP=team  let a group have a directory as its remote or cache"
 	@echo "make check-cache  compare DVC's cache with its checksums, and remove what is damaged"
+	@echo "make mend    mend what a full disk has cut off of DVC's own records, if every dvc command fails"
 	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
 	@echo "make test-architectures  the Fisher of every architecture that transformers has, as a table"
@@ -51,6 +52,9 @@ share: $(INSTALLED)
 
 check-cache: $(INSTALLED)
 	python -m stages.cache
+
+mend: $(INSTALLED)
+	@python -m stages.mend
 
 recipe: $(INSTALLED)
 	python -m stages.recipe $(NAME)
