@@ -1,21 +1,23 @@
 """`make mend`: put right what a full disk or a kill has left of DVC's own records, so that its commands run again.
 
-DVC writes these files in place, so a full disk cuts them off, and then every command of dvc fails, with a message about
-JSON or YAML. What `dvc.lock` has lost, `dvc repro` takes from the cache. No stage of the pipeline.
+A full disk cuts these files off, and then every command of dvc fails, with a message about JSON, YAML or 'outs'. What
+`dvc.lock` has lost, `dvc repro` takes from the cache. No stage of the pipeline.
 """
 
 import fcntl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from stages.command import run_stage
-from stages.dvc import LOCKS
+from stages.dvc import LOCKS, dvc
 from stages.errors import InputError
 
 CLAIMS = Path(".dvc/tmp/rwlock")  # which process of dvc reads or writes what; nothing while there is none
+SECONDS_TO_WRITE = 2.0  # an entry of the run cache, a few kilobytes
 AT_WORK = Path(".dvc/tmp/lock")  # held by a command of dvc, but not while it waits for a stage
 
 
@@ -29,6 +31,7 @@ def mend() -> None:
         raise InputError(f"dvc is at work, in process {process}; wait for it to end, or end it, then run this again")
     mended = [line for project in sorted(Path().glob("workspaces/**/.dvc")) for line in mend_project(project.parent)]
     mended += mend_project(Path())
+    mended += [f"{file}: removed" for file in remove_unfinished(Path(dvc("cache", "dir").strip()))]
     print("\n".join(mended) if mended else "all is well")
 
 
@@ -56,6 +59,20 @@ def mend_project(project: Path) -> list[str]:
                 file.unlink()
             done.append(f"{file}: cut off; {'removed' if kept else 'now as in the last commit'}; run `dvc repro`")
     return done
+
+
+def remove_unfinished(cache: Path) -> list[Path]:
+    """Remove what was being written into the run cache when that failed: DVC would read it as the newest of its kind.
+
+    The cache may be others' too, so whoever writes now is given time to finish.
+    """
+    unfinished = sorted((cache / "runs").glob("*/*/.*.tmp"))
+    if unfinished:
+        time.sleep(SECONDS_TO_WRITE)
+    unfinished = [file for file in unfinished if file.exists()]
+    for file in unfinished:
+        file.unlink(missing_ok=True)
+    return unfinished
 
 
 def dvc_processes(project: Path) -> Iterator[int]:

@@ -117,6 +117,18 @@ def test_a_dvc_lock_that_is_cut_off(project: Project, share: float, committed: b
     assert lock.read_bytes() == whole
 
 
+def test_an_entry_of_the_run_cache_that_was_never_finished(project: Project) -> None:
+    """It is the newest, and cut off at a page's end it is YAML without outputs."""
+    entries = [file for file in (project.root / ".dvc/cache/runs").rglob("*") if file.is_file()]
+    entry = max(entries, key=lambda file: file.stat().st_size)
+    unfinished = entry.with_name(".abcdefghijklmnop.tmp")
+    unfinished.write_bytes(entry.read_bytes()[:4096])
+    (project.root / "dvc.lock").unlink()
+    assert_fails(project, "failed to reproduce 'first'")
+    assert f"{unfinished}: removed" in mended(project)
+    assert project.repro() == []
+
+
 @pytest.fixture
 def at_work(project: Project) -> Iterator["subprocess.Popen[bytes]"]:
     """A `dvc repro` whose stage goes on and on."""
