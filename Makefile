@@ -1,18 +1,21 @@
 # `make repro` and `make test` are all that a new machine needs: each sets up .venv from the pinned requirements first.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(abspath $(VENV))/bin
+# Relative, since make takes a space in a path for the end of a name; PATH is one text to make.
+BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro plan status push check-cache recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push share check-cache mend recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
 	@echo "make plan    write models/dvc.yaml after adding or removing a merge"
 	@echo "make status  what is cached here, what the remote has, what would run"
 	@echo "make push    send outputs to the DVC remote, and what they are the results of"
+	@echo "make share DIR=/path GROUP=team  let a group have a directory as its remote or cache"
 	@echo "make check-cache  compare DVC's cache with its checksums, and remove what is damaged"
+	@echo "make mend    mend what a full disk has cut off of DVC's own records, if every dvc command fails"
 	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
 	@echo "make test-architectures  the Fisher of every architecture that transformers has, as a table"
@@ -32,7 +35,7 @@ $(INSTALLED): requirements.lock
 	@touch $@
 
 repro: plan
-	dvc repro
+	python -m dvc repro
 
 plan: $(INSTALLED)
 	python -m stages.plan
@@ -42,10 +45,16 @@ status: $(INSTALLED)
 
 # A colleague's dvc finds results by the run cache, which a plain dvc push leaves out.
 push: $(INSTALLED)
-	dvc push --run-cache
+	python -m dvc push --run-cache
+
+share: $(INSTALLED)
+	@python -m stages.share "$(DIR)" "$(GROUP)"
 
 check-cache: $(INSTALLED)
 	python -m stages.cache
+
+mend: $(INSTALLED)
+	@python -m stages.mend
 
 recipe: $(INSTALLED)
 	python -m stages.recipe $(NAME)
@@ -66,9 +75,9 @@ test-faults: $(INSTALLED)
 	python -m pytest -n 2 tests/faults
 
 lint: $(INSTALLED)
-	ruff check .
-	ruff format --check .
-	mypy
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
 
 bench: $(INSTALLED) $(VENV)/.rivals
 	python -m tests.bench
@@ -84,7 +93,7 @@ $(VENV)/.rivals: $(INSTALLED) tests/bench/requirements.txt
 # The local version (+cpu, +cu130) is the index's choice: the lock names the version only.
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
-	pip-compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+	python -m piptools compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --extra s3 --extra ssh --extra test --extra lint --output-file requirements.lock pyproject.toml
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
 

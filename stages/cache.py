@@ -4,23 +4,18 @@ DVC takes a read-only file in its cache for what it was when it was written, and
 damaged. What is removed here, `dvc repro` makes again; `dvc repro --pull` takes it from the remote.
 """
 
-import subprocess
-import sys
 from hashlib import md5
 from pathlib import Path
 
 from stages.command import run_stage
-from stages.errors import InputError
+from stages.dvc import dvc
 
 BLOCK = 1 << 20
 
 
 def check_cache() -> None:
     """Check the cache that the project uses, and say what is gone."""
-    result = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise InputError(f"there is no cache to check: {result.stderr.strip()}")
-    damaged = remove_damaged(Path(result.stdout.strip()))
+    damaged = remove_damaged(Path(dvc("cache", "dir").strip()))
     for file in damaged:
         print(f"removed: {file}")
     print(

@@ -1,6 +1,7 @@
 """What is asked of dvc, and read of what it has written down."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def dvc(*arguments: str, project: Path | None = None, check: bool = True) -> str
         check: whether a failure is an error.
 
     Raises:
-        InputError: it fails, with dvc's own last words; or there is no dvc.
+        InputError: it fails, with dvc's own last words.
     """
     with started(*arguments, project=project, stderr=subprocess.PIPE) as process:
         output, errors = process.communicate()
@@ -30,11 +31,13 @@ def dvc(*arguments: str, project: Path | None = None, check: bool = True) -> str
 
 
 def started(*arguments: str, project: Path | None = None, stderr: int | None = None) -> "subprocess.Popen[str]":
-    """A dvc command at work, whose output is to be read. Raises `InputError` if there is no dvc."""
-    try:
-        return subprocess.Popen(["dvc", *arguments], cwd=project, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    except FileNotFoundError:
-        raise InputError("dvc: there is no such program; `source .venv/bin/activate`, or use make") from None
+    """A dvc command at work, whose output is to be read.
+
+    It is this Python's dvc, wherever the shell would find one: pip's script for it does not start from every directory.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments], cwd=project, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
 
 
 def recorded_outputs(project: Path) -> dict[str, dict[str, str]]:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from configparser import ConfigParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ RECIPES = Path("recipes")
 WORKSPACES = Path("workspaces")
 PIPELINE = ("dvc.yaml", ".dvcignore")
 CODE = ("stages", "recipes")
+PATHS = {"dir", "url", "keyfile", "credentialpath", "configpath", "cert_path", "key_path"}  # in DVC's configuration
 TIMES = WORKSPACES / "times.json"  # of all workspaces, since they share what has been made
 REPORT = "report.html"
 TITLE = "The paper’s experiments, as they come out here"
@@ -106,21 +108,47 @@ def hardware() -> str:
     return f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores"
 
 
-def open_workspace(file: Path, workspace: Path) -> None:
+def open_workspace(recipe_file: Path, workspace: Path) -> None:
     """Make the workspace of a recipe, or bring its code, parameters and settings up to date; results stay."""
     (workspace / ".dvc").mkdir(parents=True, exist_ok=True)
     for code in CODE:
         shutil.rmtree(workspace / code, ignore_errors=True)
         shutil.copytree(code, workspace / code, ignore=shutil.ignore_patterns("__pycache__"))
-    for own in PIPELINE:
-        shutil.copyfile(own, workspace / own)
-    shutil.copyfile(file, workspace / "params.yaml")
-    for settings in ("config", "config.local"):
-        if (found := Path(".dvc") / settings).is_file():
-            shutil.copyfile(found, workspace / ".dvc" / settings)
-    for name, value in {"core.no_scm": "true", "cache.dir": dvc("cache", "dir").strip()}.items():
-        dvc("config", "--local", name, value, project=workspace)
+    for file in PIPELINE:
+        shutil.copyfile(file, workspace / file)
+    shutil.copyfile(recipe_file, workspace / "params.yaml")
+    own = {"core.no_scm": "true", "cache.dir": dvc("cache", "dir").strip()}
+    copy_settings(Path(".dvc"), workspace / ".dvc")
+    for name, value in own.items():
+        dvc("config", name, value, project=workspace)
     write_plan(load_params(workspace / "params.yaml"), workspace / PLAN_FILE)
+
+
+def copy_settings(source: Path, target: Path) -> None:
+    """Write the `config` of another .dvc directory: this one's two files in one, readable by their owner only.
+
+    Options of remotes may be keys, and paths are relative to the directory.
+    """
+    settings = ConfigParser(interpolation=None, strict=False)
+    settings.read([source / "config", source / "config.local"], encoding="utf-8")
+    for section in settings.values():
+        for name in PATHS & section.keys():
+            section[name] = _absolute(section[name], source)
+    file = target / "config"
+    file.touch()
+    file.chmod(0o600)
+    with file.open("w", encoding="utf-8") as stream:
+        settings.write(stream)
+    (target / "config.local").unlink(missing_ok=True)
+
+
+def _absolute(value: str, directory: Path) -> str:
+    """A path or an address as it stands in DVC's configuration, in quotes if it has to be, for use in another place."""
+    bare = value.strip("\"'")
+    if re.match(r"\w+://|[/~]", bare):
+        return value
+    path = os.path.normpath(Path.cwd() / directory / bare)  # not resolved: a symbolic link stays one
+    return f"'{path}'" if '"' in path else f'"{path}"'
 
 
 def run(workspace: Path, times: Path) -> None:

@@ -16,12 +16,10 @@ def test_a_failure_is_dvcs_own_last_words(tmp_path: Path) -> None:
     assert dvc("status", project=tmp_path, check=False) == ""
 
 
-def test_dvc_that_is_not_on_the_path(tmp_path: Path) -> None:
+def test_dvc_need_not_be_on_the_path(tmp_path: Path) -> None:
     project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
     project.run("python", "-m", "stages.plan")
-    result = project.run("env", "PATH=/nowhere", sys.executable, "-m", "stages.status", check=False)
-    assert result.returncode == 1
-    assert result.stderr == "error: dvc: there is no such program; `source .venv/bin/activate`, or use make\n"
+    project.run("env", "PATH=/nowhere", sys.executable, "-m", "stages.status")
 
 
 def test_outputs_are_those_of_both_locks(tmp_path: Path) -> None:

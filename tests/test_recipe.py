@@ -1,14 +1,18 @@
 """Recipes with real dvc, in a project in miniature."""
 
 import json
+import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from stages.recipe import heading, read_times, write_times
+from stages.recipe import copy_settings, heading, read_times, write_times
 from tests.project import Project, tiny_params
+
+SECRET = "of nobody else's interest"
 
 
 def write_recipe(project: Project, name: str, words: str, params: dict[str, Any]) -> None:
@@ -33,6 +37,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     }
     second = {**params, "merges": {**params["merges"], **more}}
     write_recipe(project, "full", "# All: with Fishers and an ensemble.\n", second)
+    # Who tried an earlier version has the keys in the workspace.
+    project.run("dvc", "remote", "add", "--local", "--default", "team", "../remote")
+    project.run("dvc", "remote", "add", "--local", "bucket", "s3://bucket/fishers")
+    project.run("dvc", "remote", "modify", "--local", "bucket", "secret_access_key", SECRET)
+    project.run("dvc", "config", "--local", "cache.shared", "group")
+    (project.root / "workspaces/plain/.dvc").mkdir(parents=True)
+    shutil.copyfile(project.root / ".dvc/config.local", project.root / "workspaces/plain/.dvc/config.local")
     assert project.stage("stages.recipe", "plain").returncode == 0
     return project
 
@@ -48,6 +59,44 @@ def test_a_recipe_has_results_of_its_own(project: Project) -> None:
     assert "Averaging" in page
     assert "A second paragraph" in page
     assert "What each result costs" in page
+
+
+def test_keys_stay_where_they_are(project: Project) -> None:
+    files = [file for file in (project.root / "workspaces").rglob("*") if file.is_file()]
+    (holder,) = (file for file in files if SECRET.encode() in file.read_bytes())
+    assert holder == project.root / "workspaces/plain/.dvc/config"
+    assert stat.S_IMODE(holder.stat().st_mode) == 0o600
+    workspace, values = Project.at(project.root / "workspaces/plain"), {}
+    for name in ("core.no_scm", "core.remote", "cache.dir", "remote.team.url", "remote.bucket.secret_access_key"):
+        values[name] = workspace.run("dvc", "config", name).stdout.strip()
+    assert values == {
+        "core.no_scm": "true",
+        "core.remote": "team",
+        "cache.dir": str(project.root / ".dvc/cache"),
+        "remote.team.url": str(project.root.parent / "remote"),
+        "remote.bucket.secret_access_key": SECRET,
+    }
+
+
+def test_settings_mean_the_same_in_another_place(tmp_path: Path) -> None:
+    """Paths, relative to where they stand; also what DVC puts in quotes; a project without any settings has none."""
+    project, other = Project(tmp_path / "a, 'b' #c/project", {}), Project(tmp_path / "other/other", {})
+    project.run("dvc", "remote", "add", "--local", "team", "../remote, of #us")
+    project.run("dvc", "remote", "add", "public", "ssh://host/a#b")
+    settings = {
+        "remote.team.verify": "true",
+        "remote.public.keyfile": "../key",
+        "cache.type": "hardlink,copy",
+        "core.site_cache_dir": "/a, b#c's %d",
+    }
+    for name, value in settings.items():
+        project.run("dvc", "config", "--local", name, value)
+    copy_settings(project.root / ".dvc", other.root / ".dvc")
+    there, here = (sorted(one.run("dvc", "config", "--list").stdout.splitlines()) for one in (other, project))
+    assert there == here
+    assert len(here) == 9
+    copy_settings(tmp_path / "nothing", other.root / ".dvc")
+    assert (other.root / ".dvc/config").read_text() == ""
 
 
 def test_another_recipe_makes_nothing_again(project: Project) -> None:

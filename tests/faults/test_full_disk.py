@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import Keeps, error_lines, filled, small_disk
+from tests.faults.faults import Keeps, error_lines, filled, mend, small_disk
 from tests.faults.table import Trials
 from tests.faults.undisturbed import STAGES, Undisturbed
 
@@ -38,5 +38,6 @@ def test_a_full_disk(undisturbed: Undisturbed, trials: Trials, tmp_path: Path, s
                     assert error_lines(said) or "ERROR" in said, said
                     assert all("run `dvc repro`" in line for line in error_lines(said)), said
                     keeps.check()
+                    mend(project)
             project.repro()
             undisturbed.assert_same(project)
