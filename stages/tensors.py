@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from stages.artifacts import CHECKPOINT_CARD, copy_files, read_json, write_json
+from stages.artifacts import CHECKPOINT_CARD, copy_files, read_json, refuse_pointer, write_json
 from stages.contents import verify_contents
 from stages.errors import InputError, anew
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 MAX_SHARD_BYTES = 5_000_000_000
 DEQUANTISE = "load it with transformers, call `dequantize()`, and save it again with `save_pretrained`"
-LFS_REMEDY = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
 _QUANTISED = ("F8_", "F6_", "F4")  # what safetensors' names of such types begin with
-_LFS_BEGINNING = b"version https://git-lfs.github.com/spec/"
 
 # safetensors' names of the element types, and torch's.
 _TORCH_DTYPES = {
@@ -90,8 +88,8 @@ class TensorFiles:
             try:
                 shard = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
-                if is_lfs_pointer(file):
-                    raise InputError(f"{file}: {LFS_REMEDY}") from None
+                if file.is_file():
+                    refuse_pointer(file)
                 reason = " ".join(str(error).split())
                 raise InputError(f"{file}: not a whole safetensors file ({reason}); {anew(directory)}") from None
             for name in shard.keys():  # noqa: SIM118 (it is no mapping)
@@ -166,14 +164,6 @@ class TensorFiles:
         """Find the digests of all tensors that have none yet."""
         for name in self.stored.keys() - self.digests.keys():
             self.digests[name] = tensor_digest(self._read_stored(name))
-
-
-def is_lfs_pointer(file: Path) -> bool:
-    """Whether a file is what git has in a large file's place where Git LFS has not fetched it."""
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return stream.read(len(_LFS_BEGINNING)) == _LFS_BEGINNING
 
 
 def fingerprint(tensors: TensorFiles) -> str:
