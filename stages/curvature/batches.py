@@ -72,10 +72,19 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     later, as the model itself makes them in training.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if shifted is not None and "labels" in batch and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
-        inputs["decoder_input_ids"] = shifted(labels=batch["labels"])
+    given = inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+    if "labels" in batch and not given and _generates_from_an_encoder(model):
+        generating: Any = model
+        inputs["decoder_input_ids"] = generating.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
     return inputs
+
+
+def _generates_from_an_encoder(model: nn.Module) -> bool:
+    """Whether it is one of transformers' sequence-to-sequence models, and no classifier made of one."""
+    config: Any = getattr(model, "config", None)
+    able = getattr(model, "can_generate", lambda: False)
+    shifts = hasattr(model, "prepare_decoder_input_ids_from_labels")
+    return shifts and bool(getattr(config, "is_encoder_decoder", False)) and bool(able())
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,18 +1,18 @@
 """The diagonal of the Fisher information, and K-FAC factors, of a model in one call."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from stages.curvature.batches import batch_size
+from stages.curvature.batches import Batch, batch_size
 from stages.curvature.estimation import DIAGONAL, CurvatureStatistics, Estimation, Statistic
 from stages.curvature.vectors import BackwardVectors, Estimator
 
 
 def diagonal_fisher(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Batch],
     *,
     likelihood: str = "categorical",
     estimator: Estimator = "exact",
@@ -27,17 +27,19 @@ def diagonal_fisher(
     over L's columns: one backward pass each, through one shared forward pass. For K classes there are K−1. What is
     squared is every example's own gradient, never a batch's mean.
 
-    Hooks on the modules that own parameters turn their inputs and output gradients into squares. On an example of the
-    first batch this is compared with autograd: a parameter for which they differ (it is used outside its module's call,
-    say) is from then on differentiated by autograd, one example at a time: slow, exact, and announced by a warning.
+    Hooks on the modules that own parameters turn their inputs and output gradients into squares. On examples of the
+    first batch this is compared with autograd in float64. A parameter for which they differ (it is used outside its
+    module's call, say) is differentiated in a larger module or, where there is none, by autograd, one example at a
+    time: slow, exact, and announced by a warning.
 
     Inside `torch.autocast` the passes run in its type; squares are summed in float32 all the same.
 
     Args:
         model: called as `model(**batch)`; returns logits or an object with `.logits`. It is run in eval mode. Its
             mode, gradients, `requires_grad` flags and hooks are as before on return, also after an exception.
-        batches: dicts of batch-first tensors. `labels` are not shown to the model; only `empirical` and token-level
-            likelihoods look at them. No batch may be empty.
+        batches: dicts of batch-first tensors, and of what is the same for all examples (a tensor [1, …], a setting).
+            `labels` are not shown to the model; only `empirical` and token-level likelihoods look at them. No batch
+            may be empty.
         likelihood: `categorical` (logits [B, K]), `bernoulli` ([B, K], multi-label), `gaussian` ([B, K], variance 1),
             `token` and `causal` ([B, T, K], summed over positions; in `causal`, position t predicts label t + 1).
         estimator: see `stages.curvature.likelihoods`.
@@ -60,7 +62,7 @@ def diagonal_fisher(
 
 def curvature_statistics(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Batch],
     *,
     likelihood: str = "categorical",
     estimator: Estimator = "exact",
@@ -80,7 +82,7 @@ def curvature_statistics(
     return _over_all(batches, Estimation(model, vectors, parameters, statistics), progress)
 
 
-def _over_all(batches: Iterable[Mapping[str, Tensor]], estimation: Estimation, progress: bool) -> CurvatureStatistics:
+def _over_all(batches: Iterable[Batch], estimation: Estimation, progress: bool) -> CurvatureStatistics:
     total = sum(map(batch_size, batches)) if isinstance(batches, Sequence) else None
     with estimation, tqdm(total=total, unit="example", desc="Fisher", disable=None if progress else True) as bar:
         for batch in batches:

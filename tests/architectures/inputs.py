@@ -42,6 +42,8 @@ def batch_for(kind: str, model: nn.Module, settings: Settings) -> dict[str, Tens
         batch["bbox"] = torch.randint(0, 30, (*ids.shape, 4), generator=generator).sort(-1).values[..., [0, 1, 3, 3]]
     if kind == "seq2seq":
         batch["decoder_input_ids"], batch["decoder_attention_mask"] = _texts(5, generator)
+    elif getattr(model, "can_generate", bool)() and "decoder_input_ids" in taken:  # of labels, it would make its own
+        batch["decoder_input_ids"] = batch["input_ids"]
     if kind == "choice":
         batch["input_ids"][:, :2] = SEPARATOR  # Longformer wants three
         batch = {name: tensor[:, None].repeat_interleave(CHOICES, 1) for name, tensor in batch.items()}

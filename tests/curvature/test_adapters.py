@@ -13,7 +13,7 @@ from stages.curvature import diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.curvature.test_architectures import SMALL, labels, randomised, texts
 
-TASK = {"task_type": "SEQ_CLS"}
+TASK: dict[str, Any] = {"task_type": "SEQ_CLS"}
 AT_FULL_SPEED: dict[str, Any] = {
     "lora": peft.LoraConfig(**TASK, r=2, target_modules=["query", "dense"]),
     "lora on embeddings": peft.LoraConfig(**TASK, r=2, target_modules=["query", "word_embeddings"]),
@@ -122,9 +122,8 @@ def randomised_copy(model: nn.Module) -> nn.Module:
 
 def test_a_sequence_to_sequence_model_with_labels_only() -> None:
     torch.manual_seed(0)
-    config = t.T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )  # fmt: skip
+    settings: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    config = t.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, **settings)
     model = t.T5ForConditionalGeneration(config)
     ids = torch.randint(3, 40, (3, 7))
     labelled: dict[str, Tensor] = {"input_ids": ids, "labels": ids[:, :5]}

@@ -191,7 +191,7 @@ def test_a_module_that_cannot_be_differentiated_alone_is_left_to_autograd() -> N
     [((1, 7), (3, 7), 0), ((7, 1, 4), (7, 3, 4), 1), ((5, 4), (15, 4), 0), ((2, 3), (2, 3), None)],
 )
 def test_the_examples_axis_is_the_one_that_grows(one: Any, three: Any, axis: int | None) -> None:
-    module = nn.Identity()
+    module: nn.Module = nn.Identity()
     shapes = [Shapes((shape,), (shape,)) for shape in (one, three)]
     found = layouts_of([{module: [shapes[0]]}] * 2, {module: [shapes[1]]}, 3)
     assert found == {module: [Layout((axis,), (axis,))]}
@@ -203,7 +203,7 @@ def test_the_examples_axis_is_the_one_that_grows(one: Any, three: Any, axis: int
     ids=["rows by content", "rows that do not add up", "two axes", "another number of axes"],
 )
 def test_what_does_not_grow_with_the_examples_has_no_layout(singles: list[Any], three: Any) -> None:
-    module = nn.Identity()
+    module: nn.Module = nn.Identity()
     recordings = [{module: [Shapes((shape,), (shape,))]} for shape in singles]
     assert layouts_of(recordings, {module: [Shapes((three,), (three,))]}, 3) == {}
 

@@ -113,7 +113,7 @@ def test_the_model_keeps_its_types_buffers_gradients_and_settings() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             assert not self.config.use_cache
-            return self.head(self.norm(x + self.shift))
+            return self.head(self.norm(x + self.get_buffer("shift")))
 
     model = Model()
     model.head.weight.grad = torch.ones(3, 4)
