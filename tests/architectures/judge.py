@@ -49,6 +49,7 @@ def judge_class(task: str, architecture: str, class_name: str) -> list[Result]:
             model = tiny_model(class_name, tiny_config(architecture, class_name, task), initialisation).to(dtype)
             kind = kind_of(task, model)
             batch = _cast(batch_for(kind, model, settings_of(architecture)), dtype)
+            _refuse_blind(kind, copy.deepcopy(model), batch)
             reference, reference_dtype = _reference(kind, model, batch)  # first: some models keep tensors of a pass
             plain = autograd_fisher(kind, copy.deepcopy(model), batch)
         except Exception as error:
@@ -59,6 +60,15 @@ def judge_class(task: str, architecture: str, class_name: str) -> list[Result]:
         setting = f"{initialisation} {str(dtype).removeprefix('torch.')}"
         results.append(Result(task, architecture, class_name, setting, outcome, detail))
     return results
+
+
+def _refuse_blind(kind: str, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Refuse a model that cannot tell choices apart (MRA's attention needs its kernel for GPUs): it has no gradient."""
+    if kind == "choice":
+        with torch.no_grad():
+            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        if torch.equal(logits[:, 0], logits[:, 1]):
+            raise ValueError("its outputs do not depend on its inputs on this machine")
 
 
 def _judge(
