@@ -135,7 +135,9 @@ class Estimation:
 
         Raises:
             UnsupportedModelError: the model mixes its examples.
+            ValueError: it is no batch.
         """
+        batch_size(batch)
         if self.needs_gradients:
             self._compare(batch)
         else:
