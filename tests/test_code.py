@@ -127,7 +127,8 @@ def test_what_stages_run_is_what_they_depend_on(tmp_path: Path) -> None:
     commands |= {f"fetch {source}": ends["fetch"]["do"]["deps"] for source in ("base", "tables")}
     commands |= {f"prepare {task}": ends["prepare"]["do"]["deps"] for task in ("books", "films", "prose")}
     commands |= {stage["cmd"].removeprefix("python -m stages."): stage["deps"] for stage in plan.values()}
-    known = {name.replace(".", "/") for name in UNFOLLOWED}
+    # The plan asks the tasks' package which module a kind is; whoever needs that module depends on it by itself.
+    known = {name.replace(".", "/") for name in (*UNFOLLOWED, "stages.tasks.__init__")}
     for command in _in_order(commands):
         module, *arguments = command.split()
         report = tmp_path / "called.json"

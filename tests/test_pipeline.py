@@ -125,7 +125,8 @@ def test_a_forgotten_plan_is_an_error(project: Project) -> None:
 
 def test_a_merge_reruns_itself_only(project: Project) -> None:
     project.run("python", "-m", "stages.plan")
-    assert project.repro() == ["settings", "merge-trio", "evaluate-trio", "scores", "report"]
+    # The settings were written before the plan was found wanting.
+    assert project.repro() == ["merge-trio", "evaluate-trio", "scores", "report"]
 
 
 def test_a_changed_model_of_a_merge_needs_a_plan(project: Project) -> None:
@@ -134,7 +135,7 @@ def test_a_changed_model_of_a_merge_needs_a_plan(project: Project) -> None:
     assert result.returncode != 0
     assert "stale: merge-fisher" in result.stderr
     project.run("python", "-m", "stages.plan")
-    assert project.repro() == ["settings", "merge-fisher", "evaluate-fisher", "scores", "report"]
+    assert project.repro() == ["merge-fisher", "evaluate-fisher", "scores", "report"]
 
 
 def test_a_finished_checkpoint_is_brought_in(project: Project) -> None:
