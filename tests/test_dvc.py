@@ -28,6 +28,6 @@ def test_outputs_are_those_of_both_locks(tmp_path: Path) -> None:
     project.run("python", "-m", "stages.plan")
     project.repro("models/dvc.yaml:finetune-books")
     found = recorded_outputs(project.root)
-    assert found.keys() == {"fetch@base", "fetch@tables", "prepare@books", "finetune-books"}
+    assert found.keys() == {"settings", "fetch@base", "fetch@tables", "prepare@books", "finetune-books"}
     assert found["finetune-books"].keys() == {"models/finetuned/books", "results/training/books"}
     assert all(digest.endswith(".dir") for outputs in found.values() for digest in outputs.values())
