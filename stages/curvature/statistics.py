@@ -35,8 +35,9 @@ def diagonal_fisher(
     Inside `torch.autocast` the passes run in its type; squares are summed in float32 all the same.
 
     Args:
-        model: called as `model(**batch)`; returns logits or an object with `.logits`. It is run in eval mode. Its
-            mode, gradients, `requires_grad` flags and hooks are as before on return, also after an exception.
+        model: called as `model(**batch)`; returns logits or an object with `.logits`. It is run in eval mode and, as in
+            training, without a cache of keys and values (transformers' `config.use_cache`). Its mode, settings,
+            gradients, `requires_grad` flags and hooks are as before on return, also after an exception.
         batches: dicts of batch-first tensors, and of what is the same for all examples (a tensor [1, …], a setting).
             `labels` are not shown to the model; only `empirical` and token-level likelihoods look at them. No batch
             may be empty.

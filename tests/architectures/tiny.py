@@ -32,6 +32,7 @@ def tiny_config(architecture: str, class_name: str, task: str) -> PreTrainedConf
     config = config_class(**{**_shrunk(config_class, settings.sizes), **settings.config, **more})
     for each in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         if each is not None:
+            each.use_cache = False  # as in training and in estimation: FSMT has no causal mask with it
             for name, token in SPECIAL_TOKENS.items():
                 setattr(each, name, token)
     return config
