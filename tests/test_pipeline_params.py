@@ -91,6 +91,6 @@ def test_an_experiment_in_a_directory_of_its_own_finds_the_sources(project: Proj
     project.commit("A run")
     Path(project.root / "data/sources/stars/stars.csv").unlink()
     shutil.rmtree(project.root / ".dvc/cache")
-    result = project.run("dvc", "exp", "run", "--temp", "--set-param", "tasks.stars.max_length=9", "fetch@stars")
+    result = project.run("dvc", "exp", "run", "--temp", "--set-param", "+tasks.stars.max_length=9", "fetch@stars")
     assert "Running stage 'fetch@stars'" in result.stdout
     assert "Ran experiment" in result.stdout
