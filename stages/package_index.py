@@ -23,6 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
+from pip._internal.models.index import PyPI
 from unearth import Link, PackageFinder
 from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import PyPIClient
@@ -32,7 +33,7 @@ from stages.errors import InputError
 
 SECTIONS = ("global", "install", "download", ":env:")  # of pip's settings: a later one's override an earlier one's
 TRUE = ("y", "yes", "t", "true", "on", "1")  # in pip's settings
-INDEX, TIMEOUT, RETRIES = "https://pypi.org/simple", "15", "5"  # pip's defaults; seconds
+INDEX, TIMEOUT, RETRIES = PyPI.simple_url, "15", "5"  # pip's defaults; seconds
 VERSIONS_NAMED = 5  # where the wanted one is missing
 
 Settings = Mapping[str, str]
