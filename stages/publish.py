@@ -32,6 +32,8 @@ from stages.paths import EVAL, FINETUNED, FISHERS
 from stages.verification import verified_fisher
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
+    from huggingface_hub import HfApi
+
     from stages.merging.inputs import Checkpoint, StatisticFiles
 
 HUB = "hub:"  # what a destination on the Hugging Face Hub begins with
@@ -170,7 +172,8 @@ def to_hub(publication: Publication, repository: str) -> dict[str, str]:
     earlier publication left there are deleted in the same commit, since they would be read in place of new shards.
 
     Raises:
-        InputError: the repository's name is none, or the Hub refuses or cannot be reached.
+        InputError: the repository's name is none, it holds what has not been published by this, or the Hub refuses or
+            cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
@@ -182,16 +185,34 @@ def to_hub(publication: Publication, repository: str) -> dict[str, str]:
         write(publication, Path(folder), {"hub": repository, "revision": "<commit>"})
         try:
             api.create_repo(repository, exist_ok=True)
+            _refuse_foreign_repository(api, repository, Path(folder))
             commit = api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
                 commit_message=f"{publication.name} with its Fisher",
                 delete_patterns=list(TENSOR_FILES),
             )
+        except InputError:
+            raise
         except (HTTPError, OSError, ValueError) as error:  # ValueError: a name that the Hub does not allow
             reason = " ".join(str(error).split())[:400]
             raise InputError(f"{HUB}{repository}: {reason}") from None
     return {"hub": repository, "revision": commit.oid}
+
+
+def _refuse_foreign_repository(api: "HfApi", repository: str, folder: Path) -> None:
+    """Refuse to replace files of a Hub repository that no earlier publication has written.
+
+    Args:
+        api: the Hub's client.
+        repository: an existing one.
+        folder: what is to be uploaded.
+    """
+    there = api.list_repo_files(repository)
+    uploaded = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    lost = sorted(file for file in there if file in uploaded or _is_published(Path(file)))
+    if lost and not (CARD in there and _has_mark(Path(api.hf_hub_download(repository, CARD)))):
+        raise InputError(f"{HUB}{repository}: holds {lost[0]}, which would be lost; name a new or an empty repository")
 
 
 def write(publication: Publication, directory: Path, source: Mapping[str, str]) -> None:

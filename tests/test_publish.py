@@ -285,9 +285,15 @@ class Hub:
         self.uploads: list[dict[str, Any]] = []
         monkeypatch.setattr(HfApi, "create_repo", lambda _, repo_id, *, exist_ok: self.created.append(repo_id))
         monkeypatch.setattr(HfApi, "upload_folder", lambda _, **arguments: self._upload(arguments))
+        monkeypatch.setattr(HfApi, "list_repo_files", lambda _, repo_id: self.files(repo_id))
+        monkeypatch.setattr(HfApi, "hf_hub_download", lambda _, repo_id, name: str(folder / repo_id / name))
+
+    def files(self, repository: str) -> list[str]:
+        there = self.folder / repository
+        return sorted(file.relative_to(there).as_posix() for file in there.rglob("*") if file.is_file())
 
     def _upload(self, arguments: dict[str, Any]) -> SimpleNamespace:
-        shutil.copytree(arguments["folder_path"], self.folder / arguments["repo_id"])
+        shutil.copytree(arguments["folder_path"], self.folder / arguments["repo_id"], dirs_exist_ok=True)
         self.uploads.append(arguments)
         return SimpleNamespace(oid=self.COMMIT)
 
@@ -317,6 +323,23 @@ def test_old_tensor_files_on_the_hub_are_deleted(tmp_path: Path, monkeypatch: py
     others = ["README.md", ".gitattributes", "notes/model.md", "fisher.json"]
     patterns = hub.uploads[0]["delete_patterns"]
     assert list(filter_repo_objects(old + others, allow_patterns=patterns)) == old
+
+
+def test_a_repository_with_files_of_others_is_not_uploaded_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path / "hub", monkeypatch)
+    there = hub.folder / "team/books"
+    for name in ("README.md", "model-00001-of-00002.safetensors"):
+        shutil.rmtree(there, ignore_errors=True)
+        there.mkdir(parents=True)
+        (there / name).write_text("of another")
+        (there / ".gitattributes").write_text("")
+        with pytest.raises(InputError, match=f"^hub:team/books: holds {name}, which would be lost"):
+            publish("books", "hub:team/books")
+        assert not hub.uploads
+    (there / name).rename(there / "notes.txt")  # which no publication replaces
+    publish("books", "hub:team/books")
+    publish("books", "hub:team/books")  # over what is its own
+    assert len(hub.uploads) == 2
 
 
 @pytest.mark.parametrize(
