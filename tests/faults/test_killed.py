@@ -14,7 +14,7 @@ from tests.project import Project
 
 ROUNDS = int(os.environ.get("ROUNDS", "1"))  # of all kills, each round at other moments
 MOMENTS = ("begun", "writing", "whole", "renamed")  # of writing an output, see `tests.faults.process`
-LIMIT = 600  # bytes: less than the smallest stage's largest file
+LIMIT = 200  # bytes: less than the smallest stage's largest file
 
 
 def kills(stage: str, turn: int) -> list[tuple[str, str, int]]:

@@ -12,6 +12,7 @@ from tests.project import Project, tiny_params
 
 # A stage of every kind, as DVC and as the command line call them.
 STAGES = {
+    "settings": "stages.settings",
     "fetch@base": "stages.fetch base",
     "prepare@books": "stages.prepare books",
     "finetune-books": "stages.finetune books",
