@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro plan status push share check-cache mend recipe test test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push share check-cache mend recipe test test-endtoend test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -18,6 +18,7 @@ help:
 	@echo "make mend    mend what a full disk has cut off of DVC's own records, if every dvc command fails"
 	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
+	@echo "make test-endtoend  whole pipelines, run by dvc"
 	@echo "make test-architectures  the Fisher of every architecture that transformers has, as a table"
 	@echo "make test-fuzz  thousands of bad inputs"
 	@echo "make test-sharing  tests with several clones and remotes of three kinds"
@@ -51,7 +52,7 @@ share: $(INSTALLED)
 	@python -m stages.share "$(DIR)" "$(GROUP)"
 
 check-cache: $(INSTALLED)
-	python -m stages.cache
+	python -m stages.check_cache
 
 mend: $(INSTALLED)
 	@python -m stages.mend
@@ -60,7 +61,10 @@ recipe: $(INSTALLED)
 	python -m stages.recipe $(NAME)
 
 test: lint
-	python -m pytest -n 2 --dist loadfile --ignore tests/fuzz --ignore tests/sharing --ignore tests/faults
+	python -m pytest -n 2 --dist loadfile --ignore tests/endtoend --ignore tests/fuzz --ignore tests/sharing --ignore tests/faults
+
+test-endtoend: $(INSTALLED)
+	python -m pytest -n 2 --dist loadfile tests/endtoend
 
 test-architectures: $(INSTALLED)
 	python -m tests.architectures

@@ -6,6 +6,6 @@
 import sys
 
 if sys.argv[0] == "-m":  # a stage is about to be imported, which takes seconds: Ctrl-C may come before it is run
-    from stages.interruption import say_interrupted
+    from stages.running.interruption import say_interrupted
 
     sys.excepthook = say_interrupted

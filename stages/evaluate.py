@@ -4,57 +4,49 @@ Logits are kept (`predictions.parquet`), so that an output ensemble needs no for
 (`correct.json`), so that two results on the same examples can be compared example by example.
 """
 
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from stages.artifacts import (
+from stages.pipeline.needs import evaluated_tasks
+from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
+from stages.pipeline.stage_settings import stage_params
+from stages.results.evaluation import correct, ensemble, metrics, predict
+from stages.running.command import run_stage
+from stages.running.errors import InputError
+from stages.storage.cards import (
     CHECKPOINT_CARD,
     CORRECT,
     FORMAT_VERSION,
     METRICS,
     ORIGIN,
     PREDICTIONS,
-    atomic_directory,
     read_json,
     write_json,
 )
-from stages.command import run_stage
-from stages.contents import verify_contents, write_contents
-from stages.errors import InputError, anew
-from stages.params import Ensemble
-from stages.paths import EVAL, FINETUNED, MERGED, TASKS
-from stages.plan import evaluated_tasks
-from stages.settings import stage_params
-from stages.tasks import task_kind
+from stages.storage.digests import write_contents
+from stages.storage.outputs import atomic_directory
 from stages.tasks.data import TaskData
-from stages.tasks.metrics import classification_metrics
-from stages.tensors import TensorFiles, verify_checkpoint
 
 
 def evaluate(name: str) -> None:
     """Evaluate the model or merge `name` on every task whose labels it predicts."""
     params = stage_params(f"evaluate-{name}")
-    merge = params.merges.get(name)
-    if name not in params.models and merge is None:
+    merged = name in params.merges
+    if not merged and name not in params.models.keys() | params.ensembles.keys():
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
-    if merge is None and not params.tasks[params.models[name].task].labels:
+    if name in params.models and not params.tasks[params.models[name].task].labels:
         raise InputError(f"params.yaml: models.{name}: its task has no labels to evaluate it by; evaluate its merges")
-    if merge is not None and isinstance(merge.options, Ensemble):
-        λ = {model: merge.coefficients[model] / sum(merge.coefficients.values()) for model in merge.models}
-        predictions, fingerprints = ensemble({model: EVAL / model for model in merge.models}, λ)
+    if name in params.ensembles:
+        of = params.ensembles[name]
+        λ = {model: of.coefficients[model] / sum(of.coefficients.values()) for model in of.models}
+        predictions, fingerprints = ensemble({model: EVAL / model for model in of.models}, λ)
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
     else:
-        checkpoint = (FINETUNED if merge is None else MERGED) / name
+        checkpoint = (MERGED if merged else FINETUNED) / name
         tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
         predictions, cut = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
         card = read_json(checkpoint / CHECKPOINT_CARD)
-        origin = card["origin"] if merge is not None else {"task": card["task"], **card["origin"]}
+        origin = card["origin"] if merged else {"task": card["task"], **card["origin"]}
         origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
     with atomic_directory(EVAL / name) as partial:
         predictions.to_parquet(partial / PREDICTIONS, index=False)
@@ -62,154 +54,6 @@ def evaluate(name: str) -> None:
         write_json(partial / CORRECT, {"format_version": FORMAT_VERSION, "tasks": correct(predictions, fingerprints)})
         write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})
         write_contents(partial)
-
-
-def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The checkpoint's logits on the test splits of the tasks whose labels it has.
-
-    Returns:
-        Columns task, label, logits; and task → tokens, of the tasks whose texts it got no more of than it reads.
-
-    Raises:
-        InputError: it has the labels of none of the tasks, or cannot be loaded.
-    """
-    from stages.device import compute_device
-    from stages.tasks import prediction
-
-    parts = []
-    cut = {}
-    device = compute_device()
-    verify_checkpoint(checkpoint)
-    for task, model in models_by_task(checkpoint, tasks):
-        kind = task_kind(task.kind)
-        frame = task.read("test")
-        examples = prediction.examples_for(kind, checkpoint, model, frame, task, device)
-        if examples.cut is not None:
-            cut[task.name] = examples.cut
-            print(
-                f"{task.name}: the model reads {examples.cut} tokens of its texts, which may have {task.max_length}",
-                file=sys.stderr,
-            )
-        logits = prediction.predict(model.to(device), examples)
-        if not np.isfinite(logits).all():
-            raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        parts.append(pd.DataFrame({"task": task.name, "label": frame["label"], "logits": list(logits)}))
-    return pd.concat(parts, ignore_index=True), cut
-
-
-def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
-    """Each task with labels that the checkpoint can do, with its model: one for all, or one per task of kept heads."""
-    card = read_json(checkpoint / CHECKPOINT_CARD)
-    if card["origin"].get("heads") == "each":
-        head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
-        for task in tasks:
-            if task.labels and task.name in head_of:
-                head = TensorFiles(checkpoint / "heads", head_of[task.name])
-                tensors = {name: head.read(name) for name in head.specs}
-                yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
-        return
-    kinds = {task.kind for task in tasks if task.name == card["task"]}
-    known = [task for task in tasks if task.labels and list(task.labels) == card["labels"] and task.kind in kinds]
-    if not known:
-        raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
-    model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)
-    yield from ((task, model) for task in known)
-
-
-def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The λ-weighted mean of the models' probabilities, on the tasks that all of them do; no forward pass.
-
-    Args:
-        evaluations: model → its evaluation's directory.
-        coefficients: model → λ, summing to 1.
-
-    Returns:
-        Columns task, label, logits; and `shared_examples`.
-
-    Raises:
-        InputError: the models have no task in common, or their predictions are not of the same examples.
-    """
-    shared = shared_examples(evaluations)
-    tables = {model: _read_predictions(directory) for model, directory in evaluations.items()}
-    parts = []
-    for task in shared:
-        rows = {model: table[table["task"] == task].reset_index(drop=True) for model, table in tables.items()}
-        mean = sum(coefficients[model] * _probabilities(table) for model, table in rows.items())
-        labels = next(iter(rows.values()))["label"]
-        parts.append(pd.DataFrame({"task": task, "label": labels, "logits": list(np.log(mean).astype(np.float32))}))
-    return pd.concat(parts, ignore_index=True), shared
-
-
-def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
-    """Task → fingerprint of its test examples, of the tasks that all of these evaluations have.
-
-    Args:
-        evaluations: model → its evaluation's directory.
-
-    Raises:
-        InputError: there is no such task, or two of them were made on other examples of one.
-    """
-    for directory in evaluations.values():
-        verify_contents(directory, [CORRECT])
-    found = {model: read_json(directory / CORRECT)["tasks"] for model, directory in evaluations.items()}
-    first_name, first = next(iter(found.items()))
-    common = [task for task in first if all(task in tasks for tasks in found.values())]
-    if not common:
-        raise InputError(f"an ensemble of {', '.join(found)} is not possible: they have no task in common")
-    for model, tasks in found.items():
-        for task in common:
-            if tasks[task]["examples"] != first[task]["examples"]:
-                raise InputError(
-                    f"{evaluations[model]}: was made on other examples of {task} than {first_name}'s; evaluate again"
-                )
-    return {task: first[task]["examples"] for task in common}
-
-
-def _read_predictions(directory: Path) -> pd.DataFrame:
-    file = directory / PREDICTIONS
-    verify_contents(directory, [PREDICTIONS])
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())}); {anew(directory)}") from None
-
-
-def _probabilities(table: pd.DataFrame) -> np.ndarray:
-    from scipy.special import softmax
-
-    return np.clip(
-        softmax(np.stack(table["logits"].to_list()).astype(np.float64), axis=-1), np.finfo(np.float32).tiny, 1
-    )
-
-
-def metrics(predictions: pd.DataFrame) -> dict[str, dict[str, float | int]]:
-    """Task → what its predictions (columns task, label, logits) are worth."""
-    return {
-        str(task): classification_metrics(np.stack(rows["logits"].to_list()), rows["label"].to_numpy())
-        for task, rows in predictions.groupby("task", sort=False)
-    }
-
-
-def correct(predictions: pd.DataFrame, fingerprints: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Per task, which predictions are right.
-
-    Args:
-        predictions: columns task, label, logits.
-        fingerprints: task → fingerprint of its test examples.
-
-    Returns:
-        Task → `examples`, the fingerprint, and `correct`, a 1 for every example whose largest logit is its label's and
-        a 0 for every other, in the examples' order.
-    """
-    return {
-        str(task): {
-            "examples": fingerprints[str(task)],
-            "correct": "".join(
-                str(int(logits.argmax() == label)) for logits, label in zip(rows["logits"], rows["label"], strict=True)
-            ),
-        }
-        for task, rows in predictions.groupby("task", sort=False)
-    }
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.artifacts import atomic_directory
-from stages.command import launch, run_stage
 from stages.curvature import CurvatureStatistics
-from stages.errors import InputError
-from stages.estimates import estimated_statistics
-from stages.params import FisherSettings, Statistic
-from stages.paths import FINETUNED, TASKS
-from stages.plan import FACTORS, STATISTICS
-from stages.settings import stage_params
-from stages.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
+from stages.estimation.passes import estimated_statistics
+from stages.params import FisherSettings
+from stages.pipeline.needs import FACTORS, STATISTICS
+from stages.pipeline.places import FINETUNED, TASKS
+from stages.pipeline.stage_settings import stage_params
+from stages.running.command import launch, run_stage
+from stages.running.errors import InputError
+from stages.storage.outputs import atomic_directory
+from stages.storage.statistics import TRANSPOSED, Statistic, input_factor, output_factor, write_statistic
+from stages.storage.tensors import TensorFiles
 from stages.tasks.data import TaskData
-from stages.tensors import TensorFiles
 
 
 def factors(kind: Statistic, name: str) -> None:

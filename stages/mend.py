@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from stages.command import run_stage
-from stages.dvc import LOCKS, dvc
-from stages.errors import InputError
+from stages.pipeline.client import LOCKS, dvc
+from stages.running.command import run_stage
+from stages.running.errors import InputError
 
 CLAIMS = Path(".dvc/tmp/rwlock")  # which process of dvc reads or writes what; nothing while there is none
 SECONDS_TO_WRITE = 2.0  # an entry of the run cache, a few kilobytes

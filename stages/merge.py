@@ -2,25 +2,24 @@
 
 from tqdm import tqdm
 
-from stages.artifacts import COEFFICIENTS, read_json
-from stages.command import leave, run_stage
-from stages.contents import verify_contents
-from stages.errors import InputError
 from stages.merging import merge_checkpoints
-from stages.params import Ensemble
-from stages.paths import FINETUNED, MERGED, SEARCH
-from stages.plan import base_directory, statistics_directories
-from stages.settings import stage_params
+from stages.pipeline.needs import base_directory, statistics_directories
+from stages.pipeline.places import FINETUNED, MERGED, SEARCH
+from stages.pipeline.stage_settings import stage_params
+from stages.running.command import leave, run_stage
+from stages.running.errors import InputError
+from stages.storage.cards import COEFFICIENTS, read_json
+from stages.storage.digests import verify_contents
 
 
 def merge(name: str) -> None:
     """Merge the models of the merge `name`, with the λ that its search has found if it has one."""
     params = stage_params(f"merge-{name}")
+    if name in params.ensembles:
+        raise InputError(f"params.yaml: merges.{name}: an ensemble is evaluated, not merged")
     if name not in params.merges:
         raise InputError(f"params.yaml: merges: there is no merge {name!r}")
     section = params.merges[name]
-    if isinstance(section.options, Ensemble):
-        raise InputError(f"params.yaml: merges.{name}: an ensemble is evaluated, not merged")
     found = SEARCH / name / COEFFICIENTS
     verify_contents(found.parent, [COEFFICIENTS])
     # No bar for a merge that ends sooner: what is refused at once is one line.

@@ -2,12 +2,12 @@
 
 import sys
 
-from stages.artifacts import atomic_directory
-from stages.command import run_stage
-from stages.contents import verify_contents, write_contents
-from stages.errors import InputError
-from stages.paths import SOURCES, TASKS
-from stages.settings import stage_params
+from stages.pipeline.places import SOURCES, TASKS
+from stages.pipeline.stage_settings import stage_params
+from stages.running.command import run_stage
+from stages.running.errors import InputError
+from stages.storage.digests import verify_contents, write_contents
+from stages.storage.outputs import atomic_directory
 from stages.tasks.data import write_task
 from stages.tasks.labels import labels_without_examples
 from stages.tasks.tables import split_examples

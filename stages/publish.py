@@ -14,27 +14,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.artifacts import (
-    CHECKPOINT_CARD,
-    METRICS,
-    ORIGIN,
-    atomic_directory,
-    configuration_files,
-    copy_configuration,
-    copy_files,
-    read_json,
-    refuse_foreign,
-    tree_sha256,
-)
-from stages.errors import InputError
-from stages.params import Params, Source, load_params
-from stages.paths import EVAL, FINETUNED, FISHERS
-from stages.verification import verified_fisher
+from stages.estimation.verification import verified_fisher
+from stages.params import Params, load_params
+from stages.pipeline.places import EVAL, FINETUNED, FISHERS
+from stages.running.errors import InputError
+from stages.storage.cards import CHECKPOINT_CARD, METRICS, ORIGIN, read_json
+from stages.storage.configuration import configuration_files, copy_configuration
+from stages.storage.digests import tree_sha256
+from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
+from stages.storage.source import Source
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from huggingface_hub import HfApi
 
-    from stages.merging.inputs import Checkpoint, StatisticFiles
+    from stages.storage.checkpoint import Checkpoint, StatisticFiles
 
 HUB = "hub:"  # what a destination on the Hugging Face Hub begins with
 CARD = "README.md"

@@ -14,13 +14,15 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.artifacts import FORMAT_VERSION, PARTIAL_PREFIX, read_json, write_json
-from stages.command import run_stage
-from stages.dvc import dvc, recorded_outputs, started
-from stages.errors import InputError
 from stages.params import load_params
-from stages.paths import SCORES
-from stages.plan import PLAN_FILE, write_plan
+from stages.pipeline.client import dvc, recorded_outputs, started
+from stages.pipeline.graph import PLAN_FILE
+from stages.pipeline.places import SCORES
+from stages.pipeline.plan_file import write_plan
+from stages.running.command import run_stage
+from stages.running.errors import InputError
+from stages.storage.cards import FORMAT_VERSION, read_json, write_json
+from stages.storage.outputs import PARTIAL_PREFIX
 
 if TYPE_CHECKING:  # charts, which recipes that fail need not wait for
     from stages.reporting.experiment import Experiment
@@ -71,9 +73,9 @@ def write_report(experiments: "Sequence[Experiment]", file: Path) -> None:
 
 def experiment(name: str) -> "Experiment":
     """A recipe's part of the report: what its file says of it, its scores, and what its stages have cost."""
-    from stages.costs import count_forward_passes, result_costs, stage_costs
     from stages.reporting.experiment import Experiment
-    from stages.scores import read_scores
+    from stages.results.counting import count_forward_passes, result_costs, stage_costs
+    from stages.results.scores import read_scores
 
     workspace = WORKSPACES / name
     counted = count_forward_passes(workspace, load_params(workspace / "params.yaml"))

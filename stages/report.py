@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.artifacts import atomic_directory
-from stages.command import run_stage
-from stages.paths import REPORT
+from stages.pipeline.places import REPORT
 from stages.reporting.experiment import Experiment, tasks_of
 from stages.reporting.markdown import write_markdown
 from stages.reporting.page import page
-from stages.scores import Scores, read_scores
+from stages.results.scores import Scores, read_scores
+from stages.running.command import run_stage
+from stages.storage.outputs import atomic_directory
 
 TITLE = "Merged models, evaluated"
 

@@ -4,40 +4,13 @@
 Every point is merged in memory into one live model; nothing is read from the test splits.
 """
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from stages.artifacts import (
-    COEFFICIENTS,
-    FORMAT_VERSION,
-    SWEEP,
-    atomic_directory,
-    library_versions,
-    tree_sha256,
-    write_json,
-)
-from stages.code import code_sha256
-from stages.command import run_stage
-from stages.contents import write_contents
-from stages.errors import InputError
-from stages.merging.ingredients import Ingredients
-from stages.params import Ensemble, Merge, Params
-from stages.paths import FINETUNED, SEARCH, TASKS
-from stages.plan import base_directory, search_tasks, statistics_directories
-from stages.progress import Progress
-from stages.searching.live_model import LiveModel, expert_score
-from stages.searching.sampling import Coefficients, Sampler, best, make_sampler
-from stages.searching.sweep import sweep_chart, sweep_table
-from stages.settings import stage_params
-from stages.tasks import module_of
-from stages.tasks.data import TASK_CARD, TaskData
-from stages.tensors import fingerprint
+from stages.pipeline.needs import search_tasks
+from stages.pipeline.places import SEARCH, TASKS
+from stages.pipeline.stage_settings import stage_params
+from stages.running.command import run_stage
+from stages.running.errors import InputError
+from stages.searching.coefficients import search_coefficients
+from stages.tasks.data import TaskData
 
 
 def search(name: str) -> None:
@@ -48,122 +21,6 @@ def search(name: str) -> None:
     merge = params.merges[name]
     tasks = [TaskData.open(TASKS / task) for task in search_tasks(merge, params)]
     search_coefficients(merge, params, tasks, SEARCH / name)
-
-
-def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData], out: Path) -> None:
-    """Try λ after λ on the tasks' validation splits and write what was found as the directory `out`.
-
-    What has been scored is saved every minute: a killed search goes on where it was, with the same result.
-
-    Raises:
-        InputError: inputs that cannot be merged, or a task that the merged model cannot do.
-    """
-    settings = merge.search
-    assert settings is not None
-    assert not isinstance(merge.options, Ensemble)
-    ingredients = Ingredients(
-        {model: FINETUNED / model for model in merge.models},
-        merge.options,
-        statistics_directories(merge),
-        base_directory(merge, params),
-        merge.heads,
-    )
-    ingredients.verify()
-    expert_of = {params.models[model].task: model for model in reversed(merge.models)}
-    live = LiveModel(ingredients, merge.heads, {task: expert_of.get(task.name) for task in tasks}, settings)
-    experts = [1.0 for _ in tasks]
-    if settings.normalize:
-        experts = [expert_score(FINETUNED / expert_of[task.name], task, settings) for task in tasks]
-    start = {model: merge.coefficients[model] for model in merge.models}
-    progress = Progress(out, "sweep", _identity(merge, ingredients, tasks))
-    sampler = make_sampler(settings, start)
-
-    def score(point: Coefficients) -> list[float]:
-        live.load(ingredients.at(point, merge.precision))
-        return live.scores()
-
-    points, scores = _sweep(settings.points, sampler, score, lambda scored: mean_score(scored, experts), progress)
-    means = [mean_score(scored, experts) for scored in scores]
-    winner = best(points, means, start)
-    with atomic_directory(out) as partial:
-        write_json(
-            partial / COEFFICIENTS,
-            {
-                "format_version": FORMAT_VERSION,
-                "coefficients": points[winner],
-                "score": means[winner],
-                "start": score_at(start, points, means),
-                "metric": settings.metric,
-                "tasks": [task.name for task in tasks],
-                "points": settings.points,
-                "sampler": settings.sampler,
-            },
-        )
-        columns = [f"{task.name} {settings.metric}" for task in tasks]
-        table = sweep_table(points, scores, means, columns)
-        table.to_csv(partial / SWEEP, index=False)
-        sweep_chart(table, list(start), columns, settings.metric, winner).save(partial / "sweep.svg")
-        write_contents(partial)
-    progress.remove()
-    tqdm.write(f"merging took {live.merging_share:.1%} of a point's time", file=sys.stderr)
-
-
-def _sweep(
-    count: int,
-    sampler: Sampler,
-    score: Callable[[Coefficients], list[float]],
-    mean: Callable[[list[float]], float],
-    progress: Progress,
-) -> tuple[list[Coefficients], list[list[float]]]:
-    """Ask for `count` points and score them, but those whose scores were saved: the sampler goes the same way again.
-
-    Returns:
-        The points, and per point the tasks' scores.
-    """
-    reached = progress.load()
-    saved = reached.tensors["scores"].tolist() if reached is not None else []
-    points: list[Coefficients] = []
-    scores: list[list[float]] = []
-    for number in tqdm(range(count), desc="search", unit="point"):
-        points.append(sampler.ask())
-        scores.append(saved[number] if number < len(saved) else score(points[-1]))
-        sampler.tell(mean(scores[-1]))
-        if number >= len(saved) and progress.due:  # before, it would replace what was saved by less
-            progress.save({"scores": torch.tensor(scores, dtype=torch.float64)}, {"done": len(scores)})
-    return points, scores
-
-
-def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData]) -> dict[str, Any]:
-    """All that points and their scores depend on."""
-    statistics = [statistic for found in ingredients.statistics.values() for statistic in found.values()]
-    if ingredients.prior is not None:
-        statistics.append(ingredients.prior)
-    return {
-        "merge": merge.model_dump(),
-        "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
-        "base": fingerprint(ingredients.base.tensors) if ingredients.base is not None else None,
-        "statistics": [statistic.card.get("fingerprint") for statistic in statistics],
-        "tasks": {
-            task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, "validation.parquet")]
-            for task in tasks
-        },
-        "code": code_sha256("search", *sorted({module_of(task.kind) for task in tasks})),
-        "libraries": library_versions("cmaes", "numpy", "optuna", "torch", "transformers"),
-    }
-
-
-def score_at(λ: Mapping[str, float], points: Sequence[Coefficients], means: Sequence[float]) -> float | None:
-    """The score of the point that λ, divided by their sum, is (to rounding), if there is one."""
-    total = sum(λ.values())
-    for point, mean in zip(points, means, strict=True):
-        if all(abs(value / total - point[model]) < 1e-9 for model, value in λ.items()):
-            return mean
-    return None
-
-
-def mean_score(scores: Sequence[float], experts: Sequence[float]) -> float:
-    """The mean over the tasks, each relative to its expert's score."""
-    return float(np.mean([score / expert for score, expert in zip(scores, experts, strict=True)]))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from contextlib import suppress
 from grp import getgrnam
 from pathlib import Path
 
-from stages.command import run_stage
-from stages.errors import InputError
+from stages.running.command import run_stage
+from stages.running.errors import InputError
 
 PREFIXES = [f"{place}/{number:02x}" for place in ("files/md5", "runs") for number in range(256)]
 DEFAULT_ACL = "system.posix_acl_default"

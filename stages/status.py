@@ -10,13 +10,15 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import COEFFICIENTS, METRICS
-from stages.command import run_stage
-from stages.dvc import dvc, recorded_dependencies, recorded_outputs
 from stages.params import PARAMS_FILE, Params, load_params
-from stages.paths import EVAL, FINETUNED, FISHERS, MERGED, SEARCH, SETTINGS
-from stages.plan import FACTORS, PLAN_FILE, STATISTICS, check_plan, planned_stages, settings_file
-from stages.settings import settings_text
+from stages.pipeline.client import dvc, recorded_dependencies, recorded_outputs
+from stages.pipeline.graph import PLAN_FILE, planned_stages
+from stages.pipeline.needs import FACTORS, STATISTICS, settings_file
+from stages.pipeline.places import EVAL, FINETUNED, FISHERS, MERGED, SEARCH, SETTINGS
+from stages.pipeline.plan_file import check_plan
+from stages.pipeline.stage_settings import settings_text
+from stages.running.command import run_stage
+from stages.storage.cards import COEFFICIENTS, METRICS
 
 ABSENT = ("deleted", "not in cache")  # dvc's words for what is not here, which is no reason to make it again
 
@@ -111,7 +113,7 @@ def _stages(params: Params) -> Iterator[tuple[str, str, str]]:
         yield from (("", stage, str(place / model)) for stage, place in statistics.items() if stage in planned)
         if f"evaluate-{model}" in planned:
             yield "", f"evaluate-{model}", str(EVAL / model / METRICS)
-    for merge in params.merges:
+    for merge in (*params.merges, *params.ensembles):
         outputs = {
             f"search-{merge}": SEARCH / merge / COEFFICIENTS,
             f"merge-{merge}": MERGED / merge,

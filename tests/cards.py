@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import read_json, write_json
-from stages.statistics import SEAL, card_seal
-from stages.tensors import TensorFiles, fingerprint
+from stages.storage.cards import read_json, write_json
+from stages.storage.statistics import SEAL, card_seal
+from stages.storage.tensors import TensorFiles, fingerprint
 
 
 def rewrite_card(directory: Path, changes: dict[str, Any]) -> None:

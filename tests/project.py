@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.artifacts import tree_sha256
+from stages.storage.digests import tree_sha256
 from tests.tiny import save_base, sentiment_table
 
 ROOT = Path(__file__).parent.parent

@@ -8,12 +8,13 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages.artifacts import read_json, write_json
-from stages.errors import InputError
-from stages.evaluate import correct, ensemble, evaluate, metrics, predict, shared_examples
+from stages.evaluate import evaluate
 from stages.merging import merge_checkpoints
+from stages.results.evaluation import correct, ensemble, metrics, predict, shared_examples
+from stages.running.errors import InputError
+from stages.storage.cards import read_json, write_json
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.metrics import classification_metrics
-from stages.tensors import TensorFiles, fingerprint
 from tests.project import tiny_params
 from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_tokenizer

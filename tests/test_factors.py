@@ -10,18 +10,18 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import stages.factors
-from stages.artifacts import read_json
 from stages.curvature import curvature_statistics
-from stages.errors import InputError
+from stages.estimation.diagonal import estimate
 from stages.factors import estimate_factors
-from stages.fisher import estimate
 from stages.merging import Kfac, Regmean, merge_checkpoints
-from stages.merging.inputs import Checkpoint, open_statistic
-from stages.params import FisherSettings, Statistic
-from stages.statistics import TRANSPOSED, input_factor, output_factor
+from stages.params import FisherSettings
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
+from stages.storage.checkpoint import Checkpoint, open_statistic
+from stages.storage.statistics import TRANSPOSED, Statistic, input_factor, output_factor
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_processor
-from stages.tensors import TensorFiles, fingerprint
 from tests.project import tiny_params
 from tests.test_finetune import make_task
 from tests.tiny import SPECIAL, WORDS, tiny_bert, tiny_tokenizer

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from stages.artifacts import tree_sha256
-from stages.contents import CONTENTS
-from stages.errors import InputError
-from stages.fetch import fetch_source, unpack
-from stages.params import Source
+from stages.running.errors import InputError
+from stages.storage.archives import unpack
+from stages.storage.digests import CONTENTS, tree_sha256
+from stages.storage.source import Source
+from stages.storage.sources import fetch_source
 
 
 def tar(members: dict[str, bytes], link: str | None = None) -> bytes:
@@ -93,7 +93,7 @@ def test_a_package_that_is_too_large_is_refused_before_it_is_whole(
 ) -> None:
     digest = index.wheel({"tinydata/a.txt": b"a"})
     fetch_source(package(digest), tmp_path / "out")
-    monkeypatch.setattr("stages.fetch.MAX_BYTES", 100)
+    monkeypatch.setattr("stages.storage.archives.MAX_BYTES", 100)
     with pytest.raises(InputError, match=r"tinydata-1\.0-py3-none-any\.whl: is larger than 100 bytes$"):
         fetch_source(package(digest), tmp_path / "out")
     assert (tmp_path / "out/tinydata/a.txt").read_bytes() == b"a"
@@ -254,7 +254,7 @@ def long_header() -> bytes:
 def test_archives_that_are_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("stages.fetch.MAX_BYTES", 10**6)
+    monkeypatch.setattr("stages.storage.archives.MAX_BYTES", 10**6)
     (tmp_path / name).write_bytes(content)
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=message):

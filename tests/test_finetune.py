@@ -16,12 +16,12 @@ from transformers import (
     pipeline,
 )
 
-from stages.artifacts import read_json, write_json
-from stages.errors import InputError
-from stages.finetune import bring_in, second_moments, train, training_arguments
 from stages.params import FinetuneSettings, Task
+from stages.running.errors import InputError
+from stages.storage.cards import read_json, write_json
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, write_task
-from stages.tensors import TensorFiles, fingerprint
+from stages.training.finetuning import bring_in, second_moments, train, training_arguments
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
 
@@ -146,7 +146,7 @@ def test_moments_of_what_no_step_or_not_every_step_uses() -> None:
 def test_one_gpu_whatever_the_process_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers multiply a batch by the number of GPUs that they see, unless a launcher gives each process one."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr("stages.finetune.compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("stages.training.finetuning.compute_device", lambda: torch.device("cuda"))
     plain = TrainingArguments(str(tmp_path / "plain"), per_device_train_batch_size=8, dataloader_pin_memory=False)
     assert plain.train_batch_size == 32
     arguments = training_arguments(FinetuneSettings(batch_size=8), tmp_path / "progress", "random")

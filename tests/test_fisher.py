@@ -10,18 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import read_json, tree_sha256
 from stages.curvature import Estimation, diagonal_fisher
 from stages.curvature.capture import Capture
 from stages.curvature.vectors import Estimator
-from stages.errors import InputError
-from stages.fisher import bring_in, estimate
-from stages.merging.inputs import Checkpoint, open_statistic
-from stages.params import FisherSettings, Source
+from stages.estimation.diagonal import bring_in, estimate
+from stages.params import FisherSettings
 from stages.params.schema import FISHER_FILES
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
+from stages.storage.checkpoint import Checkpoint, open_statistic
+from stages.storage.digests import tree_sha256
+from stages.storage.source import Source
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.text_classification import load_model, load_processor
-from stages.tensors import TensorFiles, fingerprint
 from tests.cards import reseal, rewrite_card
 from tests.project import Project, tiny_params
 from tests.test_finetune import make_task
@@ -104,7 +106,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             raise Killed
         add(self, batch, first)
 
-    monkeypatch.setattr("stages.progress.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("stages.storage.saved_progress.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(Estimation, "add", limited)
 
 
@@ -198,7 +200,7 @@ def test_memory_that_runs_out_late_costs_what_was_not_saved(
         if len(calls) == 4:
             torch.empty(1 << 55)
 
-    monkeypatch.setattr("stages.progress.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("stages.storage.saved_progress.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(Capture, "backward", failing)
     found = load_file(estimated(tmp_path, checkpoint, task, settings) / "fisher.safetensors")
     assert calls == [3, 4, 4, 4, 2, 2, 2, 2, 2, 2]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.artifacts import read_json
 from stages.prepare import prepare
+from stages.storage.cards import read_json
 from tests.tiny import sentiment_table
 
 

@@ -17,9 +17,6 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.artifacts import WEIGHTS, read_json, write_json
-from stages.contents import write_contents
-from stages.errors import InputError
 from stages.evaluate import evaluate
 from stages.fetch import fetch
 from stages.finetune import finetune
@@ -27,10 +24,13 @@ from stages.fisher import fisher
 from stages.merging import merge_checkpoints
 from stages.params import FisherSettings
 from stages.params.loading import parse_params
-from stages.paths import EVAL, FINETUNED, FISHERS, TASKS
+from stages.pipeline.places import EVAL, FINETUNED, FISHERS, TASKS
 from stages.prepare import prepare
 from stages.publish import ESTIMATORS, main, publish
-from stages.tensors import TensorFiles, TensorWriter
+from stages.running.errors import InputError
+from stages.storage.cards import read_json, write_json
+from stages.storage.digests import write_contents
+from stages.storage.tensors import WEIGHTS, TensorFiles, TensorWriter
 from tests.cards import reseal, rewrite_card
 from tests.project import tiny_params
 from tests.tiny import tiny_bert

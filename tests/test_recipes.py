@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.params import Params, load_params
-from stages.plan import planned_stages
+from stages.pipeline.graph import planned_stages
 from tests.project import ROOT, Project
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

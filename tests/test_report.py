@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.artifacts import write_json
-from stages.errors import InputError
 from stages.report import write_report
-from stages.scores import Result, Scores, read_scores
+from stages.results.scores import Result, Scores, read_scores
+from stages.running.errors import InputError
+from stages.storage.cards import write_json
 
 
 def entry(accuracy: float) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.errors import InputError
+from stages.running.errors import InputError
 from tests.workshop import OUT, TASKS_OF_TWO, THREE, accuracy_of, merged_with, params_of, predicted, searched, λ_of
 
 

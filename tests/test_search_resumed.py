@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import CHECKPOINT_CARD, read_json, tree_sha256, write_json
-from stages.fisher import estimate
+from stages.estimation.diagonal import estimate
 from stages.params import FisherSettings
-from stages.progress import Progress
 from stages.searching.live_model import LiveModel
+from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.digests import tree_sha256
+from stages.storage.saved_progress import Progress
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, examples_fingerprint
-from stages.tensors import TensorFiles, fingerprint
 from tests.cards import rewrite_card
 from tests.test_fisher import Killed
 from tests.workshop import MODELS, OUT, THREE, params_of, searched
@@ -32,7 +33,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
         calls.append(len(calls))
         return scores(self)
 
-    monkeypatch.setattr("stages.progress.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("stages.storage.saved_progress.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(LiveModel, "scores", limited)
     return calls
 

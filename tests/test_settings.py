@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stages.params import FisherSettings, Params, load_params, parse_params
-from stages.plan import planned_stages
-from stages.settings import settings_text
+from stages.pipeline.graph import planned_stages
+from stages.pipeline.stage_settings import settings_text
 from tests.project import ROOT, Project, tiny_params
 
 HALVES = {"books": 0.5, "films": 0.5}

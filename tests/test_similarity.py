@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from stages import similarity
-from stages.artifacts import FORMAT_VERSION, write_json
-from stages.similarity import compare_fishers
-from stages.tensors import write_tensors
+from stages.results.similarity import compare_fishers
+from stages.storage.cards import FORMAT_VERSION, write_json
+from stages.storage.tensors import write_tensors
 
 
 def write_fisher(directory: Path, tensors: dict[str, torch.Tensor]) -> Path:

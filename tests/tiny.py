@@ -18,7 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from stages.artifacts import write_json
+from stages.storage.cards import write_json
 
 WORDS = [
     "awful",

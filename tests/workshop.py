@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.artifacts import read_json
-from stages.finetune import bring_in
-from stages.fisher import estimate
+from stages.estimation.diagonal import estimate
 from stages.merging import merge_checkpoints
 from stages.params import FisherSettings, Params, Task, parse_params
-from stages.plan import base_directory, search_tasks, statistics_directories
-from stages.search import search_coefficients
+from stages.pipeline.needs import base_directory, search_tasks, statistics_directories
+from stages.searching.coefficients import search_coefficients
+from stages.storage.cards import read_json
 from stages.tasks.data import TaskData, write_task
+from stages.training.finetuning import bring_in
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
 BINARY = ["bad", "good"]
@@ -91,7 +91,7 @@ def merged_with(params: Params, coefficients: dict[str, float]) -> Path:
     merge_checkpoints(
         {model: Path("models/finetuned") / model for model in merge.models},
         Path("merged"),
-        method=merge.options,  # type: ignore[arg-type]  # no ensemble
+        method=merge.options,
         coefficients=coefficients,
         statistics=statistics_directories(merge),
         base=base_directory(merge, params),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.errors import CurvatureError, UnsupportedModelError
 
 Batch = Mapping[str, Any]
 
@@ -19,19 +19,19 @@ def batch_size(batch: Batch) -> int:
     """The number of examples.
 
     Raises:
-        ValueError: it is no dict, has no tensors, or has tensors of different numbers of examples.
+        CurvatureError: it is no dict, has no tensors, or has tensors of different numbers of examples.
     """
     if not isinstance(batch, Mapping):
-        raise ValueError(
+        raise CurvatureError(
             f"a batch is a {type(batch).__name__}; it must be a dict of the model's arguments, such as {{'x': tensor}}"
         )
     sizes = {name: len(value) for name, value in batch.items() if isinstance(value, Tensor) and value.ndim > 0}
     if not sizes:
-        raise ValueError("a batch has no tensors, so there are no examples in it")
+        raise CurvatureError("a batch has no tensors, so there are no examples in it")
     most = max(sizes.values())
     for name, size in sizes.items():
         if size not in (1, most):
-            raise ValueError(
+            raise CurvatureError(
                 f"a batch's {name!r} has {size} rows where others have {most}; axis 0 of every tensor is the examples"
             )
     return most

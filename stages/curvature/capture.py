@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, register_multi
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stages.curvature.calls import Call, Layout, Shapes, by_example, first_tensor, shapes_of
-from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.errors import CurvatureError, UnsupportedModelError
 from stages.curvature.memory import out_of_memory
 from stages.curvature.picking import are_the_examples_own, picked_rows, scales_of
 from stages.curvature.rules import Gradients, Linear, local_rule, positions
@@ -233,7 +233,7 @@ class Capture:
             x = x.float()
             masks = [mask for mask in self._masks if mask.shape == x.shape[:-1]]
             if len(masks) > 1 and not torch.equal(masks[0], masks[1]):
-                raise ValueError(
+                raise CurvatureError(
                     "encoder and decoder inputs are padded to one length, so that padding cannot be told from the "
                     "shapes of activations; pad the decoder's by one position more"
                 )

@@ -14,7 +14,7 @@ from stages.curvature.autograd import differentiable, receive_gradients
 from stages.curvature.batches import Batch, batch_size, chosen_rows, device_of, model_outputs, rows_of
 from stages.curvature.calls import Layout, layouts_of, recorded
 from stages.curvature.capture import Capture
-from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.errors import CurvatureError, UnsupportedModelError
 from stages.curvature.linear import by_onednn
 from stages.curvature.memory import out_of_memory
 from stages.curvature.precision import as_float64, float32_products, in_float64
@@ -63,7 +63,7 @@ def compare_with_autograd(model: nn.Module, batch: Batch, zeros: Mapping[str, Te
 
     Raises:
         UnsupportedModelError: an example's outputs depend on the other examples.
-        ValueError: the outputs are not finite.
+        CurvatureError: the outputs are not finite.
     """
     _refuse_what_cannot_be(model)
     # TF32's rounding would be taken for a missed use of a parameter.
@@ -153,7 +153,7 @@ class _Comparison:
         if not torch.isfinite(self._together).all():
             if self._together.dtype == torch.float64:
                 raise RuntimeError("the model's own constants are too large for float64, or its outputs not finite")
-            raise ValueError("the model's outputs are not finite; its weights or inputs are out of range")
+            raise CurvatureError("the model's outputs are not finite; its weights or inputs are out of range")
         if self._together.shape[1:] != self._alone.shape[1:] or not self._same(self._together[:1], self._alone):
             raise _mixing(f"the model ({type(self._model).__name__})")
 

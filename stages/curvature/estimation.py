@@ -13,7 +13,7 @@ from stages.curvature.autograd import add_by_autograd, warn_of_slowness, watched
 from stages.curvature.batches import Batch, batch_size, device_of, model_inputs, model_outputs, padding_masks
 from stages.curvature.capture import Capture
 from stages.curvature.check import Verdict, compare_with_autograd, input_layouts
-from stages.curvature.errors import UnsupportedModelError
+from stages.curvature.errors import CurvatureError, UnsupportedModelError
 from stages.curvature.linear import by_onednn
 from stages.curvature.rules import Linear, Rule, rule_for
 from stages.curvature.sums import Sums
@@ -71,7 +71,7 @@ class Estimation:
         statistics: Collection[Statistic] = DIAGONAL,
     ) -> None:
         if unknown := sorted(set(statistics) - set(STATISTICS)):
-            raise ValueError(f"unknown statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}")
+            raise CurvatureError(f"unknown statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}")
         self._model = model
         self._vectors = vectors
         self._verdict: Verdict | None = None
@@ -135,7 +135,7 @@ class Estimation:
 
         Raises:
             UnsupportedModelError: the model mixes its examples.
-            ValueError: it is no batch.
+            CurvatureError: it is no batch.
         """
         batch_size(batch)
         if self.needs_gradients:
@@ -228,11 +228,11 @@ class Estimation:
         """The means over what has been added, in the memory of the sums, which are empty from then on.
 
         Raises:
-            ValueError: no examples have been added.
+            CurvatureError: no examples have been added.
         """
         sums, examples = self.sums, self.sums.examples
         if examples == 0:
-            raise ValueError("there are no examples to estimate a Fisher from")
+            raise CurvatureError("there are no examples to estimate a Fisher from")
         self.sums = Sums({}, {}, {}, {})
         return CurvatureStatistics(
             diagonal={name: total.div_(examples) for name, total in sums.diagonal.items()},
@@ -247,7 +247,7 @@ def _selected(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.P
     if names is None:
         return owned
     if unknown := sorted(set(names) - owned.keys()):
-        raise ValueError(f"the model has no parameter {unknown[0]!r}")
+        raise CurvatureError(f"the model has no parameter {unknown[0]!r}")
     return {name: parameter for name, parameter in owned.items() if name in names}
 
 

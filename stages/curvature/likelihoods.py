@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.curvature.draws import Draws
+from stages.curvature.errors import CurvatureError
 
 MOST_TOKEN_COLUMNS = 16  # of an exact token-level Fisher: a backward pass each
 
@@ -173,7 +174,7 @@ class TokenCategorical:
         positions = int(counted.any(0).sum())
         count = positions * (logits.shape[-1] - 1)
         if count > MOST_TOKEN_COLUMNS:
-            raise ValueError(
+            raise CurvatureError(
                 f"the exact Fisher of {positions} positions with {logits.shape[-1]} labels each takes {count} backward "
                 f"passes; use estimator='sketch' (one pass, unbiased)"
             )
@@ -229,12 +230,12 @@ LIKELIHOODS: dict[str, Likelihood] = {
 
 def _expect(logits: Tensor, dimensions: int, shape: str) -> None:
     if logits.ndim != dimensions:
-        raise ValueError(f"the model's outputs have shape {list(logits.shape)}; this likelihood needs {shape}")
+        raise CurvatureError(f"the model's outputs have shape {list(logits.shape)}; this likelihood needs {shape}")
 
 
 def _labels(batch: Mapping[str, Tensor]) -> Tensor:
     if "labels" not in batch:
-        raise ValueError("estimator='empirical' needs `labels` in every batch")
+        raise CurvatureError("estimator='empirical' needs `labels` in every batch")
     return batch["labels"]
 
 
@@ -242,7 +243,7 @@ def _labels_of(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """The labels [B, T] of logits [B, T, K]."""
     labels = batch["labels"]
     if labels.shape != logits.shape[:2]:
-        raise ValueError(
+        raise CurvatureError(
             f"the model's outputs have shape {list(logits.shape)} and `labels` {list(labels.shape)}; give a label for "
             "every position of the outputs, −100 where there is none"
         )
@@ -258,7 +259,7 @@ def _no_padding(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch.get(name, torch.ones(logits.shape[:2]))
         if mask.shape != logits.shape[:2]:
             if "labels" not in batch:
-                raise ValueError(
+                raise CurvatureError(
                     f"the model's outputs have shape {list(logits.shape)} and `{name}` {list(mask.shape)}, so that it "
                     "cannot be told which are padding; give `labels`, one per position of the outputs, −100 for none"
                 )

@@ -18,6 +18,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from stages.curvature.calls import Call, part_as_called, parts_of
+from stages.curvature.errors import CurvatureError
 from stages.curvature.linear import linear
 from stages.curvature.memory import out_of_memory
 from stages.curvature.squares import active_ranges, add_squared_products
@@ -132,7 +133,7 @@ class Embedding:
     def _checked(module: nn.Module) -> nn.Embedding:
         assert isinstance(module, nn.Embedding)
         if module.max_norm is not None or module.scale_grad_by_freq:
-            raise ValueError("an embedding with max_norm or scale_grad_by_freq has no per-example gradient")
+            raise CurvatureError("an embedding with max_norm or scale_grad_by_freq has no per-example gradient")
         return module
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.curvature.draws import Draws
+from stages.curvature.errors import CurvatureError
 from stages.curvature.likelihoods import LIKELIHOODS
 
 Estimator = Literal["exact", "sketch", "sampled", "empirical"]
@@ -25,7 +26,7 @@ class BackwardVectors:
         seed: of the draws.
 
     Raises:
-        ValueError: on construction, an unknown likelihood or estimator, or no samples.
+        CurvatureError: on construction, an unknown likelihood or estimator, or no samples.
     """
 
     likelihood: str = "categorical"
@@ -35,11 +36,11 @@ class BackwardVectors:
 
     def __post_init__(self) -> None:
         if self.likelihood not in LIKELIHOODS:
-            raise ValueError(f"unknown likelihood {self.likelihood!r}; known: {', '.join(sorted(LIKELIHOODS))}")
+            raise CurvatureError(f"unknown likelihood {self.likelihood!r}; known: {', '.join(sorted(LIKELIHOODS))}")
         if self.estimator not in ESTIMATORS:
-            raise ValueError(f"unknown estimator {self.estimator!r}; known: {', '.join(ESTIMATORS)}")
+            raise CurvatureError(f"unknown estimator {self.estimator!r}; known: {', '.join(ESTIMATORS)}")
         if self.samples < 1:
-            raise ValueError(f"samples = {self.samples}: must be at least 1")
+            raise CurvatureError(f"samples = {self.samples}: must be at least 1")
 
     def of(self, outputs: Tensor, batch: Mapping[str, Tensor], first: int) -> list[Tensor]:
         """A batch's vectors.
@@ -50,7 +51,7 @@ class BackwardVectors:
             first: number of its first example among all examples, which the draws belong to.
 
         Raises:
-            ValueError: the outputs have another shape than the likelihood's, labels are missing, or an exact
+            CurvatureError: the outputs have another shape than the likelihood's, labels are missing, or an exact
                 token-level Fisher would take too many vectors.
         """
         likelihood = LIKELIHOODS[self.likelihood]

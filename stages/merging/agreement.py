@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
-from stages.errors import InputError
 from stages.merging.configuration import refuse_other_function
-from stages.merging.inputs import BaseWeights, Checkpoint
 from stages.merging.vocabulary import refuse_other_vocabulary
+from stages.running.errors import InputError
+from stages.storage.checkpoint import BaseWeights, Checkpoint
 
 SAVE_AGAIN = (
     "if transformers loads both as one architecture, load this one with the installed version and save it again with "

@@ -1,13 +1,13 @@
 """What a merged checkpoint says of itself: `checkpoint.json` for programs, `README.md` for people."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stages.artifacts import FORMAT_VERSION
 from stages.merging.ingredients import Heads, Merging
-from stages.statistics import STEMS
-from stages.tensors import fingerprint
+from stages.storage.cards import FORMAT_VERSION
+from stages.storage.statistics import STEMS
+from stages.storage.tensors import fingerprint
 
 STATISTIC_FACTS = ("estimator", "likelihood", "examples", "seed", "examples_fingerprint")
 
@@ -76,6 +76,16 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
         "| model | λ | task | examples | validation accuracy | weights |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    lines += [*_model_rows(origin, trained), *_statistics_table(origin)]
+    lines += [
+        "",
+        f"Labels: {json.dumps(card['labels'], ensure_ascii=False)}. Fingerprint: `{card['fingerprint']}`.",
+        "`checkpoint.json` says the same for programs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _model_rows(origin: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, entry in origin["models"].items():
         made = trained.get(name, {})
         cells = [
@@ -86,7 +96,11 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
             made.get("validation_accuracy"),
             f"`{entry['checkpoint'][:12]}`",
         ]
-        lines.append(f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |")
+        yield f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |"
+
+
+def _statistics_table(origin: Mapping[str, Any]) -> Iterator[str]:
+    """What each model's statistics were estimated by and on, if the merge has any."""
     statistics = [
         (name, stem, entry[stem])
         for name, entry in origin["models"].items()
@@ -94,20 +108,12 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
         if stem in entry
     ]
     if statistics:
-        lines += [
-            "",
-            "| statistic | of | estimator | likelihood | examples | seed |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, stem, facts in statistics:
-            cells = [stem, name, *(facts.get(key) for key in ("estimator", "likelihood", "examples", "seed"))]
-            lines.append(f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |")
-    lines += [
-        "",
-        f"Labels: {json.dumps(card['labels'], ensure_ascii=False)}. Fingerprint: `{card['fingerprint']}`.",
-        "`checkpoint.json` says the same for programs.",
-    ]
-    return "\n".join(lines) + "\n"
+        yield ""
+        yield "| statistic | of | estimator | likelihood | examples | seed |"
+        yield "| --- | --- | --- | --- | --- | --- |"
+    for name, stem, facts in statistics:
+        cells = [stem, name, *(facts.get(key) for key in ("estimator", "likelihood", "examples", "seed"))]
+        yield f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |"
 
 
 def _cell(value: object) -> str:

@@ -4,30 +4,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsFloat
 
-from stages.artifacts import (
-    CHECKPOINT_CARD,
-    WEIGHTS,
-    atomic_directory,
-    copy_configuration,
-    read_json,
-    refuse_foreign,
-    write_json,
-)
-from stages.contents import CONTENTS, write_contents
-from stages.errors import InputError
 from stages.merging.card import checkpoint_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
-from stages.merging.methods import method_options
+from stages.merging.methods import METHODS
+from stages.merging.options import MethodOptions, bytes_of
+from stages.merging.rules import method_options
 from stages.merging.streaming import on_all_cores
-from stages.params import METHODS, Method, bytes_of
-from stages.tensors import TensorWriter, write_tensors
+from stages.running.errors import InputError
+from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.configuration import copy_configuration
+from stages.storage.digests import CONTENTS, write_contents
+from stages.storage.outputs import atomic_directory, refuse_foreign
+from stages.storage.tensors import WEIGHTS, TensorWriter, write_tensors
 
 
 def merge_checkpoints(
     checkpoints: Mapping[str, str | Path],
     out: str | Path,
     *,
-    method: str | Method = "fisher",
+    method: str | MethodOptions = "fisher",
     coefficients: Mapping[str, SupportsFloat],
     statistics: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
     base: str | Path | None = None,
@@ -46,7 +41,7 @@ def merge_checkpoints(
         checkpoints: model name → directory; the first is the target.
         out: becomes the merged checkpoint, whole or not at all. A merge that is there is replaced; anything else is
             refused.
-        method: the name of a method in `stages.params.METHODS`, or an object with its options.
+        method: the name of a method in `stages.merging.methods.METHODS`, or an object with its options.
         coefficients: λ by model name; they are divided by their sum.
         statistics: for methods that need them: model name → its directory with `fisher.safetensors` (or `kfac`, or
             `gram`), or several directories.

@@ -4,13 +4,12 @@ two files' tensors into one place."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stages import naming
-from stages.errors import InputError
-from stages.merging.inputs import BaseWeights, Checkpoint, StatisticFiles
-from stages.naming import Model
-from stages.params import Statistic
-from stages.statistics import input_factor, output_factor
-from stages.tensors import TensorFiles
+from stages.running.errors import InputError
+from stages.storage import naming
+from stages.storage.checkpoint import BaseWeights, Checkpoint, StatisticFiles
+from stages.storage.naming import Model
+from stages.storage.statistics import Statistic, input_factor, output_factor
+from stages.storage.tensors import TensorFiles
 
 _PROBES = 16  # values of a tensor that are looked at to see whether it may be another's copy
 
@@ -21,7 +20,7 @@ class Spelled:
 
     checkpoints: Mapping[str, Checkpoint]
     statistics: dict[Statistic, dict[str, StatisticFiles]]
-    prior: StatisticFiles | None
+    further: dict[str, StatisticFiles]
     base: BaseWeights | None
 
     @property
@@ -50,7 +49,7 @@ class Spelled:
                 for kind, statistics in self.statistics.items()
                 for name, files in statistics.items()
             )
-            and (self.prior is None or _prior_alike(self.target, self.prior))
+            and all(_further_alike(self.target, fisher) for fisher in self.further.values())
         )
 
 
@@ -100,8 +99,8 @@ def common_names(spelled: Spelled) -> Spelled:
         }
         for kind, those in spelled.statistics.items()
     }
-    prior = None if spelled.prior is None else renamed("diagonal", spelled.prior, model)
-    return Spelled(spelled.checkpoints, statistics, prior, spelled.base)
+    further = {option: renamed("diagonal", fisher, model) for option, fisher in spelled.further.items()}
+    return Spelled(spelled.checkpoints, statistics, further, spelled.base)
 
 
 def _models(checkpoints: Iterable[Checkpoint]) -> dict[str | None, Model]:
@@ -213,8 +212,8 @@ def _statistic_alike(kind: Statistic, statistic: TensorFiles, checkpoint: Tensor
     return parameters <= checkpoint.specs.keys() and (kind != "diagonal" or _floating(checkpoint) <= parameters)
 
 
-def _prior_alike(target: Checkpoint, prior: StatisticFiles) -> bool:
-    return (target.tensors.specs.keys() & _floating(target.tensors)) - target.head() <= prior.tensors.specs.keys()
+def _further_alike(target: Checkpoint, fisher: StatisticFiles) -> bool:
+    return (target.tensors.specs.keys() & _floating(target.tensors)) - target.head() <= fisher.tensors.specs.keys()
 
 
 def _floating(tensors: TensorFiles) -> set[str]:

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import InputError
+from stages.running.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -10,7 +10,6 @@ from typing import Any, Literal, SupportsFloat
 import torch
 from torch import Tensor
 
-from stages.errors import InputError
 from stages.merging.agreement import (
     check_same_body,
     check_same_function,
@@ -19,20 +18,21 @@ from stages.merging.agreement import (
     refuse_unequal,
 )
 from stages.merging.common_names import Spelled, common_names
-from stages.merging.inputs import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
-from stages.merging.methods import method_rule
 from stages.merging.models import Models, Rule
+from stages.merging.options import MethodOptions
+from stages.merging.rules import method_rule
 from stages.merging.streaming import chunks, places
-from stages.params import Method, Statistic
-from stages.statistics import STATISTIC_NAMES, input_factor
-from stages.tensors import TensorFiles, TensorSpec
+from stages.running.errors import InputError
+from stages.storage.checkpoint import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
+from stages.storage.statistics import STATISTIC_NAMES, Statistic, input_factor
+from stages.storage.tensors import TensorFiles, TensorSpec
 
 Heads = Literal["merge", "target", "each"]
 Precision = Literal["float32", "float64"]
 
 
 class Ingredients:
-    """The checkpoints of a merge (the target first), and the statistics, base and prior that its method needs.
+    """The checkpoints of a merge (the target first), and what its method needs besides.
 
     Args:
         checkpoints: model name → directory; the first is the target.
@@ -54,7 +54,7 @@ class Ingredients:
     def __init__(
         self,
         checkpoints: Mapping[str, Path],
-        options: Method,
+        options: MethodOptions,
         statistics: Mapping[str, Path | Sequence[Path]] | None = None,
         base: Path | None = None,
         heads: Heads = "merge",
@@ -63,20 +63,22 @@ class Ingredients:
         self.numbers: dict[tuple[Hashable, ...], Any] = {}  # see `Models.once`
         self.checkpoints = {name: Checkpoint(directory) for name, directory in checkpoints.items()}
         self.target_name, self.target = next(iter(self.checkpoints.items()))
-        if options.method == "slerp" and len(self.checkpoints) != 2:
-            raise InputError(f"the method slerp merges two models, not {len(self.checkpoints)}")
+        try:
+            options.refuse_number(len(self.checkpoints))
+        except ValueError as error:
+            raise InputError(str(error)) from None
         self.statistics = _open_statistics(options, checkpoints, statistics or {})
-        self.prior = _open_prior(options, statistics or {})
+        self.further = _open_further(options, statistics or {})
         self.base = None
         if options.needs_base:
             if base is None:
                 raise InputError(f"the method {options.method} needs the base that the models were fine-tuned from")
             self.base = BaseWeights(base, self.target.base_model_prefix)
         check_same_function(self.checkpoints, self.base)
-        spelled = Spelled(self.checkpoints, self.statistics, self.prior, self.base)
+        spelled = Spelled(self.checkpoints, self.statistics, self.further, self.base)
         if not spelled.alike(donors_may_lack=heads == "target"):
             spelled = common_names(spelled)
-            self.statistics, self.prior = spelled.statistics, spelled.prior
+            self.statistics, self.further = spelled.statistics, spelled.further
         self._choose_kept(heads)
         self._integers = {
             name for name, spec in self.target.tensors.specs.items() if name not in self.kept and not spec.is_floating
@@ -114,9 +116,9 @@ class Ingredients:
         merged = {name: spec for name, spec in specs.items() if name not in self.kept | self._integers}
         for statistic in self.statistics.get("diagonal", {}).values():
             _check_shapes(statistic, merged)
-        if self.prior is not None:
-            body = {name: spec for name, spec in merged.items() if name not in self.target.head()}
-            _check_shapes(self.prior, body)
+        for fisher in self.further.values():
+            head = self.target.head()
+            _check_shapes(fisher, {name: spec for name, spec in merged.items() if name not in head})
         for kind in ("kfac", "gram"):
             _check_factors(list(self.statistics.get(kind, {}).values()), merged)
 
@@ -135,8 +137,8 @@ class Ingredients:
         for statistics in self.statistics.values():
             for name, statistic in statistics.items():
                 statistic.verify(self.checkpoints[name])
-        if self.prior is not None:
-            self.prior.verify(None)
+        for fisher in self.further.values():
+            fisher.verify(None)
 
     def at(self, coefficients: Mapping[str, SupportsFloat], precision: Precision = "float32") -> "Merging":
         """The merge with these λ.
@@ -197,7 +199,7 @@ class Merging:
             coefficients=[self.coefficients[name] for name in names],
             statistics={kind: [files[name] for name in names] for kind, files in it.statistics.items()},
             base=it.base,
-            prior=it.prior,
+            further=it.further,
             averaged=frozenset(it.target.tensors.specs.keys() - self.copied.keys()),
             dtype=getattr(torch, self.precision),
             numbers=it.numbers,
@@ -258,7 +260,7 @@ class Merging:
 
 
 def _open_statistics(
-    options: Method, checkpoints: Mapping[str, Path], statistics: Mapping[str, Path | Sequence[Path]]
+    options: MethodOptions, checkpoints: Mapping[str, Path], statistics: Mapping[str, Path | Sequence[Path]]
 ) -> dict[Statistic, dict[str, StatisticFiles]]:
     """What the method needs to know of each model."""
     if options.statistics and (missing := sorted(checkpoints.keys() - statistics.keys())):
@@ -269,13 +271,12 @@ def _open_statistics(
     return {kind: {name: open_statistic(kind, statistics[name]) for name in checkpoints} for kind in options.statistics}
 
 
-def _open_prior(options: Method, statistics: Mapping[str, Path | Sequence[Path]]) -> StatisticFiles | None:
-    """The base's Fisher, if the method has one."""
-    if options.method != "uncertainty" or options.prior is None:
-        return None
-    if options.prior not in statistics:
-        raise InputError(f"the prior's Fisher is missing: statistics lack {options.prior}")
-    return open_statistic("diagonal", statistics[options.prior])
+def _open_further(options: MethodOptions, statistics: Mapping[str, Path | Sequence[Path]]) -> dict[str, StatisticFiles]:
+    """The Fishers of models that have no part in the merge, by the option that names them."""
+    for option, model in options.further_models.items():
+        if model not in statistics:
+            raise InputError(f"the {option}'s Fisher is missing: statistics lack {model}")
+    return {option: open_statistic("diagonal", statistics[model]) for option, model in options.further_models.items()}
 
 
 def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec]) -> None:

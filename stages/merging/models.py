@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from stages.merging.inputs import BaseWeights, StatisticFiles
+from stages.merging.methods.isotropic.options import Isotropic
 from stages.merging.streaming import chunks
-from stages.params import Isotropic, Statistic
-from stages.statistics import input_factor
-from stages.tensors import TensorFiles
+from stages.storage.checkpoint import BaseWeights, StatisticFiles
+from stages.storage.statistics import Statistic, input_factor
+from stages.storage.tensors import TensorFiles
 
 NumberT = TypeVar("NumberT")
 
@@ -29,7 +29,7 @@ class Models:
         coefficients: λ, summing to 1. The target is here even if its λ is zero, the others only if theirs is not.
         statistics: what the method needs to know of each model.
         base: the weights that all were fine-tuned from, if the method needs them.
-        prior: the base's Fisher, if the method has one.
+        further: Fishers of models that have no part in the merge, by the option that names them.
         averaged: the names of the tensors that the method merges; the others are copied.
         dtype: what to compute in.
         numbers: what `once` has found; shared by all λ at which the same models are merged.
@@ -40,7 +40,7 @@ class Models:
     coefficients: Sequence[float]
     statistics: Mapping[Statistic, Sequence[StatisticFiles]]
     base: BaseWeights | None
-    prior: StatisticFiles | None
+    further: Mapping[str, StatisticFiles]
     averaged: frozenset[str]
     dtype: torch.dtype
     numbers: dict[tuple[Hashable, ...], Any]
@@ -76,7 +76,7 @@ class Models:
 
     def where_the_base_has_it(self, rule: Rule) -> Rule:
         """`rule` for what the base has; the average of the models for the rest."""
-        from stages.merging import isotropic
+        from stages.merging.methods.isotropic import rule as isotropic
 
         averaged = isotropic.rule(Isotropic(), self)
         return lambda name: rule(name) if self.base_has(name) else averaged(name)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stages import naming
-from stages.artifacts import atomic_directory, library_versions, refuse_foreign
-from stages.errors import InputError
-from stages.merging.inputs import Checkpoint
-from stages.statistics import STEMS, write_statistic
+from stages.running.errors import InputError
+from stages.storage import naming
+from stages.storage.cards import library_versions
+from stages.storage.checkpoint import Checkpoint
+from stages.storage.outputs import atomic_directory, refuse_foreign
+from stages.storage.statistics import STEMS, write_statistic
 
 _PEFT_PREFIX = "base_model.model."
 

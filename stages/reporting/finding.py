@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from stages.reporting.significance import Comparison, Group, mean_accuracy
 from stages.reporting.wording import escaped, listing, number_of, p_value, percent, points
-from stages.scores import Result
+from stages.results.scores import Result
 
 
 def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:

@@ -33,7 +33,11 @@ def page(title: str, experiments: Sequence[Experiment]) -> str:
         experiments: at least one; each has its own part, with ids that no other part has.
     """
     environment = Environment(
-        loader=PackageLoader("stages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
+        loader=PackageLoader("stages.reporting"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
     )
     anchors = _anchors([experiment.title for experiment in experiments])
     parts = [

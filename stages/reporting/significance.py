@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from stages.scores import Result
+from stages.results.scores import Result
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.reporting.wording import plain
-from stages.scores import Result
+from stages.results.scores import Result
 
 FEWEST = 3  # merges that are a line
 

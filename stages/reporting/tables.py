@@ -6,8 +6,8 @@ from typing import Any, Literal
 from stages.reporting.blocks import Cell, Table
 from stages.reporting.significance import Comparison, Group, compare_on
 from stages.reporting.wording import MEAN, MISSING, UNBROKEN, p_value, percent, plain, points, share
-from stages.scores import Result
-from stages.statistics import STATISTIC_NAMES, STEMS
+from stages.results.scores import Result
+from stages.storage.statistics import STATISTIC_NAMES, STEMS
 
 HEADS = {"merge": "merged", "target": "the target's", "each": "each task's own"}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from stages.reporting.blocks import Figure
 from stages.reporting.figures import gain_picture
 from stages.reporting.sweeps import own_task
-from stages.scores import Result
+from stages.results.scores import Result
 
 FEWEST = 2  # donors, or targets, that are a grid
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.device import compute_device
-from stages.errors import InputError
 from stages.merging.ingredients import Ingredients, Merging
 from stages.merging.streaming import on_all_cores
-from stages.naming import as_loaded, places
 from stages.params import Search
+from stages.running.device import compute_device
+from stages.running.errors import InputError
+from stages.storage.naming import as_loaded, places
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import SCORES

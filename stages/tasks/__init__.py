@@ -20,7 +20,7 @@ The stages ask a kind for the following, and for nothing else of it:
   model agree on what pads it from then on.
 - `largest_first(encoded)`: the examples' positions, in the order in which memory runs out at once or not at all.
 
-What kinds share is in `stages.tasks.checkpoints` (loading), `stages.tasks.prediction` and `stages.tasks.texts`. How
+What kinds share is in `stages.tasks.loading` (loading), `stages.tasks.prediction` and `stages.tasks.texts`. How
 `prepare` makes a kind's table is in `stages.tasks.tables`, and for images in `stages.tasks.images`.
 """
 

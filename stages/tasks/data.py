@@ -6,10 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stages.artifacts import FORMAT_VERSION, read_json, write_json
-from stages.contents import verify_contents
-from stages.errors import InputError, anew
 from stages.params import Split, Task
+from stages.running.errors import InputError, anew
+from stages.storage.cards import FORMAT_VERSION, read_json, write_json
+from stages.storage.digests import verify_contents
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from stages.artifacts import read_json
-from stages.errors import InputError
-from stages.tasks import checkpoints
-from stages.tasks.checkpoints import Model
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
+from stages.tasks import loading
 from stages.tasks.data import TaskData
 from stages.tasks.images import images, with_channels
+from stages.tasks.loading import Model
 from stages.tasks.prediction import Collator, training_set
 
 __all__ = ["training_set"]  # nothing is drawn anew in an epoch
@@ -66,15 +66,13 @@ class ImageProcessor:
 def load_model(
     checkpoint: Path, labels: Sequence[str], *, new_head: bool = False, head: Mapping[str, torch.Tensor] | None = None
 ) -> Model:
-    """The classifier of images in a checkpoint directory; see `stages.tasks.checkpoints.load_classifier`."""
-    return checkpoints.load_classifier(
-        AutoModelForImageClassification, checkpoint, labels, new_head=new_head, head=head
-    )
+    """The classifier of images in a checkpoint directory; see `stages.tasks.loading.load_classifier`."""
+    return loading.load_classifier(AutoModelForImageClassification, checkpoint, labels, new_head=new_head, head=head)
 
 
 def new_model(checkpoint: Path, labels: Sequence[str]) -> Model:
-    """A classifier of images, initialised at random; see `stages.tasks.checkpoints.new_classifier`."""
-    return checkpoints.new_classifier(AutoModelForImageClassification, checkpoint, labels)
+    """A classifier of images, initialised at random; see `stages.tasks.loading.new_classifier`."""
+    return loading.new_classifier(AutoModelForImageClassification, checkpoint, labels)
 
 
 def load_processor(checkpoint: Path) -> ImageProcessor:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
 from stages.params import Corruption, Images, Task
+from stages.running.errors import InputError
 from stages.tasks.corruptions import corrupt
 from stages.tasks.table_files import Table
 

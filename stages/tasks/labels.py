@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.errors import InputError
 from stages.params import Split
+from stages.running.errors import InputError
 from stages.tasks.table_files import Table
 
 BOOLEANS = {"false": 0, "true": 1}  # in lower or upper case

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from stages.errors import InputError
+from stages.running.errors import InputError
 from stages.tasks import texts
-from stages.tasks.checkpoints import Model, load_pretrained, new_pretrained
 from stages.tasks.data import TaskData
+from stages.tasks.loading import Model, load_pretrained, new_pretrained
 from stages.tasks.prediction import Collator
 from stages.tasks.text_classification import TRAIN_SAMPLING
 from stages.tasks.texts import (
@@ -60,7 +60,7 @@ def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = Fals
 
 
 def new_model(checkpoint: Path, labels: Sequence[str]) -> Model:
-    """A masked-LM model by a directory's config.json, initialised at random; see `stages.tasks.checkpoints`."""
+    """A masked-LM model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
     assert not labels
     model = new_pretrained(AutoModelForMaskedLM, "a masked-LM model", checkpoint, {})
     select_positions(model)

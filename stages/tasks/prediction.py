@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.tasks.checkpoints import Model
 from stages.tasks.data import TaskData
+from stages.tasks.loading import Model
 
 PREDICTION_BATCH = 64
 

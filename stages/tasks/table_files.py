@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, cast
 import pandas as pd
 import pyarrow as pa
 
-from stages.errors import InputError
+from stages.running.errors import InputError
 
 COMPRESSED = ".gz"
 # What separates cells, and how they are quoted: in plain tab-separated files, quotes are ordinary characters.

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from stages.errors import InputError
 from stages.params import SPLITS, Split, Task
+from stages.running.errors import InputError
 from stages.tasks.labels import interval_positions, named_positions
 from stages.tasks.table_files import Table, read_table
 

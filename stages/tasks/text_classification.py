@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from stages.errors import InputError
-from stages.tasks import checkpoints
-from stages.tasks.checkpoints import Model
+from stages.running.errors import InputError
+from stages.tasks import loading
 from stages.tasks.data import TaskData
+from stages.tasks.loading import Model
 from stages.tasks.prediction import training_set
 from stages.tasks.texts import (
     Tokenizer,
@@ -33,18 +33,16 @@ TRAIN_SAMPLING = "group_by_length"  # little padding
 def load_model(
     checkpoint: Path, labels: Sequence[str], *, new_head: bool = False, head: Mapping[str, torch.Tensor] | None = None
 ) -> Model:
-    """The classifier of texts in a checkpoint directory; see `stages.tasks.checkpoints.load_classifier`.
+    """The classifier of texts in a checkpoint directory; see `stages.tasks.loading.load_classifier`.
 
     With a new head, the pooler before it may be missing too (a masked-LM model has none).
     """
-    return checkpoints.load_classifier(
-        AutoModelForSequenceClassification, checkpoint, labels, new_head=new_head, head=head
-    )
+    return loading.load_classifier(AutoModelForSequenceClassification, checkpoint, labels, new_head=new_head, head=head)
 
 
 def new_model(checkpoint: Path, labels: Sequence[str]) -> Model:
-    """A classifier of texts, initialised at random; see `stages.tasks.checkpoints.new_classifier`."""
-    return checkpoints.new_classifier(AutoModelForSequenceClassification, checkpoint, labels)
+    """A classifier of texts, initialised at random; see `stages.tasks.loading.new_classifier`."""
+    return loading.new_classifier(AutoModelForSequenceClassification, checkpoint, labels)
 
 
 def load_processor(checkpoint: Path) -> Tokenizer:

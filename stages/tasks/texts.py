@@ -13,10 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from stages.artifacts import configuration_files, refuse_pointer
-from stages.errors import InputError
-from stages.tasks.checkpoints import Model
+from stages.running.errors import InputError
+from stages.storage.cards import refuse_pointer
+from stages.storage.configuration import configuration_files
 from stages.tasks.data import TaskData
+from stages.tasks.loading import Model
 from stages.tasks.prediction import Collator
 
 Tokenizer = Any  # transformers has no common base of fast and slow tokenizers that type checkers understand

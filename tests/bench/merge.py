@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from stages.artifacts import CHECKPOINT_CARD, write_json
-from stages.command import leave
 from stages.merging import merge_checkpoints
-from stages.statistics import write_statistic
-from stages.tensors import TensorFiles, write_tensors
+from stages.running.command import leave
+from stages.storage.cards import CHECKPOINT_CARD, write_json
+from stages.storage.statistics import write_statistic
+from stages.storage.tensors import TensorFiles, write_tensors
 from tests.bench.timing import medians, table
 
 SLOW = 30.0  # seconds; what takes longer is run once

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.artifacts import tree_sha256
+from stages.storage.digests import tree_sha256
 from tests.faults.process import Moment, Process
 from tests.project import Project
 

@@ -87,7 +87,7 @@ def test_a_damaged_cache_is_found_and_filled_from_the_remote(
         for stage in STAGES:
             for path in undisturbed.outputs[stage]:
                 remove(project.root / path)
-        said = project.run("python", "-m", "stages.cache").stdout
+        said = project.run("python", "-m", "stages.check_cache").stdout
         assert sorted(line.split()[1] for line in said.splitlines() if line.startswith("removed")) == sorted(damaged)
         assert project.repro("--pull") == []
         undisturbed.assert_same(project)
@@ -105,7 +105,7 @@ def test_a_damaged_cache_without_a_remote_is_made_again(
             damage_cached(undisturbed, project, stage, "bit-flipped")
             for path in undisturbed.outputs[stage]:
                 remove(project.root / path)
-        project.run("python", "-m", "stages.cache")
+        project.run("python", "-m", "stages.check_cache")
         assert project.repro() == list(stages)
         undisturbed.assert_same(project)
         assert_whole(cached(project))

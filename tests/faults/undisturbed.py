@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.artifacts import tree_sha256
+from stages.storage.digests import tree_sha256
 from tests.faults.process import Process
 from tests.project import Project, tiny_params
 
@@ -32,7 +32,7 @@ LOCKS = ("dvc.lock", "models/dvc.lock")
 def run_undisturbed(root: Path) -> None:
     """Run a tiny project in one go; its stages save after every step."""
     project = Project(root / "project", fault_params(root / "inputs"))
-    progress = project.root / "stages/progress.py"
+    progress = project.root / "stages/storage/saved_progress.py"
     progress.write_text(progress.read_text().replace("SAVE_SECONDS = 60.0", "SAVE_SECONDS = 0.0"))
     project.run("python", "-m", "stages.plan")
     project.repro()

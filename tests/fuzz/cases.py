@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from stages.errors import MAX_CHARACTERS, InputError
+from stages.running.errors import MAX_CHARACTERS, InputError
 
 SEED = "FUZZ_SEED"  # environment variable: try this seed only
 SECONDS = 10

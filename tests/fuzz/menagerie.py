@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from stages.artifacts import FORMAT_VERSION, write_json
-from stages.errors import InputError
 from stages.merging import merge_checkpoints
-from stages.statistics import write_statistic
-from stages.tensors import TensorFiles, TensorSpec, TensorWriter
+from stages.running.errors import InputError
+from stages.storage.cards import FORMAT_VERSION, write_json
+from stages.storage.statistics import write_statistic
+from stages.storage.tensors import TensorFiles, TensorSpec, TensorWriter
 from tests.fuzz.cases import Random, choice, refused
 
 SHAPES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import InputError
-from stages.fetch import unpack
+from stages.running.errors import InputError
+from stages.storage.archives import unpack
 from tests.fuzz.cases import Random, choice, refused
 from tests.fuzz.conftest import Runner
 from tests.fuzz.mutations import bytes_scattered
@@ -157,7 +157,7 @@ def unpacked(archive: Path, inside: list[str], tree: Path) -> str:
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
     """A new empty directory at each call; what may be unpacked is little."""
-    monkeypatch.setattr("stages.fetch.MAX_BYTES", MAX_BYTES)
+    monkeypatch.setattr("stages.storage.archives.MAX_BYTES", MAX_BYTES)
     numbers = iter(range(10**6))
 
     def make() -> Path:

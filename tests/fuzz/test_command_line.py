@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.contents import write_contents
+from stages.storage.digests import write_contents
 from tests.fuzz.menagerie import write_model
 from tests.project import Project, tiny_params
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.errors import InputError
 from stages.params import Params, load_params
-from stages.plan import planned_stages
+from stages.pipeline.graph import planned_stages
+from stages.running.errors import InputError
 from tests.fuzz.cases import Random, choice, refused
 from tests.fuzz.conftest import Runner
 from tests.project import ROOT

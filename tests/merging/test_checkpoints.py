@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from stages.artifacts import write_json
-from stages.contents import write_contents
-from stages.errors import InputError
 from stages.merging import Fisher, merge_checkpoints
-from stages.statistics import write_statistic
-from stages.tensors import TensorFiles, fingerprint
+from stages.running.errors import InputError
+from stages.storage.cards import write_json
+from stages.storage.digests import write_contents
+from stages.storage.statistics import write_statistic
+from stages.storage.tensors import TensorFiles, fingerprint
 from tests.cards import rewrite_card
 from tests.merging.zoo import Zoo, poisoned, without
 from tests.tiny import tiny_tokenizer

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.merging.dare import dare, drop_mask, mask_generator
-from stages.merging.task_arithmetic import task_arithmetic
+from stages.merging.methods.dare.rule import dare, drop_mask, mask_generator
+from stages.merging.methods.task_arithmetic.rule import task_arithmetic
 from tests.merging.models import DTYPES, array, assert_close, random_tensors
 
 λ = [0.5, 1.5]

@@ -11,8 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from stages.artifacts import CHECKPOINT_CARD, read_json, write_json
-from stages.errors import InputError
 from stages.merging import (
     Dare,
     Fisher,
@@ -26,10 +24,12 @@ from stages.merging import (
     merge_checkpoints,
 )
 from stages.merging.ingredients import Ingredients
+from stages.merging.methods import METHODS
 from stages.merging.streaming import CHUNK_VALUES
-from stages.params import METHODS
-from stages.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
-from stages.tensors import TensorFiles, fingerprint
+from stages.running.errors import InputError
+from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
+from stages.storage.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
 from tests.merging.zoo import Zoo, poisoned, without
 from tests.tiny import tiny_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.kfac import kfac_average
+from stages.merging.methods.kfac.rule import kfac_average
 from tests.merging.models import DTYPES, array, assert_close, gram, random_tensors
 
 c = [0.5, 0.2, 0.9]

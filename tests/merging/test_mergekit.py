@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.dare import dare, drop_mask, mask_generator
-from stages.merging.isotropic import isotropic_average
-from stages.merging.slerp import Angle, slerp
-from stages.merging.task_arithmetic import task_arithmetic
-from stages.merging.ties import ties
-from stages.merging.trimming import kth_largest_magnitude
+from stages.merging.methods.dare.rule import dare, drop_mask, mask_generator
+from stages.merging.methods.isotropic.rule import isotropic_average
+from stages.merging.methods.slerp.rule import Angle, slerp
+from stages.merging.methods.task_arithmetic.rule import task_arithmetic
+from stages.merging.methods.ties.rule import ties
+from stages.merging.methods.ties.trimming import kth_largest_magnitude
 
 merge_tensors = pytest.importorskip("mergekit.merge_methods").merge_tensors
 

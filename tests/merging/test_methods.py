@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.dare import dare
-from stages.merging.isotropic import isotropic_average
-from stages.merging.kfac import kfac_average
-from stages.merging.regmean import regmean
-from stages.merging.task_arithmetic import task_arithmetic
-from stages.merging.ties import ties
-from stages.merging.uncertainty import uncertainty_average
+from stages.merging.methods.dare.rule import dare
+from stages.merging.methods.isotropic.rule import isotropic_average
+from stages.merging.methods.kfac.rule import kfac_average
+from stages.merging.methods.regmean.rule import regmean
+from stages.merging.methods.task_arithmetic.rule import task_arithmetic
+from stages.merging.methods.ties.rule import ties
+from stages.merging.methods.uncertainty.rule import uncertainty_average
 from tests.merging.models import DTYPES, Models, assert_close
 
 

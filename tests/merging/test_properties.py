@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.merging.fisher import fisher_average
-from stages.merging.isotropic import isotropic_average
-from stages.merging.uncertainty import uncertainty_average
+from stages.merging.methods.fisher.rule import fisher_average
+from stages.merging.methods.isotropic.rule import isotropic_average
+from stages.merging.methods.uncertainty.rule import uncertainty_average
 
 EPS = float(torch.finfo(torch.float32).eps)
 VALUES = 6  # entries of a tensor

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.isotropic import isotropic_average
-from stages.merging.regmean import regmean
+from stages.merging.methods.isotropic.rule import isotropic_average
+from stages.merging.methods.regmean.rule import regmean
 from tests.merging.models import DTYPES, array, assert_close, gram, random_tensors
 
 λ = [0.5, 0.2, 0.9]

@@ -9,10 +9,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from stages.errors import InputError
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
-from stages.params import Isotropic, TaskArithmetic
+from stages.merging.methods.isotropic.options import Isotropic
+from stages.merging.methods.task_arithmetic.options import TaskArithmetic
+from stages.running.errors import InputError
 from tests.merging.zoo import Zoo
 
 λ = {"ann": 0.5, "bob": 0.5}

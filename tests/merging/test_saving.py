@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.artifacts import read_json
 from stages.curvature import diagonal_fisher
-from stages.errors import InputError
 from stages.merging import Fisher, merge_checkpoints, save_fisher
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
 from tests.merging.test_spelling import ELSEWHERE, GPT2, TEXT, TIED, assert_same, old_norms, small, twice
 from tests.tiny import tiny_bert
 
@@ -179,6 +179,6 @@ def test_a_conversion_that_computes_is_refused(tmp_path: Path, monkeypatch: pyte
     """As if transformers did arithmetic where it only moves entries: a Fisher could not follow."""
     model = MODELS["Mixtral"](0)
     model.save_pretrained(tmp_path / "ann")
-    monkeypatch.setattr("stages.naming._PERMUTATIONS", {"MergeModulelist"})
+    monkeypatch.setattr("stages.storage.naming._PERMUTATIONS", {"MergeModulelist"})
     with pytest.raises(InputError, match=r"computes with the tensor .*experts.* when it loads it \(Concatenate\)"):
         save_fisher(random_fisher(model, 0), tmp_path / "ann", tmp_path / "fisher")

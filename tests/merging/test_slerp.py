@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.slerp import Angle, slerp
+from stages.merging.methods.slerp.rule import Angle, slerp
 from tests.merging.models import DTYPES, array, assert_close, random_tensors
 
 

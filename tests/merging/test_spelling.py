@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.artifacts import CHECKPOINT_CARD, read_json, write_json
-from stages.errors import InputError
 from stages.merging import Dare, Fisher, Slerp, TaskArithmetic, merge_checkpoints
-from stages.statistics import input_factor, output_factor, write_statistic
-from stages.tensors import TensorFiles
+from stages.running.errors import InputError
+from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.statistics import input_factor, output_factor, write_statistic
+from stages.storage.tensors import TensorFiles
 from tests.merging.models import gram
 from tests.merging.test_every_method import each_method
 from tests.tiny import tiny_bert, tiny_tokenizer

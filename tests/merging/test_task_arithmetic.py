@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages.merging.isotropic import isotropic_average
-from stages.merging.task_arithmetic import task_arithmetic
+from stages.merging.methods.isotropic.rule import isotropic_average
+from stages.merging.methods.task_arithmetic.rule import task_arithmetic
 from tests.merging.models import DTYPES, array, assert_close, random_tensors
 
 λ = [0.5, 0.0, 1.5]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.merging.ties import ties
+from stages.merging.methods.ties.rule import ties
 from tests.merging.models import DTYPES, array, assert_close, random_tensors
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.trimming import kth_largest_magnitude
+from stages.merging.methods.ties.trimming import kth_largest_magnitude
 
 
 def threshold(tensors: Sequence[Tensor], keep: int, chunk: int = 37) -> float:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.merging.fisher import fisher_average
-from stages.merging.isotropic import isotropic_average
-from stages.merging.task_arithmetic import task_arithmetic
-from stages.merging.uncertainty import uncertainty_average
+from stages.merging.methods.fisher.rule import fisher_average
+from stages.merging.methods.isotropic.rule import isotropic_average
+from stages.merging.methods.task_arithmetic.rule import task_arithmetic
+from stages.merging.methods.uncertainty.rule import uncertainty_average
 from tests.merging.models import DTYPES, array, assert_close, random_tensors
 
 λ = [0.5, 0.2, 0.9]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from stages.errors import InputError
 from stages.merging.vocabulary import refuse_other_vocabulary
+from stages.running.errors import InputError
 from tests.tiny import tiny_tokenizer
 
 WORDS = ["<unk>", "a", "b", "c", "d"]

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from stages.artifacts import FORMAT_VERSION, write_json
 from stages.merging import merge_checkpoints
-from stages.statistics import input_factor, output_factor, write_statistic
-from stages.tensors import TensorFiles, fingerprint
+from stages.storage.cards import FORMAT_VERSION, write_json
+from stages.storage.statistics import input_factor, output_factor, write_statistic
+from stages.storage.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
 from tests.tiny import save_base, tiny_bert, tiny_masked_lm, tiny_tokenizer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.scores import Result, Scores
+from stages.results.scores import Result, Scores
 from stages.tasks.metrics import accuracy_interval
 
 TASKS = ("books", "films", "news", "posts")

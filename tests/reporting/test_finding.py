@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from stages.reporting.finding import main_finding, what_was_merged
 from stages.reporting.significance import comparable_groups
-from stages.scores import Result
+from stages.results.scores import Result
 
 EXAMPLES = 400
 

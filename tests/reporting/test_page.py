@@ -5,11 +5,12 @@ from dataclasses import replace
 from functools import cache
 
 from stages.reporting.blocks import Cell, Section, Table, Text
-from stages.reporting.costs import Cost, ResultCost, costs_section
+from stages.reporting.costs import costs_section
 from stages.reporting.experiment import Experiment
 from stages.reporting.markdown import markdown_table
 from stages.reporting.page import html_table, page
-from stages.scores import Scores
+from stages.results.costs import Cost, ResultCost
+from stages.results.scores import Scores
 from tests.reporting.made_up import made_up_scores, made_up_transfers
 from tests.test_report import RESULTS, Page
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from stages.reporting.significance import RESAMPLES, comparable_groups, compare, compare_on
-from stages.scores import Result
+from stages.results.scores import Result
 
 
 def draw(random: np.random.Generator, examples: int, accuracy: float) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from stages.reporting.sweeps import find_sweeps, own_task, without_sweeps
-from stages.scores import Result
+from stages.results.scores import Result
 from tests.reporting.made_up import made_up_scores, merged
 
 

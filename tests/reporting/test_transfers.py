@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stages.reporting.transfers import find_transfers, transfer_figures
-from stages.scores import Result
+from stages.results.scores import Result
 
 
 def result(name: str, role: str, accuracies: dict[str, float], **origin: Any) -> Result:

@@ -9,17 +9,18 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from stages.artifacts import CHECKPOINT_CARD, read_json, write_json
-from stages.errors import InputError
-from stages.finetune import bring_in
-from stages.fisher import estimate
+from stages.estimation.diagonal import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
-from stages.params import FisherSettings, Isotropic, Search, parse_params
-from stages.plan import base_directory, statistics_directories
+from stages.merging.methods.isotropic.options import Isotropic
+from stages.params import FisherSettings, Search, parse_params
+from stages.pipeline.needs import base_directory, statistics_directories
+from stages.running.errors import InputError
 from stages.searching.live_model import LiveModel
+from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
-from stages.tensors import TensorFiles, fingerprint
+from stages.training.finetuning import bring_in
 from tests.test_finetune import make_texts
 from tests.tiny import tiny_masked_lm, tiny_tokenizer
 from tests.workshop import accuracy_of, merged_with, params_of, searched
@@ -45,7 +46,7 @@ def test_the_live_model_has_the_weights_that_a_merge_writes(
     assert merge.search is not None
     ingredients = Ingredients(
         {model: Path("models/finetuned") / model for model in merge.models},
-        merge.options,  # type: ignore[arg-type]  # no ensemble
+        merge.options,
         statistics_directories(merge),
         base_directory(merge, params),
     )

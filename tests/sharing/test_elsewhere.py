@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.artifacts import tree_sha256
+from stages.storage.digests import tree_sha256
 from tests.project import IDENTITY, Project
 
 

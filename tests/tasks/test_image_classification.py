@@ -11,17 +11,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTForImageClassification
 
-from stages.artifacts import ADAM, read_json, tree_sha256, write_json
-from stages.errors import InputError
-from stages.estimates import estimated_statistics
-from stages.evaluate import predict
-from stages.finetune import bring_in, train
-from stages.fisher import estimate
+from stages.estimation.diagonal import estimate
+from stages.estimation.passes import estimated_statistics
 from stages.params import FinetuneSettings, FisherSettings, Images, Task
+from stages.results.evaluation import predict
+from stages.running.errors import InputError
+from stages.storage.cards import read_json, write_json
+from stages.storage.digests import tree_sha256
+from stages.storage.tensors import ADAM, TensorFiles, fingerprint
 from stages.tasks.data import TaskData, write_task
 from stages.tasks.image_classification import collator, encode, load_model, load_processor, new_model
 from stages.tasks.images import image_columns, images
-from stages.tensors import TensorFiles, fingerprint
+from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.project import ROOT
 from tests.test_finetune import make_task, outputs

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.artifacts import read_json, tree_sha256
-from stages.errors import InputError
 from stages.params import Split, Task, parse_params
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
+from stages.storage.digests import tree_sha256
 from stages.tasks.data import TaskData, write_task
 from stages.tasks.images import images, read_images
 from stages.tasks.table_files import Table

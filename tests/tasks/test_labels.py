@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import InputError
 from stages.params import Task
+from stages.running.errors import InputError
 from stages.tasks.labels import interval_positions, labels_without_examples, named_positions
 from stages.tasks.table_files import Table
 from stages.tasks.tables import split_examples

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from stages.artifacts import read_json
 from stages.curvature import curvature_statistics, diagonal_fisher
 from stages.curvature.vectors import Estimator
-from stages.errors import InputError
-from stages.fisher import estimate
+from stages.estimation.diagonal import estimate
 from stages.params import FisherSettings
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
 from stages.tasks import text_classification
 from stages.tasks.data import TaskData
 from stages.tasks.masked_lm import (

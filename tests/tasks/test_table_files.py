@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import InputError
+from stages.running.errors import InputError
 from stages.tasks.table_files import Table, read_table
 
 ROWS = [("a, b", "bad"), ('say "é"', "good"), ("c", "bad")]
@@ -67,7 +67,10 @@ def test_every_form_in_every_guise(tmp_path: Path, ending: str, guise: str, comp
     content = GUISES[guise](CONTENTS[ending])
     for name in (f"t{ending}", f"T.x{ending.upper()}"):
         if compressed:
-            name, content = name + (".GZ" if name.isupper() else ".gz"), gzip.compress(GUISES[guise](CONTENTS[ending]))
+            name, content = (
+                name + (".GZ" if name.isupper() else ".gz"),
+                gzip.compress(GUISES[guise](CONTENTS[ending]), mtime=0),
+            )
         assert rows_of(read_table(written(tmp_path, name, content), None)) == ROWS
 
 
@@ -121,7 +124,7 @@ def test_quoted_cells_with_line_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compressed", [False, True])
 def test_where_rows_are(tmp_path: Path, name: str, content: bytes, places: list[str], compressed: bool) -> None:
     if compressed:
-        name, content = f"{name}.gz", gzip.compress(content)
+        name, content = f"{name}.gz", gzip.compress(content, mtime=0)
     table = read_table(written(tmp_path, name, content), None)
     assert [table.place(row) for row in table.rows.index] == places
 
@@ -162,7 +165,12 @@ def test_columns_of_categories_are_their_values(tmp_path: Path) -> None:
             "has no column 'text'; its columns: text,label; cells of a .txt file are separated by tabs",
         ),
         ("t.csv", b"text;label\na;x\n", None, "its columns: text;label; cells of a .csv file are separated by commas"),
-        ("t.csv.gz", gzip.compress(b"text\tlabel\na\tx\n"), None, "cells of a .csv file are separated by commas"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"text\tlabel\na\tx\n", mtime=0),
+            None,
+            "cells of a .csv file are separated by commas",
+        ),
         (
             "t.txt",
             b"a,x\n",
@@ -179,7 +187,7 @@ def test_columns_of_categories_are_their_values(tmp_path: Path) -> None:
         ),
         ("t.csv", "text,label\na,x\n".encode("utf-16"), None, "line 1 is not UTF-8 text"),
         ("t.csv", "text,label\na,x\n".encode("utf-16-le"), None, "has no column 'text'; its columns: "),
-        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": "\xe9"}\n'), None, "line 2 is not UTF-8 text"),
+        ("t.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": "\xe9"}\n', mtime=0), None, "line 2 is not UTF-8 text"),
         ("t.json", b"", None, "has no column 'text'"),
         ("t.json", b"[]", None, "has no column 'text'"),
         ("t.json", b'[{"text": "a"}, 1]', None, "entry 2 is no JSON object"),
@@ -198,7 +206,12 @@ def test_columns_of_categories_are_their_values(tmp_path: Path) -> None:
         ),
         ("t.json", b'[{"text": "a"}, {"text": ["\\ud83d", 1]}]', None, "entry 2: has half of a surrogate pair"),
         ("t.jsonl", b'{"text": "\\uDE00"}\n', None, "line 1: has half of a surrogate pair"),
-        ("t.tab.gz", gzip.compress(b"text\tlabel\na\tx\nb\ty\n"), None, "its second row does not name Orange's types"),
+        (
+            "t.tab.gz",
+            gzip.compress(b"text\tlabel\na\tx\nb\ty\n", mtime=0),
+            None,
+            "its second row does not name Orange's types",
+        ),
     ],
 )
 def test_tables_that_are_refused(

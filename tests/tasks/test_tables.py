@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.errors import InputError
 from stages.params import Task
+from stages.running.errors import InputError
 from stages.tasks.data import TaskData, draw_examples, examples_fingerprint, write_task
 from stages.tasks.tables import split_examples
 from tests.tiny import sentiment_table

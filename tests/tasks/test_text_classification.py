@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.errors import InputError
+from stages.running.errors import InputError
 from stages.tasks.text_classification import load_model, load_processor
 
 LABELS = ["bad", "good"]

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceC
 from transformers.utils import is_sentencepiece_available
 
 from stages.curvature import diagonal_fisher
-from stages.errors import InputError
-from stages.tasks.checkpoints import Model
+from stages.running.errors import InputError
 from stages.tasks.data import TaskData
+from stages.tasks.loading import Model
 from stages.tasks.text_classification import encode, load_model, load_processor
 from stages.tasks.texts import collator, embedding_rows, position_limit, refuse_unknown
 from tests.tiny import tiny_bert, tiny_tokenizer

@@ -23,7 +23,7 @@ CLOCK = float(os.environ.get("FAULTS_CLOCK", "0"))  # seconds that the clock is 
 # What is counted as work: a training step, a batch of an estimation, a point of a search.
 WORK = {
     "transformers.trainer": ("Trainer", "training_step"),
-    "stages.estimates": ("Share", "_add_batch"),
+    "stages.estimation.passes": ("Share", "_add_batch"),
     "stages.searching.live_model": ("LiveModel", "scores"),
 }
 

@@ -1,0 +1,59 @@
+"""What a merge method declares of itself, beside its own options."""
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+from stages.running.section import Section
+from stages.storage.statistics import Statistic
+
+
+class MethodOptions(Section):
+    """Options of a merge method. λ, the coefficients, are none: every method has them, divided by their sum.
+
+    Attributes:
+        statistics: what it needs of every model beside its checkpoint.
+        needs_base: whether it needs the weights that the models were fine-tuned from.
+        most_models: how many models it merges at most; None for any number.
+        least_models: and at least.
+        method: its name, which is that of its folder.
+    """
+
+    statistics: ClassVar[tuple[Statistic, ...]] = ()
+    needs_base: ClassVar[bool] = False
+    least_models: ClassVar[int] = 1
+    most_models: ClassVar[int | None] = None
+
+    method: str = ""
+
+    @property
+    def keeps_single_model(self) -> bool:
+        """Whether a merge in which only one model has a positive λ is that model, bit for bit."""
+        return True
+
+    @property
+    def further_models(self) -> Mapping[str, str]:
+        """The option that names it → a model that has no part in the merge, but whose Fisher the method needs."""
+        return {}
+
+    def refuse_number(self, models: int) -> None:
+        """Raise `ValueError` if the method does not merge so many models."""
+        most = self.most_models
+        if models < self.least_models or (most is not None and models > most):
+            wanted = f"{self.least_models}" if most == self.least_models else f"{self.least_models} to {most or 'any'}"
+            raise ValueError(f"the method {self.method} merges {wanted} models, not {models}")
+
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def bytes_of(size: str | int) -> int:
+    """A number of bytes, given as such or as for example `5GB` (10⁹ bytes each, as Hugging Face counts).
+
+    Raises:
+        ValueError: it is no such size, or not positive.
+    """
+    found = re.fullmatch(r"([0-9]+)(KB|MB|GB|TB|)", str(size))
+    if not found or int(found[1]) == 0:
+        raise ValueError(f"{size!r} is no size; give bytes, or for example 500MB or 5GB")
+    return int(found[1]) * _UNITS[found[2]]

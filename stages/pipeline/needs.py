@@ -1,0 +1,87 @@
+"""What each model, merge and stage needs, by params.yaml, and where that lies."""
+
+from pathlib import Path
+
+from stages.params import Merge, Params
+from stages.pipeline.places import (
+    FINETUNED,
+    FISHERS,
+    GRAM,
+    KFAC,
+    SETTINGS,
+    SOURCES,
+)
+from stages.storage.statistics import Statistic
+
+STATISTICS: dict[Statistic, Path] = {"diagonal": FISHERS, "kfac": KFAC, "gram": GRAM}
+FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge needs them
+
+
+def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
+    """Model → the directories of the statistics that the merge's method needs of it."""
+    needed = {model: [STATISTICS[kind] / model for kind in merge.options.statistics] for model in merge.models}
+    for model in merge.options.further_models.values():
+        needed.setdefault(model, [FISHERS / model])
+    return needed
+
+
+def base_directory(merge: Merge, params: Params) -> Path | None:
+    """The weights that the merge's models were fine-tuned from, if its method needs them."""
+    name = params.base_of(merge) if merge.options.needs_base else None
+    return None if name is None else base_place(name, params)
+
+
+def base_place(name: str, params: Params) -> Path:
+    """Where a model's base lies, a source or another model."""
+    return SOURCES / name if name in params.sources else FINETUNED / name
+
+
+def evaluated_models(params: Params) -> list[str]:
+    """The models that predict labels; others (masked-lm) are evaluated by what they are merged into."""
+    return [model for model, section in params.models.items() if params.tasks[section.task].labels]
+
+
+def roles(params: Params) -> dict[str, str]:
+    """What is evaluated → `model`, `merge` or `baseline`; each of these in params.yaml's order.
+
+    Old results of deleted merges may still lie on the disk.
+    """
+    return (
+        dict.fromkeys(evaluated_models(params), "model")
+        | dict.fromkeys(params.merges, "merge")
+        | dict.fromkeys(params.ensembles, "baseline")
+    )
+
+
+def evaluated_tasks(name: str, params: Params) -> list[str]:
+    """The tasks that a model or merge is evaluated on: those whose kind and labels are its own task's, by name.
+
+    A merge that keeps each model's head is evaluated on its models' own tasks.
+    """
+    merge = params.merges.get(name)
+    if merge is not None and merge.heads == "each":
+        own = {params.models[model].task for model in merge.models}
+        return [task for task in params.tasks if task in own]
+    task = params.tasks[params.models[name if merge is None else merge.target_model].task]
+    return [
+        other
+        for other, found in params.tasks.items()
+        if found.kind == task.kind and list(found.labels) == list(task.labels)
+    ]
+
+
+def search_tasks(merge: Merge, params: Params) -> list[str]:
+    """The tasks on whose validation splits the merge's λ are scored."""
+    assert merge.search is not None
+    own = {params.models[model].task for model in merge.models}
+    return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.labels]
+
+
+def models_with_fishers(params: Params) -> list[str]:
+    """The models that have a Fisher, estimated or brought in, by name."""
+    return sorted(model for model, section in params.models.items() if section.fisher is not False)
+
+
+def settings_file(stage: str) -> Path:
+    """What the stage of that name is told by params.yaml."""
+    return SETTINGS / f"{stage}.json"

@@ -1,0 +1,147 @@
+"""What params.yaml and its defaults tell each stage, as the content of a file of its own."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from stages.merging.options import bytes_of
+from stages.params import Params, Weighted, load_params
+from stages.pipeline.needs import (
+    base_directory,
+    evaluated_tasks,
+    models_with_fishers,
+    roles,
+    search_tasks,
+    settings_file,
+)
+from stages.pipeline.plan_file import check_stage
+from stages.running.errors import InputError
+
+RUN_BY_DVC = "DVC_STAGE"  # environment variable that DVC sets
+CHECKED_OTHERWISE = ("fetch@", "prepare@", "scores")  # in no plan; and the scores check the whole of it
+
+
+def stage_params(stage: str) -> Params:
+    """params.yaml, for a stage; when dvc runs it, it must say what dvc is going to record.
+
+    Raises:
+        InputError: params.yaml is wrong, was edited after `dvc repro` had begun, or the stage is not planned by it.
+    """
+    params = load_params()
+    if RUN_BY_DVC not in os.environ:
+        return params
+    try:
+        told = settings_text(stage, params)
+    except KeyError:  # a name that is gone
+        told = ""
+    file = settings_file(stage)
+    if file.is_file() and file.read_text(encoding="utf-8") != told:
+        raise InputError(f"params.yaml: was changed while dvc ran, in what {stage} is told; run `dvc repro` again")
+    if not stage.startswith(CHECKED_OTHERWISE):
+        check_stage(stage, params)  # without all its inputs among dvc's dependencies its result would be a wrong one
+    return params
+
+
+def settings_text(stage: str, params: Params) -> str:
+    """The content of a stage's file.
+
+    Args:
+        stage: its name, as dvc has it.
+        params: the whole of params.yaml.
+
+    Raises:
+        KeyError: there is no such stage, source, task, model or merge.
+    """
+    kind, _, name = stage.replace("@", "-").partition("-")
+    return json.dumps(_SETTINGS[kind](name, params), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _fetch(name: str, params: Params) -> dict[str, Any]:
+    return params.sources[name].model_dump(mode="json")
+
+
+def _prepare(name: str, params: Params) -> dict[str, Any]:
+    labels = params.tasks[name].labels  # in the order of the model's outputs
+    listed = [[label, *labels[label]] for label in labels] if isinstance(labels, dict) else labels
+    return params.tasks[name].model_dump(mode="json") | {"labels": listed}
+
+
+def _finetune(name: str, params: Params) -> dict[str, Any]:
+    model = params.models[name]
+    return {
+        "base": model.base,
+        "task": model.task,
+        "finetune": params.finetune_settings(name).model_dump(mode="json") if model.finetune is not False else False,
+        "keep_moments": params.fisher_settings(name).estimator == "adam",
+    }
+
+
+def _fisher(name: str, params: Params) -> dict[str, Any]:
+    source = params.fisher_source(name)
+    return _factors(name, params) if source is None else {"source": source.model_dump(mode="json")}
+
+
+def _factors(name: str, params: Params) -> dict[str, Any]:
+    return {"task": params.models[name].task, "fisher": params.fisher_settings(name).model_dump(mode="json")}
+
+
+def _merge(name: str, params: Params) -> dict[str, Any]:
+    merge = params.merges[name]
+    base = base_directory(merge, params)
+    return {
+        "models": _coefficients(merge) if merge.search is None else merge.models,
+        "options": merge.options.model_dump(mode="json"),
+        "keeps_single_model": merge.options.keeps_single_model,
+        "base": None if base is None else str(base),
+        "heads": merge.heads,
+        "precision": merge.precision,
+        "max_shard_size": bytes_of(merge.max_shard_size),
+    }
+
+
+def _search(name: str, params: Params) -> dict[str, Any]:
+    merge = params.merges[name]
+    if merge.search is None:
+        raise KeyError(name)
+    return _merge(name, params) | {
+        "search": merge.search.model_dump(mode="json"),
+        "start": _coefficients(merge),
+        "tasks": search_tasks(merge, params),
+        "experts": [[model, params.models[model].task] for model in merge.models],
+    }
+
+
+def _evaluate(name: str, params: Params) -> dict[str, Any]:
+    if name in params.ensembles:
+        return {"ensemble": _coefficients(params.ensembles[name])}
+    return {"merged": name in params.merges, "tasks": evaluated_tasks(name, params)}
+
+
+def _similarity(_: str, params: Params) -> dict[str, Any]:
+    return {"fishers": models_with_fishers(params)}
+
+
+def _scores(_: str, params: Params) -> dict[str, Any]:
+    searched = [name for name, merge in params.merges.items() if merge.search is not None]
+    return {"results": list(roles(params).items()), "searched": searched, "fishers": models_with_fishers(params)}
+
+
+def _coefficients(merge: Weighted) -> list[list[str | float]]:
+    """The models in the order in which they are merged, the target first, with their λ."""
+    return [[model, merge.coefficients[model]] for model in merge.models]
+
+
+_SETTINGS: dict[str, Callable[[str, Params], dict[str, Any]]] = {
+    "fetch": _fetch,
+    "prepare": _prepare,
+    "finetune": _finetune,
+    "fisher": _fisher,
+    "kfac": _factors,
+    "gram": _factors,
+    "search": _search,
+    "merge": _merge,
+    "evaluate": _evaluate,
+    "similarity": _similarity,
+    "scores": _scores,
+}

@@ -1,0 +1,1 @@
+"""What comes of evaluations, as data: scores, and what they cost."""

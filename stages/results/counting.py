@@ -1,0 +1,175 @@
+"""What stages and results cost: floating-point operations, counted on real batches, beside seconds that were measured.
+
+Only matrix products are counted, which are nearly all, two operations a multiply-add. A training step is worth three
+forward passes (the backward pass has two products where the forward pass has one), and so is an estimate with one
+backward pass per example: its products are of the same sizes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.params import Params
+from stages.pipeline.graph import planned_stages, stages_before
+from stages.pipeline.needs import evaluated_models, evaluated_tasks, search_tasks
+from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
+from stages.results.costs import Cost, ResultCost
+from stages.storage.cards import CHECKPOINT_CARD, METRICS, read_json
+
+SAMPLE = 64  # examples that a forward pass is counted on
+KINDS = {  # what is counted, by the first word of a stage's name
+    "finetune": "fine-tuning",
+    "fisher": "estimation of the Fisher",
+    "kfac": "estimation of K-FAC factors",
+    "gram": "Gram matrices",
+    "search": "search for λ",
+    "merge": "merge",
+    "evaluate": "evaluation on the test splits",
+}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A project that has been run, and what its models' forward passes take.
+
+    Attributes:
+        root: where it is.
+        params: its parameters.
+        forward: by model and task, FLOPs of a forward pass over one example, as a mean over the task's examples.
+    """
+
+    root: Path
+    params: Params
+    forward: Mapping[tuple[str, str], float]
+
+
+def count_forward_passes(root: Path, params: Params) -> Counted:
+    """Count the forward passes of a project's models on the tasks that they are trained for or evaluated on."""
+    by_source: dict[tuple[str, str], float] = {}
+    forward = {}
+    for model, section in params.models.items():
+        evaluated = evaluated_tasks(model, params) if model in evaluated_models(params) else []
+        for task in {section.task: None, **dict.fromkeys(evaluated)}:
+            # Models of one source have one architecture; fine-tuning changes no count.
+            key = (params.ancestors(model)[-1], task)
+            if key not in by_source:
+                by_source[key] = forward_flops(root / FINETUNED / model, root / TASKS / task)
+            forward[model, task] = by_source[key]
+    return Counted(root, params, forward)
+
+
+def forward_flops(checkpoint: Path, directory: Path) -> float:
+    """FLOPs of a forward pass over one example of a task: the mean over some training examples, little padded."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stages.tasks import task_kind
+    from stages.tasks.data import TaskData, draw_examples
+    from stages.tasks.prediction import examples_for
+
+    task = TaskData.open(directory)
+    kind = task_kind(task.kind)
+    model = kind.load_model(checkpoint, task.labels).eval()
+    frame = draw_examples(task.read("train"), SAMPLE, 0)
+    batches = examples_for(kind, checkpoint, model, frame, task, torch.device("cpu")).batches()
+    # The kernels that CPUs have for attention are not among those that the counter knows; plain products are.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            model(**{key: tensor for key, tensor in batch.items() if key != "labels"})
+    return counter.get_total_flops() / len(frame)
+
+
+def stage_costs(counted: Counted, seconds: Mapping[str, float], runs_on: str) -> list[Cost]:
+    """The cost of each stage that trains, estimates, searches, merges or evaluates.
+
+    Args:
+        counted: whose stages.
+        seconds: stage → what was measured, of those that were.
+        runs_on: the hardware, in words.
+    """
+    found = []
+    for stage in planned_stages(counted.params):
+        kind, _, name = stage.partition("-")
+        if kind in KINDS:
+            found.append(Cost(stage, KINDS[kind], _flops(kind, name, counted), seconds.get(stage), runs_on))
+    return found
+
+
+def result_costs(counted: Counted, costs: Iterable[Cost]) -> list[ResultCost]:
+    """What each result needs, all stages before it counted once, and what it needs per example when it is used."""
+    by_stage = {cost.stage: cost for cost in costs}
+    needed = stages_before(counted.params)
+    found = []
+    for name in (*evaluated_models(counted.params), *counted.params.merges, *counted.params.ensembles):
+        own = [by_stage[stage] for stage in needed[f"evaluate-{name}"] if stage in by_stage]
+        found.append(ResultCost(name, own, _inference(name, counted)))
+    return found
+
+
+def _flops(kind: str, name: str, counted: Counted) -> float | None:
+    """A stage's FLOPs; None where they are not counted (merges that solve systems)."""
+    params, root = counted.params, counted.root
+    if kind == "merge":
+        return _merge_flops(name, counted)
+    if kind == "evaluate":
+        return _evaluation_flops(name, counted)
+    if kind == "search":
+        merge = params.merges[name]
+        assert merge.search is not None
+        tasks = search_tasks(merge, params)
+        forward = {task: counted.forward[merge.target_model, task] for task in tasks}
+        return merge.search.points * sum(forward[task] * _examples(root, task, "validation") for task in tasks)
+    task = params.models[name].task
+    once = counted.forward[name, task]
+    origin = read_json(root / FINETUNED / name / CHECKPOINT_CARD)["origin"]
+    if kind == "finetune":
+        epochs = params.finetune_settings(name).epochs
+        return 0.0 if params.models[name].finetune is False else 3 * once * origin["examples"] * epochs
+    if params.fisher_source(name) is not None and kind == "fisher":
+        return 0.0
+    settings = params.fisher_settings(name)
+    examples = min(settings.examples or _examples(root, task, "train"), _examples(root, task, "train"))
+    classes = len(params.tasks[task].labels)
+    passes = {"exact": classes - 1, "empirical": 1, "adam": None}.get(settings.estimator, settings.samples)
+    if kind == "gram":
+        return once * examples
+    return 0.0 if passes is None else once * examples * (1 + 2 * passes)
+
+
+def _merge_flops(name: str, counted: Counted) -> float | None:
+    """Two or, with Fishers, four operations a value and model: weights times values, and their sums."""
+    per_value = {"isotropic": 2, "fisher": 4}.get(counted.params.merges[name].options.method)
+    if per_value is None:
+        return None
+    from stages.storage.tensors import TensorFiles
+
+    merged = TensorFiles(counted.root / MERGED / name)
+    values = sum(spec.elements for spec in merged.specs.values())
+    return float(per_value * values * len(counted.params.merges[name].models))
+
+
+def _evaluation_flops(name: str, counted: Counted) -> float:
+    if name in counted.params.ensembles:
+        return 0.0  # of what the models' evaluations have kept
+    merge = counted.params.merges.get(name)
+    model = name if merge is None else merge.target_model
+    tasks = read_json(counted.root / EVAL / name / METRICS)["tasks"]
+    return sum(counted.forward[model, task] * entry["examples"] for task, entry in tasks.items())
+
+
+def _inference(name: str, counted: Counted) -> float:
+    """FLOPs per example when the result is used on its own task: an ensemble asks all its models."""
+    params = counted.params
+    if name in params.models:
+        return counted.forward[name, params.models[name].task]
+    ensemble = params.ensembles.get(name)
+    models = ensemble.models if ensemble is not None else [params.merges[name].target_model]
+    own = params.models[models[0]].task
+    return sum(counted.forward[model, own] for model in models)
+
+
+def _examples(root: Path, task: str, split: str) -> int:
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(root / TASKS / task / f"{split}.parquet").num_rows)

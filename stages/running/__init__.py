@@ -1,0 +1,1 @@
+"""How a process runs: the command line, errors, interruption, the device."""

@@ -1,0 +1,1 @@
+"""Files: tensors, outputs that appear whole or not at all, cards, digests, checkpoints, statistics, sources."""

@@ -1,0 +1,268 @@
+"""What goes into a merge: checkpoints, statistics and the base, checked against each other."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.running.errors import InputError, anew
+from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
+from stages.storage.digests import verify_contents
+from stages.storage.statistics import SEAL, STEMS, TRANSPOSED, Statistic, card_seal, input_factor
+from stages.storage.tensors import DEQUANTISE, TensorFiles, TensorSpec, check_fingerprint, fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+
+# Of integer tensors: names that only codes of weights have, and tensors beside them that turn codes into values.
+_CODES = re.compile(r"weight|qweight|qzeros|.*_packed|.*_blocks|.*_proj")
+_SCALES = (".absmax", ".quant_map", ".nested_absmax", "_scale", "_scales", "_scale_inv", "_format")
+_COMPANIONS = ("SCB", "scales", "g_idx", "qzeros")
+
+
+class Checkpoint:
+    """A Hugging Face checkpoint directory.
+
+    Attributes:
+        directory: where it is.
+        tensors: its weights, mapped.
+        copies: under which further names the files hold tied tensors, once that has been looked for: name → tensor.
+        config: its config.json.
+        card: its checkpoint.json, empty where there is none (a checkpoint that this pipeline did not make).
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no such checkpoint directory")
+        if (directory / "adapter_config.json").is_file():
+            raise InputError(
+                f"{directory}: is a PEFT adapter, not a model; merge it into its base model (`merge_and_unload()`) and "
+                "save that with `save_pretrained`"
+            )
+        self.directory = directory
+        verify_contents(directory)
+        self.config = read_json(directory / "config.json")
+        self.tensors = TensorFiles(directory)
+        refuse_quantised(self.config, self.tensors)
+        self.card = _checkpoint_card(directory)
+        self.copies: Mapping[str, str] = {}
+        self._model_names: Mapping[str, str] = {}
+
+    def call(self, names: Mapping[str, str], model_names: Mapping[str, str], copies: Mapping[str, str]) -> None:
+        """Let the tensors go by other names from now on, and let those that are not named be gone.
+
+        Args:
+            names: the new name of each → the one it has now.
+            model_names: the new name of each → what the model in memory calls it.
+            copies: further names, in the files, of tied tensors → the new name of the tensor.
+        """
+        self.tensors = self.tensors.called(names)
+        self._model_names = model_names
+        self.copies = copies
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The label names, in the order of the outputs, if the checkpoint has any."""
+        names = self.config.get("id2label")
+        if not isinstance(names, dict):
+            return None
+        try:
+            labels = [str(names[key]) for key in sorted(names, key=int)]
+            "".join(labels).encode()
+        except ValueError:
+            raise InputError(f"{self.directory / 'config.json'}: id2label is no mapping of numbers to texts") from None
+        return labels
+
+    @property
+    def base_model_prefix(self) -> str:
+        """What the body's parameter names begin with; what lies outside is the head."""
+        if isinstance(prefix := self.card.get("base_model_prefix"), str):
+            return prefix
+        import transformers  # seconds, so only for a foreign checkpoint
+
+        architecture = self.architecture or "(none)"
+        model_class = getattr(transformers, architecture, None)
+        if model_class is None or not hasattr(model_class, "base_model_prefix"):
+            raise InputError(f"{self.directory / 'config.json'}: unknown architecture {architecture!r}")
+        return str(model_class.base_model_prefix)
+
+    @property
+    def architecture(self) -> str | None:
+        """The name of transformers' class of the model, if config.json says it."""
+        return _architecture(self.config)
+
+    def head(self) -> set[str]:
+        """The names of the head's tensors: those outside the body."""
+        prefix = f"{self.base_model_prefix}."
+        return {name for name in self.tensors.specs if not self._model_names.get(name, name).startswith(prefix)}
+
+    def head_tensors(self) -> dict[str, "torch.Tensor"]:
+        """The head's tensors, mapped, by the names that they have in the model."""
+        return {self._model_names.get(name, name): self.tensors.read(name) for name in sorted(self.head())}
+
+    def verify(self) -> None:
+        """Refuse weights that are not those of the card, if it knows; quick for what has been read whole already."""
+        check_fingerprint(self.tensors, self.card, CHECKPOINT_CARD)
+
+
+class BaseWeights:
+    """The weights that models were fine-tuned from: a checkpoint of the same body, with or without a head.
+
+    Attributes:
+        directory: where it is.
+        tensors: its weights, mapped.
+        config: its config.json, empty where there is none.
+    """
+
+    def __init__(self, directory: Path, prefix: str) -> None:
+        self.directory = directory
+        self.tensors = TensorFiles(directory)
+        file = directory / "config.json"
+        self.config = read_json(file) if file.is_file() else {}
+        refuse_quantised(self.config, self.tensors)
+        self._card = _checkpoint_card(directory)
+        self._prefix = f"{prefix}."
+        self._other_heads: set[str] = set()
+
+    @property
+    def architecture(self) -> str | None:
+        """The name of transformers' class of the base, if it has a config.json that says it."""
+        return _architecture(self.config)
+
+    def call(self, names: Mapping[str, str]) -> None:
+        """Let the tensors go by the models' names, each → the one it has now; those that are not named are gone."""
+        self.tensors = self.tensors.called(names)
+
+    def name_of(self, name: str) -> str | None:
+        """What the base calls the model's tensor `name`; None if it has no such tensor."""
+        if name in self._other_heads:
+            return None
+        for candidate in (name, name.removeprefix(self._prefix)):
+            if candidate in self.tensors.specs:
+                return candidate
+        return None
+
+    def check(self, specs: Mapping[str, TensorSpec]) -> None:
+        """Refuse a base that has none of a model's tensors, or one of another shape; such a head counts as none."""
+        found = {name: own for name in specs if (own := self.name_of(name)) is not None}
+        if not found:
+            raise InputError(f"{self.tensors.file}: has none of the models' tensors; it is not their base")
+        for name, own in found.items():
+            shape = self.tensors.specs[own].shape
+            if shape != specs[name].shape and not name.startswith(self._prefix):
+                self._other_heads.add(name)
+            elif shape != specs[name].shape:
+                raise InputError(
+                    f"{self.tensors.file}: tensor {own} has the shape {list(shape)}, but the models' have "
+                    f"{list(specs[name].shape)}; it is not the base of these models"
+                )
+
+    def verify(self) -> None:
+        """Refuse weights that are not as they were written, by the base's cards, if it has any."""
+        check_fingerprint(self.tensors, self._card, CHECKPOINT_CARD)
+        verify_contents(self.tensors.directory)
+
+
+@dataclass(frozen=True)
+class StatisticFiles:
+    """A statistic's tensors and card, in a directory of its own; see `stages.storage.statistics`."""
+
+    tensors: TensorFiles
+    card: Mapping[str, Any]
+    card_file: Path
+
+    def norm(self, name: str) -> float | None:
+        """‖F‖₂ of the tensor `name` by a sealed card; None where there is none, or it does not say it."""
+        summary = self.card.get("tensors", {}).get(self.tensors.stored_name(name), {}) if SEAL in self.card else {}
+        return summary.get("norm")
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether the weight `name` is stored as [in, out]."""
+        return self.tensors.stored_name(input_factor(name)) in map(input_factor, self.card.get(TRANSPOSED, []))
+
+    def check_cards(self, checkpoint: Checkpoint) -> None:
+        """Refuse a statistic of another checkpoint, as far as the cards say; it costs nothing."""
+        if "fingerprint" in checkpoint.card:
+            self._check_checkpoint(str(checkpoint.card["fingerprint"]), checkpoint)
+
+    def verify(self, checkpoint: Checkpoint | None) -> None:
+        """Check contents by fingerprints; quick for what has been read whole already.
+
+        Raises:
+            InputError: the tensors are not those of the card, or the card's checkpoint is not this one.
+        """
+        if checkpoint is not None:
+            self._check_checkpoint(fingerprint(checkpoint.tensors), checkpoint)
+        check_fingerprint(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name)
+
+    def _check_checkpoint(self, found: str, checkpoint: Checkpoint) -> None:
+        if self.card.get("checkpoint") != found:
+            raise InputError(
+                f"{self.card_file}: belongs to the checkpoint {str(self.card.get('checkpoint'))[:12]}…, but "
+                f"{checkpoint.directory} is {found[:12]}…; estimate the {self.tensors.stem} of this checkpoint"
+            )
+
+
+def refuse_quantised(config: Mapping[str, Any], tensors: TensorFiles) -> None:
+    """Refuse weights that are codes of values, of which no average is a model.
+
+    Raises:
+        InputError: the configuration or a tensor says so, by name.
+    """
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        raise InputError(
+            f"{tensors.directory / 'config.json'}: quantization_config: the model is quantised "
+            f"({method or 'by an unknown method'}); {DEQUANTISE}"
+        )
+    for name, spec in tensors.specs.items():
+        *module, last = name.split(".")
+        scaled = any(".".join([*module, f"{last}{ending}"]) in tensors.specs for ending in _SCALES)
+        scaled |= any(".".join([*module, companion]) in tensors.specs for companion in _COMPANIONS)
+        if not spec.is_floating and spec.dtype != "bool" and (scaled or _CODES.fullmatch(last)):
+            raise InputError(f"{tensors.file}: tensor {name} is quantised ({spec.dtype}); {DEQUANTISE}")
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else None
+
+
+def _checkpoint_card(directory: Path) -> dict[str, Any]:
+    """The card in a checkpoint's directory; empty where there is none."""
+    file = directory / CHECKPOINT_CARD
+    card = read_card(file) if file.is_file() else {}
+    if not isinstance(card.get("origin", {}), dict):
+        raise InputError(f"{file}: its origin is no object; make the checkpoint again")
+    return card
+
+
+def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> StatisticFiles:
+    """A statistic, in whichever of a model's directories it lies.
+
+    Raises:
+        InputError: it is in none of them, of another format, cut short, or its card has been changed.
+    """
+    stem = STEMS[statistic]
+    places = [directories] if isinstance(directories, Path) else list(directories)
+    directory = next((place for place in places if (place / f"{stem}.json").is_file()), places[0])
+    card_file = directory / f"{stem}.json"
+    card = read_card(card_file)
+    if card.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{card_file}: has format_version {card.get('format_version')}, not {FORMAT_VERSION}; estimate it again"
+        )
+    if SEAL in card and card[SEAL] != card_seal(card):
+        raise InputError(f"{card_file}: is not as it was written; {anew(directory)}")
+    return StatisticFiles(TensorFiles(directory, stem), card, card_file)
+
+
+def bad_value(values: "torch.Tensor") -> str:
+    """In words: the kind of value that should not be there."""
+    import torch
+
+    if torch.isnan(values).any():
+        return "a NaN"
+    return "an infinite" if torch.isinf(values).any() else "a negative"

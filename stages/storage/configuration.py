@@ -1,0 +1,47 @@
+"""What belongs to a checkpoint beside its weights: configuration, tokenizer and more."""
+
+import shutil
+from pathlib import Path
+
+from stages.storage.cards import CHECKPOINT_CARD
+
+# Endings, in lower case, of what no model that is made from a checkpoint takes over from its directory.
+# fmt: off
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh", ".ipynb", ".js", ".c", ".cpp", ".cu", ".h")
+WEIGHT_FORMATS = (
+    ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".distcp", ".mar",
+    ".nemo", ".msgpack", ".h5", ".hdf5", ".keras", ".ot", ".npz", ".npy", ".gguf", ".ggml", ".pdparams", ".params",
+    ".pb", ".meta", ".index", ".data-00000-of-00001", ".tflite", ".mlmodel", ".engine", ".onnx", ".onnx_data",
+    ".onnx.data", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z",
+)
+# fmt: on
+CARDS = (CHECKPOINT_CARD, "contents.json", "fisher.json", "kfac.json", "gram.json", "readme.md")  # of other weights
+
+
+def configuration_files(directory: Path) -> list[Path]:
+    """What belongs to a checkpoint beside its weights, relative to its directory: config, tokenizer and more.
+
+    That is all in it that is no weight, no code, no card of ours or model card (they tell of other weights), and not
+    hidden. A sub-directory that has weights of its own is another model, and nothing of it belongs to this one.
+    """
+    found = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
+    models = {file.parent for file in found if _named(file, WEIGHT_FORMATS)} - {Path()}
+    return [
+        file
+        for file in found
+        if not _named(file, (*CODE, *WEIGHT_FORMATS))
+        and file.as_posix().lower() not in CARDS
+        and not any(part.startswith(".") for part in file.parts)
+        and not models.intersection(file.parents)
+    ]
+
+
+def copy_configuration(source: Path, target: Path) -> None:
+    """Copy what belongs to a checkpoint beside its weights; see `configuration_files`."""
+    for file in configuration_files(source):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+
+
+def _named(file: Path, endings: tuple[str, ...]) -> bool:
+    return file.name.lower().endswith(endings)

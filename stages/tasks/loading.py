@@ -1,0 +1,185 @@
+"""Models in checkpoint directories, whatever they are for: safetensors only, no code from elsewhere, no gaps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from stages.running.errors import InputError
+from stages.storage.cards import read_json, refuse_pointer
+
+Model = Any
+Architecture = Any  # one of transformers' AutoModelFor…
+
+
+def load_classifier(
+    architecture: Architecture,
+    checkpoint: Path,
+    labels: Sequence[str],
+    *,
+    new_head: bool = False,
+    head: Mapping[str, torch.Tensor] | None = None,
+) -> Model:
+    """The classifier in a checkpoint directory, in float32 on the CPU.
+
+    Args:
+        architecture: for what kind of input.
+        checkpoint: safetensors weights and config.json.
+        labels: label names, in the order of the outputs.
+        new_head: the head may be missing (a base model) or be one for other labels, and is then initialised at random,
+            as the pooler before it is if it is missing (a masked-LM model has none).
+        head: tensors to use in place of the checkpoint's head, by their names.
+
+    Raises:
+        InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
+    """
+    model = load_pretrained(
+        architecture,
+        "a classifier",
+        checkpoint,
+        _labelling(labels),
+        headless=bool(new_head or head),
+        poolerless=new_head,
+    )
+    if new_head and _own_labels(checkpoint) not in (None, list(labels)):
+        fresh = architecture.from_config(model.config, dtype=torch.float32, trust_remote_code=False).state_dict()
+        body = f"{model.base_model_prefix}."
+        head = {name: tensor for name, tensor in fresh.items() if not name.startswith(body)}
+    if head is not None:
+        try:
+            unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
+        except RuntimeError as error:
+            raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
+        if unexpected:
+            raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
+    return model
+
+
+def load_pretrained(
+    architecture: Architecture,
+    what: str,
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    *,
+    headless: bool,
+    poolerless: bool,
+) -> Model:
+    """The model in a checkpoint directory, in float32 on the CPU; only safetensors are read, and no code is run.
+
+    Args:
+        architecture: one of transformers' AutoModelFor….
+        what: it is, for messages.
+        checkpoint: safetensors weights and config.json.
+        config: what is said otherwise than in config.json.
+        headless: whether tensors outside the body may be missing or of another shape; they are initialised at random.
+        poolerless: whether those of the body's pooler may be missing; they are initialised at random.
+
+    Raises:
+        InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
+    """
+    _check_self_contained(checkpoint)
+    if not any(checkpoint.glob("*.safetensors")):
+        raise InputError(
+            f"{checkpoint}: cannot be loaded as {what}: it has no weights (.safetensors); a model that is to start "
+            "from its config alone needs `finetune: {from_scratch: true}`"
+        )
+    _silence()
+    try:
+        model, loading = architecture.from_pretrained(
+            checkpoint,
+            **config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # whatever transformers makes of a broken checkpoint
+        raise _not_loadable(checkpoint, what, error) from None
+    body = f"{model.base_model_prefix}."
+    missing = set(map(str, loading["missing_keys"]))
+    lacking = dict.fromkeys(missing, "lacks the tensor {}")
+    lacking |= {
+        str(entry[0]): "tensor {} has another shape than the config says" for entry in loading["mismatched_keys"]
+    }
+    for name, complaint in sorted(lacking.items()):
+        new_pooler = poolerless and name in missing and name.startswith(f"{body}pooler.")
+        if not new_pooler and (name.startswith(body) or not headless):
+            raise InputError(f"{checkpoint}: {complaint.format(name)}; make or fetch the checkpoint again")
+    return model
+
+
+def new_classifier(architecture: Architecture, checkpoint: Path, labels: Sequence[str]) -> Model:
+    """A classifier by a directory's config.json, initialised at random: torch's seed decides. In float32 on the CPU.
+
+    Raises:
+        InputError: there is no config, or none of a classifier for this kind of input.
+    """
+    return new_pretrained(architecture, "a classifier", checkpoint, _labelling(labels))
+
+
+def new_pretrained(architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any]) -> Model:
+    """What `load_pretrained` gives, but initialised at random.
+
+    Raises:
+        InputError: there is no config, or one of another kind of model.
+    """
+    _check_self_contained(checkpoint)
+    _silence()
+    try:
+        own = transformers.AutoConfig.from_pretrained(
+            checkpoint, **config, trust_remote_code=False, local_files_only=True
+        )
+        return architecture.from_config(own, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a broken config
+        raise _not_loadable(checkpoint, what, error) from None
+
+
+def _labelling(labels: Sequence[str]) -> dict[str, Any]:
+    names = dict(enumerate(labels))
+    return {
+        "num_labels": len(labels),
+        "id2label": names,
+        "label2id": {label: position for position, label in names.items()},
+        "problem_type": "single_label_classification",  # whatever a base was trained for: it decides the loss
+    }
+
+
+def _silence() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _own_labels(checkpoint: Path) -> list[str] | None:
+    """The label names of a checkpoint's head, in its outputs' order, if it has any that are not transformers' own."""
+    names = read_json(checkpoint / "config.json").get("id2label")
+    if not isinstance(names, dict) or all(str(name) == f"LABEL_{position}" for position, name in names.items()):
+        return None
+    return [str(names[position]) for position in sorted(names, key=int)]
+
+
+def _not_loadable(checkpoint: Path, what: str, error: Exception) -> InputError:
+    return InputError(f"{checkpoint}: cannot be loaded as {what}: {' '.join(str(error).split())[:400]}")
+
+
+def _check_self_contained(checkpoint: Path) -> None:
+    """Refuse a directory without a config, or with which transformers would load weights or code from elsewhere."""
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint}: no checkpoint here (no config.json)")
+    refuse_pointer(checkpoint / "config.json")
+    if (checkpoint / "adapter_config.json").exists():
+        raise InputError(f"{checkpoint}: has an adapter_config.json; merge the adapter into its base model first")
+    for key, value in _implementations(read_json(checkpoint / "config.json")):
+        if "/" in str(value):  # a repository of kernels, compiled code
+            raise InputError(f"{checkpoint / 'config.json'}: {key} = {value!r} is code from elsewhere; remove it")
+
+
+def _implementations(config: object) -> Iterator[tuple[str, object]]:
+    """What a configuration, or one in it, says of how to compute."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key.endswith("_implementation"):
+            yield key, value
+        yield from _implementations(value)

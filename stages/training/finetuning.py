@@ -1,0 +1,276 @@
+"""Fine-tuning by the Trainer: a base and a task make a checkpoint, the same bits each time."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from dvclive import Live
+from dvclive.utils import standardize_metric_name
+
+from stages.params import FinetuneSettings
+from stages.pipeline.code import code_sha256
+from stages.running.device import compute_device, one_gpu, reproducible
+from stages.running.errors import InputError
+from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, library_versions, write_json
+from stages.storage.checkpoint import Checkpoint
+from stages.storage.configuration import copy_configuration
+from stages.storage.digests import tree_sha256
+from stages.storage.naming import as_stored
+from stages.storage.tensors import ADAM, TensorFiles, fingerprint, verify_checkpoint, write_tensors
+from stages.tasks import metrics, module_of, task_kind
+from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
+from stages.tasks.prediction import rows
+from stages.training.resuming import TrainingProgress
+
+SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # of a base's tokenizer, which is saved without them
+
+
+def train(
+    base: Path,
+    task: TaskData,
+    settings: FinetuneSettings,
+    out: Path,
+    curves: Path,
+    progress: Path,
+    keep_moments: bool = False,
+) -> None:
+    """Fine-tune `base` on the task's training examples; write the checkpoint into `out` and the curves into `curves`.
+
+    AdamW with linear warm-up and decay; every random choice (the new head or, from scratch, the whole model; the
+    order, dropout, masks) comes from the seed; validation examples' masks are the same in every epoch. Its state is
+    saved in the directory `progress` every minute, and taken up from there. With `keep_moments`, the optimizer's second
+    moments are written beside the checkpoint's weights.
+
+    Raises:
+        InputError: the base is damaged or cannot be loaded, training diverged, or see
+            `stages.running.device.reproducible`.
+    """
+    verify_checkpoint(base)
+    transformers.set_seed(settings.seed)  # before the head is made
+    model = _untrained(base, task, settings)
+    kind = task_kind(task.kind)
+    processor = kind.load_processor(base)
+    frame = draw_examples(task.read("train"), settings.examples, settings.seed)
+    examples = {
+        split: kind.encode(processor, table, task, model, settings.seed)
+        for split, table in (("train", frame), ("validation", task.read("validation")))
+    }
+    kind.refuse_unknown(processor, examples["train"], task)
+    trainer = _trainer(model, processor, examples, task, settings, progress)
+    identity: dict[str, Any] = {
+        "base": tree_sha256(base),  # with its configuration and processor
+        "labels": list(task.labels),
+        "examples": {split: encoding_fingerprint(encoded) for split, encoded in examples.items()},
+        "settings": settings.model_dump(),
+        "batch": trainer.args.train_batch_size,
+        **_circumstances(trainer.args.device, task.kind),
+    }
+    with reproducible(trainer.args.device):
+        TrainingProgress(trainer, identity).train()
+    write_curves(trainer.state.log_history, curves)
+    moments = second_moments(trainer.optimizer, model, settings.batch_size) if keep_moments else None
+    _write_checkpoint(model, processor, base, out, moments)
+    _write_card(
+        out, task, model.base_model_prefix, _origin(base, task, settings, len(frame), trainer.state.log_history)
+    )
+
+
+def _untrained(base: Path, task: TaskData, settings: FinetuneSettings) -> Any:
+    """The model to train: the base with a new head or, from scratch, its configuration alone."""
+    kind = task_kind(task.kind)
+    if settings.from_scratch:
+        return kind.new_model(base, task.labels)
+    return kind.load_model(base, task.labels, new_head=True)
+
+
+def _trainer(
+    model: Any,
+    processor: Any,
+    examples: Mapping[str, Mapping[str, Sequence[Any]]],
+    task: TaskData,
+    settings: FinetuneSettings,
+    progress: Path,
+) -> transformers.Trainer:
+    """The Trainer, with the encoded examples of the splits `train` and `validation`."""
+    kind = task_kind(task.kind)
+    validation = rows(examples["validation"])
+    return transformers.Trainer(
+        model,
+        training_arguments(settings, progress, kind.TRAIN_SAMPLING),
+        train_dataset=kind.training_set(processor, examples["train"], settings.seed),
+        # Examples of a size together, or most of a batch is padding.
+        eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
+        data_collator=kind.collator(processor, model),
+        compute_metrics=_accuracy if task.labels else None,
+        preprocess_logits_for_metrics=_logits_alone,
+    )
+
+
+def _write_checkpoint(
+    model: Any, processor: Any, base: Path, out: Path, moments: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Write the trained weights, the optimizer's moments if there are any, and what belongs to the base besides."""
+    copy_configuration(base, out)
+    for name in SUPERSEDED:
+        (out / name).unlink(missing_ok=True)
+    model.to("cpu").save_pretrained(out)
+    if moments is not None:
+        write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
+    processor.save_pretrained(out)
+    _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
+
+
+def training_arguments(settings: FinetuneSettings, progress: Path, sampling: str) -> transformers.TrainingArguments:
+    """How the Trainer trains: whole epochs, on one device a process, with an evaluation after each epoch.
+
+    Args:
+        settings: the model's.
+        progress: where the training's state may be saved.
+        sampling: the order of the examples, as the Trainer names it.
+    """
+    arguments = transformers.TrainingArguments(
+        output_dir=str(progress),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        seed=settings.seed,
+        train_sampling_strategy=sampling,
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_steps=5,
+        report_to=[],
+        remove_unused_columns=False,  # all are used
+        use_cpu=compute_device().type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    return one_gpu(arguments)
+
+
+def _accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
+    return {"accuracy": metrics.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
+
+
+def _logits_alone(outputs: Any, _: torch.Tensor) -> torch.Tensor:
+    """The logits of a model's outputs, which come first; what else there is (hidden states) is no prediction."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _circumstances(device: torch.device, kind: str) -> dict[str, Any]:
+    """What a training's bits depend on beside its inputs."""
+    return {
+        "libraries": library_versions("torch", "transformers", "accelerate"),
+        "device": device.type,
+        "code": code_sha256("training.finetuning", module_of(kind)),
+    }
+
+
+def _origin(
+    base: Path, task: TaskData, settings: FinetuneSettings, examples: int, history: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """How a checkpoint was trained and how well it did, for its card."""
+    score = "accuracy" if task.labels else "loss"
+    return {
+        "method": "finetuned",
+        "base": base.name,
+        "examples": examples,
+        f"validation_{score}": [entry[f"eval_{score}"] for entry in history if f"eval_{score}" in entry][-1],
+        **settings.model_dump(exclude={"examples"}),
+    }
+
+
+def bring_in(base: Path, task: TaskData, out: Path) -> None:
+    """Copy a finished checkpoint, its outputs named after the task's labels, into `out`.
+
+    Raises:
+        InputError: it is damaged or no model for the task: a tensor is missing or not finite, its labels are others, or
+            it cannot read the task's examples.
+    """
+    kind = task_kind(task.kind)
+    checkpoint = Checkpoint(base)
+    checkpoint.verify()
+    labels = checkpoint.labels
+    nameless = labels is None or labels == [f"LABEL_{i}" for i in range(len(task.labels))]
+    if task.labels and not nameless and labels != list(task.labels):
+        raise InputError(
+            f"{base / 'config.json'}: the labels are {labels}, but the task {task.name} has {list(task.labels)}; "
+            "name the task's labels like the checkpoint's, in its order"
+        )
+    _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
+    model = kind.load_model(base, task.labels)
+    processor = kind.load_processor(base)
+    kind.refuse_unknown(processor, kind.encode(processor, task.read("train"), task, model, seed=0), task)
+    copy_configuration(base, out)
+    model.config.save_pretrained(out)
+    checkpoint.tensors.copy_to(out)
+    _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
+
+
+def second_moments(
+    optimizer: torch.optim.Optimizer | None, model: torch.nn.Module, batch_size: int
+) -> dict[str, torch.Tensor]:
+    """Adam's running mean of squared gradients, without its bias to zero, per parameter in float32.
+
+    The gradients are of a batch's mean loss. Where that mean is near zero its square is 1/B of the mean square of the
+    examples' own gradients, so it is multiplied by the batch size B: the size of an empirical Fisher.
+
+    The optimizer passes over a parameter in steps that do not use it, where its gradient is zero: it has no state of
+    one that nothing uses, and of one that some steps use a mean over these alone, which is brought down by their share.
+    """
+    assert optimizer is not None, "training has made it"
+    (decay,) = {group["betas"][1] for group in optimizer.param_groups}
+    steps = max(float(state["step"]) for state in optimizer.state.values())
+    moments = {}
+    for name, parameter in model.named_parameters():
+        if (state := optimizer.state.get(parameter)) is None:
+            moments[name] = torch.zeros_like(parameter, dtype=torch.float32, device="cpu")
+            continue
+        taken = float(state["step"])
+        scale = batch_size / (1 - decay**taken) * (taken / steps)
+        moments[name] = (state["exp_avg_sq"].float() * scale).cpu()
+    return moments
+
+
+def write_curves(history: Sequence[Mapping[str, float]], curves: Path) -> None:
+    """Write losses and any accuracy by training step; without run times, which would make no two runs' outputs alike.
+
+    Args:
+        history: what the Trainer has logged.
+        curves: a directory for DVCLive's tables.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        live = Live(scratch, dvcyaml=None, save_dvc_exp=False, report=None)
+        for entry in history:
+            live.step = int(entry["step"])
+            for name, value in entry.items():
+                if name != "step" and not name.endswith(("runtime", "per_second", "_flos")):
+                    live.log_metric(standardize_metric_name(name, "dvclive.huggingface"), value)
+        live.end()
+        shutil.copytree(Path(live.plots_dir) / "metrics", curves, dirs_exist_ok=True)
+
+
+def _refuse_not_finite(tensors: TensorFiles, remedy: str) -> None:
+    for name, spec in tensors.specs.items():
+        if spec.is_floating and not tensors.read(name).isfinite().all():
+            raise InputError(f"{tensors.file}: tensor {name} has NaN or infinite entries: {remedy}")
+
+
+def _write_card(out: Path, task: TaskData, base_model_prefix: str, origin: dict[str, Any]) -> None:
+    write_json(
+        out / CHECKPOINT_CARD,
+        {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint(TensorFiles(out)),
+            "base_model_prefix": base_model_prefix,
+            "labels": list(task.labels),
+            "task": task.name,
+            "origin": origin,
+        },
+    )

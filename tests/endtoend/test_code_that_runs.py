@@ -1,0 +1,90 @@
+"""What stages run, function by function, is code that they depend on."""
+
+import json
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from stages.pipeline.code import UNFOLLOWED
+from tests.project import Project, tiny_params
+
+# What params.yaml is checked with, which every stage does: the values are in its settings.
+SCHEMA = ("stages.running.section", "stages.storage.source", "stages.merging.options", "stages.merging.methods")
+
+# Runs a stage and writes down the files of its functions that were called, but for calls while a module is imported.
+TRACER = """
+import json, os, runpy, sys, threading
+module, report, root = sys.argv[1], sys.argv[2], os.path.realpath("stages") + os.sep
+sys.path.insert(0, os.getcwd())
+called = set()
+
+def look(frame, event, argument):
+    if event == "call" and frame.f_code.co_filename.startswith(root) and frame.f_code.co_name != "<module>":
+        outer = frame
+        while outer is not None and outer.f_code.co_name != "<module>":
+            outer = outer.f_back
+        if outer is None or outer.f_globals.get("__name__") in ("__main__", "threading"):
+            called.add(os.path.relpath(frame.f_code.co_filename))
+
+def write():
+    with open(report, "w") as file:
+        json.dump(sorted(called), file)
+
+leave = os._exit
+os._exit = lambda status: (write(), leave(status))
+sys.argv = [module, *sys.argv[3:]]
+sys.setprofile(look)
+threading.setprofile(look)
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    sys.setprofile(None)
+    write()
+"""
+
+
+def test_what_stages_run_is_what_they_depend_on(tmp_path: Path) -> None:
+    """Every stage of a project with all kinds of them: no function is called in a file that the stage does not name."""
+
+    def complete(params: dict) -> None:
+        halves = {"books": 0.5, "films": 0.5}
+        search = {"sampler": "grid", "points": 3}
+        params["tasks"]["prose"] = {"kind": "masked-lm", "source": "tables", "file": "books.csv", "max_length": 16}
+        params["models"]["reader"] = {"base": "base", "task": "prose", "fisher": {"estimator": "sketch", "examples": 4}}
+        params["models"]["films"]["fisher"] = {"estimator": "adam"}
+        params["merges"] = {
+            "rough": {"method": "fisher", "coefficients": halves, "search": search, "heads": "each"},
+            "blocks": {"method": "regmean", "coefficients": halves},
+            "ensemble": {"method": "ensemble", "coefficients": halves},
+        }
+
+    project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
+    project.edit_params(complete)
+    (tmp_path / "tracer.py").write_text(TRACER)
+    project.run("python", "-m", "stages.plan")
+    plan = YAML(typ="safe").load(project.root / "models/dvc.yaml")["stages"]
+    ends = YAML(typ="safe").load(project.root / "dvc.yaml")["stages"]
+    commands = {"settings": ends["settings"]["deps"], "report": ends["report"]["deps"]}
+    commands |= {f"fetch {source}": ends["fetch"]["do"]["deps"] for source in ("base", "tables")}
+    commands |= {f"prepare {task}": ends["prepare"]["do"]["deps"] for task in ("books", "films", "prose")}
+    commands |= {stage["cmd"].removeprefix("python -m stages."): stage["deps"] for stage in plan.values()}
+    # The plan asks the tasks' package which module a kind is; whoever needs that module depends on it by itself.
+    known = {name.replace(".", "/") for name in (*UNFOLLOWED, "stages.tasks.__init__", *SCHEMA)}
+    for command in _in_order(commands):
+        module, *arguments = command.split()
+        report = tmp_path / "called.json"
+        project.run("python", str(tmp_path / "tracer.py"), f"stages.{module}", str(report), *arguments)
+        called = json.loads(report.read_text())
+        assert f"stages/{module}.py" in called
+        named = set(commands[command])
+        for file in called:
+            path = Path(file)
+            own = {file, *(parent.as_posix() for parent in path.parents)}
+            free = {path.with_suffix("").as_posix(), *(parent.as_posix() for parent in path.parents)} - {"stages"}
+            assert own & named or free & known, f"{command} runs {file}"
+
+
+def _in_order(commands: dict[str, list[str]]) -> list[str]:
+    kinds = ["settings", "fetch", "prepare", "finetune", "fisher", "factors", "search", "merge", "evaluate"]
+    order = {kind: position for position, kind in enumerate([*kinds, "similarity", "scores", "report"])}
+    return sorted(commands, key=lambda command: (order[command.split()[0]], command.endswith("ensemble")))
