@@ -1,6 +1,5 @@
 """Evaluations: a checkpoint's or an ensemble's predictions on test splits, and what they are worth."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,6 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict
         examples = prediction.examples_for(kind, checkpoint, model, frame, task, device)
         if examples.cut is not None:
             cut[task.name] = examples.cut
-            print(
-                f"{task.name}: the model reads {examples.cut} tokens of its texts, which may have {task.max_length}",
-                file=sys.stderr,
-            )
         logits = prediction.predict(model.to(device), examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")

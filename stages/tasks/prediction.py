@@ -1,5 +1,6 @@
 """Encoded examples, whatever they are of: to train on, in batches, and a classifier's predictions on them."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,8 @@ def examples_for(
 ) -> Examples:
     """A table's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
 
-    Of a task that the model was not made for, and whose texts may be longer than it reads, it gets their beginnings.
+    Of a task that the model was not made for, and whose texts may be longer than it reads, it gets their beginnings;
+    standard error says so.
 
     Args:
         kind: the task's.
@@ -82,6 +84,9 @@ def examples_for(
     processor = kind.load_processor(checkpoint)
     limit = kind.position_limit(model)
     cut = limit if limit is not None and limit < task.max_length else None
+    if cut is not None:
+        said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
+        print(said, file=sys.stderr)
     encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
     return Examples(encoded, kind.largest_first(encoded), kind.collator(processor, model), device, cut)
 

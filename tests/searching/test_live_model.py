@@ -16,13 +16,13 @@ from stages.merging.methods.isotropic.options import Isotropic
 from stages.params import FisherSettings, Search, parse_params
 from stages.pipeline.needs import base_directory, statistics_directories
 from stages.running.errors import InputError
-from stages.searching.live_model import LiveModel
+from stages.searching.live_model import LiveModel, expert_score
 from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
 from stages.training.finetuning import bring_in
-from tests.test_finetune import make_texts
-from tests.tiny import tiny_masked_lm, tiny_tokenizer
+from tests.test_finetune import make_task, make_texts
+from tests.tiny import tiny_bert, tiny_masked_lm, tiny_tokenizer
 from tests.workshop import accuracy_of, merged_with, params_of, searched
 
 
@@ -155,3 +155,14 @@ def test_experts_that_the_files_have_one_by_one(inside: Path, family: str) -> No
     for name, value in model_class.from_pretrained("merged").state_dict().items():
         assert torch.equal(live._body.state_dict()[name], value), name
     assert all(math.isfinite(score) for score in live.scores())
+
+
+def test_texts_that_are_longer_than_the_model_reads_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = make_task(tmp_path / "long", ["bad", "good"], max_length=64)
+    tiny_bert(["bad", "good"], max_position_embeddings=6).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    assert expert_score(tmp_path / "model", task, Search(sampler="simplex")) > 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "long: the model reads 6 tokens of its texts, which may have 64"

@@ -1,0 +1,101 @@
+"""What a project adds from outside, without a change to any file that is there: a merge method is one folder."""
+
+import json
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+from safetensors.numpy import load_file
+
+from tests.project import Project, tiny_params
+
+OPTIONS = '''
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from stages.merging.options import MethodOptions
+from stages.storage.statistics import Statistic
+
+
+class Loudest(MethodOptions):
+    """Options of the merge that takes each value of the model whose Fisher is the largest there.
+
+    margin: by how much another's must be larger than the target's.
+    """
+
+    statistics: ClassVar[tuple[Statistic, ...]] = ("diagonal",)
+    least_models: ClassVar[int] = 2
+
+    method: Literal["loudest"] = "loudest"
+    margin: float = Field(default=1.0, ge=1)
+'''
+RULE = '''
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from stages.merging.methods.loudest.options import Loudest
+from stages.merging.models import Models, Rule
+
+
+def rule(options: Loudest, models: Models) -> Rule:
+    """Every parameter of the model whose Fisher is the largest there."""
+    fishers = [statistic.tensors for statistic in models.statistics["diagonal"]]
+
+    def merged(name: str) -> Iterator[Tensor]:
+        for both in models.chunks(name, [*models.checkpoints, *fishers]):
+            values, weights = torch.stack(both[: len(fishers)]), torch.stack(both[len(fishers) :])
+            weights[0] *= options.margin
+            yield values.gather(0, weights.argmax(0, keepdim=True))[0]
+
+    return merged
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("extensions")
+    project = Project(root / "project", tiny_params(root / "inputs"))
+    folder = project.root / "stages/merging/methods/loudest"
+    folder.mkdir()
+    for name, text in {"__init__": "", "options": OPTIONS, "rule": RULE}.items():
+        (folder / f"{name}.py").write_text(text)
+    project.edit_params(
+        lambda params: params.update(
+            merges={"loud": {"method": "loudest", "margin": 2.0, "coefficients": {"books": 0.5, "films": 0.5}}}
+        )
+    )
+    return project
+
+
+def test_a_method_of_ones_own(project: Project) -> None:
+    """From the plan to the report."""
+    project.run("python", "-m", "stages.plan")
+    assert {"fisher-books", "fisher-films", "merge-loud", "evaluate-loud", "report"} < set(project.repro())
+    places = {model: project.root / "models/finetuned" / model for model in ("books", "films")}
+    values = {model: load_file(place / "model.safetensors") for model, place in places.items()}
+    fishers = {model: load_file(project.root / f"models/fishers/{model}/fisher.safetensors") for model in places}
+    merged = load_file(project.root / "models/merged/loud/model.safetensors")
+    assert merged.keys() == values["books"].keys()
+    for name, found in merged.items():
+        louder = fishers["films"][name].astype(np.float64) > 2 * fishers["books"][name].astype(np.float64)
+        assert np.array_equal(found, np.where(louder, values["films"][name], values["books"][name])), name
+    origin = json.loads((project.root / "results/eval/loud/origin.json").read_text())
+    assert (origin["method"], origin["options"]) == ("loudest", {"margin": 2.0})
+    assert "loudest" in (project.root / "results/report/report.html").read_text()
+
+
+def test_its_options_are_checked(project: Project) -> None:
+    project.edit_params(lambda params: params["merges"]["loud"].update(margin=0.5, floor=1))
+    result = project.stage("stages.plan")
+    assert result.returncode == 1
+    assert "merges.loud.margin = 0.5: input should be greater than or equal to 1" in result.stderr
+    assert "merges.loud.floor: unknown key; allowed: coefficients, heads, margin, " in result.stderr
+
+
+def test_its_code_is_what_its_merges_depend_on(project: Project) -> None:
+    """All rules are: which one a merge takes is known when it runs."""
+    deps = YAML(typ="safe").load(project.root / "models/dvc.yaml")["stages"]["merge-loud"]["deps"]
+    assert "stages/merging" in deps
