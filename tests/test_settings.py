@@ -54,30 +54,45 @@ def test_the_defaults_project_is_told_all(monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(files["merge-kfac"])["options"]["iterations"] == 20
 
 
-DEFAULTS = [  # a default in stages/params, another, and whom it tells: `films` has its own fisher.examples
-    ("schema.py", "epochs: int = Field(default=2", "epochs: int = Field(default=3", "finetune-books finetune-films"),
+DEFAULTS = [  # a default in stages/, another, and whom it tells: `films` has its own fisher.examples
     (
-        "schema.py",
+        "params/schema.py",
+        "epochs: int = Field(default=2",
+        "epochs: int = Field(default=3",
+        "finetune-books finetune-films",
+    ),
+    (
+        "params/schema.py",
         "from_scratch: bool = Field(default=False",
         "from_scratch: bool = Field(default=True",
         "finetune-books finetune-films",
     ),
     (
-        "schema.py",
+        "params/schema.py",
         "examples: int | None = Field(default=256",
         "examples: int | None = Field(default=99",
         "fisher-books gram-books kfac-books",
     ),
     (
-        "schema.py",
+        "params/schema.py",
         "test: float = Field(default=0.15",
         "test: float = Field(default=0.3",
         "prepare@books prepare@films prepare@stars",
     ),
-    ("schema.py", 'default=["*"]', 'default=["*.csv"]', "fetch@base fetch@tables"),
-    ("methods.py", "density: float = Field(default=0.2", "density: float = Field(default=0.3", "merge-trimmed"),
-    ("merges.py", "points: int = Field(default=50", "points: int = Field(default=40", "search-sought"),
-    ("merges.py", '"5GB"', '"4GB"', "merge-average merge-blocks merge-fisher merge-sought merge-trimmed search-sought"),
+    ("storage/source.py", 'default=["*"]', 'default=["*.csv"]', "fetch@base fetch@tables"),
+    (
+        "merging/methods/ties/options.py",
+        "density: float = Field(default=0.2",
+        "density: float = Field(default=0.3",
+        "merge-trimmed",
+    ),
+    ("params/merges.py", "points: int = Field(default=50", "points: int = Field(default=40", "search-sought"),
+    (
+        "params/merges.py",
+        '"5GB"',
+        '"4GB"',
+        "merge-average merge-blocks merge-fisher merge-sought merge-trimmed search-sought",
+    ),
 ]
 
 
@@ -92,7 +107,7 @@ def test_a_changed_default_is_told_to_whom_it_is_in_force_for(content: dict[str,
     before = files()
     assert before == told(parse_params(content))
     for name, old, new, stages in DEFAULTS:
-        file = project.root / "stages/params" / name
+        file = project.root / "stages" / name
         text = file.read_text()
         assert text.count(old) == 1, old
         file.write_text(text.replace(old, new))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from stages import similarity
 from stages.results.similarity import compare_fishers
 from stages.storage.cards import FORMAT_VERSION, write_json
 from stages.storage.tensors import write_tensors
@@ -26,7 +25,7 @@ def some_tensors(seed: int, labels: int) -> dict[str, torch.Tensor]:
 
 
 def test_against_whole_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "CHUNK", 11)  # so that tensors come in pieces
+    monkeypatch.setattr("stages.results.similarity.CHUNK", 11)  # so that tensors come in pieces
     tensors = {"a": some_tensors(0, 2), "b": some_tensors(1, 2), "c": some_tensors(2, 3)}
     tensors["b"] = {name: values.to(torch.bfloat16) for name, values in tensors["b"].items()}
     found = compare_fishers({name: write_fisher(tmp_path / name, content) for name, content in tensors.items()})

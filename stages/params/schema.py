@@ -270,7 +270,8 @@ class Params(Section):
     fisher: FisherSettings = FisherSettings()
     models: dict[Name, Model]
     merges: dict[Name, Merge] = Field(default_factory=dict)
-    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    # Left out where there are none, as it is no key of the file.
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
     @model_validator(mode="before")
     @classmethod

@@ -354,4 +354,4 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "examples": None,
         "split": {"validation": 0.15, "test": 0.15, "seed": 0},
     }
-    assert set(Params.model_fields) == {"sources", "tasks", "finetune", "fisher", "models", "merges"}
+    assert set(Params.model_fields) == {"sources", "tasks", "finetune", "fisher", "models", "merges", "ensembles"}
