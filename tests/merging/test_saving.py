@@ -85,7 +85,7 @@ def test_a_merge_of_saved_fishers_is_that_of_the_models_in_memory(tmp_path: Path
 
 @pytest.mark.parametrize("architecture", ["Mixtral", "Qwen2-MoE", "GPT-NeoX"])
 def test_a_fisher_that_has_been_estimated(tmp_path: Path, architecture: str) -> None:
-    """The library's two calls after each other, as the README has them; files may hold what transformers leaves out."""
+    """The library's two calls after each other; files may hold what transformers leaves out."""
     checkpoints, statistics = {}, {}
     generator = torch.Generator().manual_seed(0)
     for seed, name in enumerate(("ann", "bob")):

@@ -32,7 +32,7 @@ class Remote:
     wrong: dict[str, str] = field(default_factory=dict)
 
     def configure(self, project: Project) -> None:
-        """What README.md tells a user to do, once in every clone."""
+        """What models/README.md tells a user to do, once in every clone."""
         project.run("dvc", "remote", "add", "--local", "--default", "team", self.url)
         for option, value in self.options.items():
             self.modify(project, option, value)

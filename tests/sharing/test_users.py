@@ -62,7 +62,7 @@ class Account:
         return "Running stage 'prepare@books'" in self.does("dvc", "repro", "--pull", "prepare@books")
 
     def pushes(self) -> None:
-        """What README.md says: objects and run cache."""
+        """What models/README.md says: objects and run cache."""
         self.does("dvc", "push", "--run-cache", "--with-deps", "prepare@books")
 
     def uses_remote(self, place: Path) -> None:
