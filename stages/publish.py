@@ -4,12 +4,10 @@ No stage of the pipeline: it is run by hand, on what `dvc repro` has made. The H
 the environment, as huggingface_hub finds it.
 """
 
-import json
 import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,61 +15,22 @@ from typing import TYPE_CHECKING, Any
 from stages.estimation.verification import verified_fisher
 from stages.params import Params, load_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS
+from stages.results.model_card import MARK, Publication, model_card, taking
 from stages.running.errors import InputError
 from stages.storage.cards import CHECKPOINT_CARD, METRICS, ORIGIN, read_json
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
-from stages.storage.source import Source
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from huggingface_hub import HfApi
 
-    from stages.storage.checkpoint import Checkpoint, StatisticFiles
-
 HUB = "hub:"  # what a destination on the Hugging Face Hub begins with
 CARD = "README.md"
-MARK = "<!-- written by stages.publish, which replaces a directory that has this line -->"
 TENSOR_FILES = tuple(
     f"{stem}{rest}" for stem in ("model", "fisher") for rest in (".safetensors*", "-*-of-*.safetensors")
 )
 PUBLISHED_FILES = (CARD, CHECKPOINT_CARD, "fisher.json", *TENSOR_FILES)  # beside the checkpoint's configuration
-
-ESTIMATORS = {
-    "exact": "the expectation of (∇ log p)² over the model's own predictions, computed exactly",
-    "sketch": "the expectation of (∇ log p)² over the model's own predictions, estimated without bias by random signs",
-    "sampled": "the expectation of (∇ log p)² over the model's own predictions, estimated without bias by drawn labels",
-    "empirical": "(∇ log p)² of the observed labels, which is not the Fisher but resembles it",
-    "adam": "the optimizer's mean of squared gradients while it was fine-tuned, a rough stand-in for the Fisher",
-}
-
-PIPELINES = {"masked-lm": "fill-mask"}  # what transformers calls a kind, where that has another name
-
-PIN_ADVICE = {
-    "hub": "`<commit>` is the commit to take, in full: the newest is the first in this repository's history.",
-    "path": "`<sha256>` was printed when this was published; the error about 64 zeros in its place says it too.",
-}
-
-
-@dataclass(frozen=True)
-class Publication:
-    """A model and its Fisher, verified, and what its card says beside their own cards.
-
-    Attributes:
-        name: the model's name.
-        kind: the kind of its task, for example `text-classification`.
-        checkpoint: its weights, configuration and card.
-        fisher: its diagonal Fisher.
-        base: the source that it was made from, if params.yaml still has it.
-        metrics: on the test splits, by task; empty if it has not been evaluated.
-    """
-
-    name: str
-    kind: str
-    checkpoint: "Checkpoint"
-    fisher: "StatisticFiles"
-    base: Source | None
-    metrics: Mapping[str, Mapping[str, float]]
 
 
 def publish(name: str, to: str) -> str:
@@ -217,146 +176,6 @@ def write(publication: Publication, directory: Path, source: Mapping[str, str]) 
     copy_files([fisher.card_file.name], fisher.card_file.parent, directory)
     fisher.tensors.copy_to(directory)
     (directory / CARD).write_text(model_card(publication, source), encoding="utf-8")
-
-
-def taking(publication: Publication, source: Mapping[str, str]) -> str:
-    """The lines of another project's params.yaml that take the publication from `source`."""
-    name, card = publication.name, publication.checkpoint.card
-    place = ", ".join(f"{key}: {_json(value)}" for key, value in source.items())
-    return f"""\
-sources:
-  {name}: {{{place}}}
-models: # the task is one of yours{f", with the labels {_json(card['labels'])} in this order" if card["labels"] else ""}
-  {name}: {{base: {name}, task: {card["task"]}, finetune: false, fisher: {{{place}}}}}"""
-
-
-def model_card(publication: Publication, source: Mapping[str, str]) -> str:
-    """The model card (README.md, as the Hub has them) of a publication that others take from `source`."""
-    name, kind, card = publication.name, publication.kind, publication.checkpoint.card
-    pipeline = PIPELINES.get(kind, kind)
-    base_model = f"base_model: {publication.base.hub}\n" if publication.base and publication.base.hub else ""
-    return f"""\
----
-library_name: transformers
-pipeline_tag: {pipeline}
-tags: [fisher-merging, fisher-information]
-{base_model}---
-
-{MARK}
-
-# {name}
-
-A {kind} model with its Fisher information: how much its predictions depend on each of its parameters. By that,
-models of one base are merged into one ([Matena & Raffel 2022](https://arxiv.org/abs/2111.09832)).
-
-- **Task:** {card["task"]}.{_labels(card["labels"])}
-{_making(publication)}
-{_test_results(publication.metrics)}
-## The Fisher
-
-`{publication.fisher.tensors.stem}.safetensors` has a tensor per parameter, under the parameter's name and in its shape.
-
-{_fisher_facts(publication.fisher.card)}
-
-It fits these weights only: a merge compares the fingerprints and refuses it beside any other.
-
-## Use
-
-With transformers:
-
-```python
-from transformers import pipeline
-
-model = pipeline({_json(pipeline)}, {_json(source.get("hub", source.get("path")))})
-```
-
-In another project of the Fisher merging pipeline, in `params.yaml`:
-
-```yaml
-{taking(publication, source)}
-```
-
-{PIN_ADVICE["hub" if "hub" in source else "path"]}
-Without `fisher`, `dvc repro` estimates one on that project's own examples.
-
-`{CHECKPOINT_CARD}` and `fisher.json` say the same for programs.
-"""
-
-
-def _labels(labels: Sequence[str]) -> str:
-    return f" **Labels,** in the order of the outputs: {_json(labels)}." if labels else ""
-
-
-def _making(publication: Publication) -> str:
-    """Base, fine-tuning and validation accuracy (or loss), as items of a list."""
-    origin = dict(publication.checkpoint.card["origin"])
-    method, base = origin.pop("method"), origin.pop("base")
-    items = [f"**Base:** {base}{_where(publication.base)}."]
-    if method == "finetuned":
-        examples, accuracy = origin.pop("examples"), origin.pop("validation_accuracy", None)
-        loss = origin.pop("validation_loss", None)
-        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
-        items.append(f"**Fine-tuning:** of all weights, by AdamW, on {examples:,} training examples; {settings}.")
-        if accuracy is not None:
-            items.append(f"**Validation accuracy:** {_percent(accuracy)} %.")
-        if loss is not None:
-            items.append(f"**Validation loss:** {loss:.4g} per hidden token.")
-    else:
-        items.append("**Fine-tuning:** none here; the base is a finished model and was taken as it is.")
-    return "\n".join(f"- {item}" for item in items)
-
-
-def _where(base: Source | None) -> str:
-    if base is None:
-        return ""
-    if base.hub:
-        return f" ([{base.hub}](https://huggingface.co/{base.hub}), revision `{base.revision}`)"
-    return f" (from the package `{base.package}`)" if base.package else f" (a local checkpoint, sha256 `{base.sha256}`)"
-
-
-def _test_results(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """The section on the test splits; nothing where there are no results."""
-    rows = []
-    for task, entry in metrics.items():
-        interval = f"{_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])}"
-        accuracy = f"{_percent(entry['accuracy'])} ({interval})"
-        rows.append(f"| {task} | {accuracy} | {_percent(entry['macro_f1'])} | {entry['examples']:,} |")
-    if not rows:
-        return ""
-    header = ["| task | accuracy, % | macro F1, % | examples |", "| --- | --- | --- | --- |"]
-    return "\n".join(
-        ["", "## On the test splits", "", "Accuracy with its 95 % bootstrap interval.", "", *header, *rows, ""]
-    )
-
-
-def _fisher_facts(card: Mapping[str, Any]) -> str:
-    """What a Fisher's card says, as a table."""
-    estimator = card["estimator"]
-    facts = {
-        "estimator": f"`{estimator}`: {ESTIMATORS[estimator]}",
-        "draws per example": card["samples"] if estimator in ("sketch", "sampled") else None,
-        "likelihood": card.get("likelihood"),
-        "examples": f"{card['examples']:,}, of the train split of {card['task']}" if "examples" in card else None,
-        "fingerprint of the examples": card.get("examples_fingerprint"),
-        "seed": card["seed"],
-        "precision of the passes": card["precision"],
-        "type of the entries": card["dtype"],
-        "format version": card["format_version"],
-        "fingerprint of the checkpoint": card["checkpoint"],
-        "fingerprint of the Fisher": card["fingerprint"],
-        "libraries": ", ".join(f"{library} {version}" for library, version in card["libraries"].items()),
-    }
-    rows = [f"| {fact} | {value} |" for fact, value in facts.items() if value is not None]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _json(value: object) -> str:
-    """A string or a list of strings as JSON, which YAML and Python read too."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ from stages.params import FisherSettings
 from stages.params.loading import parse_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS, TASKS
 from stages.prepare import prepare
-from stages.publish import ESTIMATORS, main, publish
+from stages.publish import main, publish
+from stages.results.model_card import ESTIMATORS
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.digests import write_contents

@@ -7,8 +7,9 @@ from typing import SupportsFloat
 from stages.merging.card import checkpoint_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
 from stages.merging.methods import METHODS
-from stages.merging.options import MethodOptions, bytes_of
+from stages.merging.options import MethodOptions
 from stages.merging.rules import method_options
+from stages.merging.sizes import bytes_of
 from stages.merging.streaming import on_all_cores
 from stages.running.errors import InputError
 from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json

@@ -1,6 +1,5 @@
 """What a merge method declares of itself, beside its own options."""
 
-import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -40,20 +39,6 @@ class MethodOptions(Section):
         """Raise `ValueError` if the method does not merge so many models."""
         most = self.most_models
         if models < self.least_models or (most is not None and models > most):
-            wanted = f"{self.least_models}" if most == self.least_models else f"{self.least_models} to {most or 'any'}"
+            least = self.least_models
+            wanted = f"at least {least}" if most is None else f"{least}" if most == least else f"{least} to {most}"
             raise ValueError(f"the method {self.method} merges {wanted} models, not {models}")
-
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def bytes_of(size: str | int) -> int:
-    """A number of bytes, given as such or as for example `5GB` (10⁹ bytes each, as Hugging Face counts).
-
-    Raises:
-        ValueError: it is no such size, or not positive.
-    """
-    found = re.fullmatch(r"([0-9]+)(KB|MB|GB|TB|)", str(size))
-    if not found or int(found[1]) == 0:
-        raise ValueError(f"{size!r} is no size; give bytes, or for example 500MB or 5GB")
-    return int(found[1]) * _UNITS[found[2]]

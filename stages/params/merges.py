@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from stages.merging.methods import METHODS
-from stages.merging.options import MethodOptions, bytes_of
+from stages.merging.options import MethodOptions
+from stages.merging.sizes import bytes_of
 from stages.running.section import Name, Section, by_name
 
 if TYPE_CHECKING:

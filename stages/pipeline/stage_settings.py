@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from stages.merging.options import bytes_of
+from stages.merging.sizes import bytes_of
 from stages.params import Params, Weighted, load_params
 from stages.pipeline.needs import (
     base_directory,

@@ -1,1 +1,1 @@
-"""What comes of evaluations, as data: scores, and what they cost."""
+"""What comes of it, as data: evaluations, scores, what they cost, and the card of a model that is published."""

@@ -120,7 +120,7 @@ def embedding_rows(model: Model) -> int | None:
     """How many tokens the model has embeddings of; None if it computes them (CANINE)."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
-    except NotImplementedError:
+    except NotImplementedError:  # by which transformers says that this model has no such embeddings
         return None
     return len(weight) if isinstance(weight, torch.Tensor) else None
 

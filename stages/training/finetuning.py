@@ -52,8 +52,11 @@ def train(
     """
     verify_checkpoint(base)
     transformers.set_seed(settings.seed)  # before the head is made
-    model = _untrained(base, task, settings)
     kind = task_kind(task.kind)
+    if settings.from_scratch:
+        model = kind.new_model(base, task.labels)
+    else:
+        model = kind.load_model(base, task.labels, new_head=True)
     processor = kind.load_processor(base)
     frame = draw_examples(task.read("train"), settings.examples, settings.seed)
     examples = {
@@ -78,14 +81,6 @@ def train(
     _write_card(
         out, task, model.base_model_prefix, _origin(base, task, settings, len(frame), trainer.state.log_history)
     )
-
-
-def _untrained(base: Path, task: TaskData, settings: FinetuneSettings) -> Any:
-    """The model to train: the base with a new head or, from scratch, its configuration alone."""
-    kind = task_kind(task.kind)
-    if settings.from_scratch:
-        return kind.new_model(base, task.labels)
-    return kind.load_model(base, task.labels, new_head=True)
 
 
 def _trainer(

@@ -9,7 +9,13 @@ from stages.pipeline.code import UNFOLLOWED
 from tests.project import Project, tiny_params
 
 # What params.yaml is checked with, which every stage does: the values are in its settings.
-SCHEMA = ("stages.running.section", "stages.storage.source", "stages.merging.options", "stages.merging.methods")
+SCHEMA = (
+    "stages.running.section",
+    "stages.storage.source",
+    "stages.merging.options",
+    "stages.merging.sizes",
+    "stages.merging.methods",
+)
 
 # Runs a stage and writes down the files of its functions that were called, but for calls while a module is imported.
 TRACER = """
