@@ -33,8 +33,8 @@ def evaluate(name: str) -> None:
     merged = name in params.merges
     if not merged and name not in params.models.keys() | params.ensembles.keys():
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
-    if name in params.models and not params.tasks[params.models[name].task].labels:
-        raise InputError(f"params.yaml: models.{name}: its task has no labels to evaluate it by; evaluate its merges")
+    if name in params.models and not params.tasks[params.models[name].task].is_evaluated:
+        raise InputError(f"params.yaml: models.{name}: a model of its kind is not evaluated; evaluate its merges")
     if name in params.ensembles:
         of = params.ensembles[name]
         λ = {model: of.coefficients[model] / sum(of.coefficients.values()) for model in of.models}

@@ -8,9 +8,8 @@ from stages.running.command import run_stage
 from stages.running.errors import InputError
 from stages.storage.digests import verify_contents, write_contents
 from stages.storage.outputs import atomic_directory
-from stages.tasks.data import write_task
-from stages.tasks.labels import labels_without_examples
-from stages.tasks.tables import split_examples
+from stages.tasks.reading import reader
+from stages.tasks.tables import split_examples, write_task
 
 
 def prepare(name: str) -> None:
@@ -21,7 +20,7 @@ def prepare(name: str) -> None:
     task = tasks[name]
     verify_contents(SOURCES / task.source, task.files)
     splits, dropped = split_examples(task, SOURCES / task.source)
-    for remark in labels_without_examples(list(task.labels), splits):
+    for remark in reader(task.kind).remarks(task, splits):
         print(f"warning: {TASKS / name}: {remark}", file=sys.stderr)
     with atomic_directory(TASKS / name) as partial:
         write_task(partial, task, splits, dropped)

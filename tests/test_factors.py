@@ -21,7 +21,7 @@ from stages.storage.checkpoint import Checkpoint, open_statistic
 from stages.storage.statistics import TRANSPOSED, Statistic, input_factor, output_factor
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples
-from stages.tasks.text_classification import load_model, load_processor
+from stages.tasks.kinds.text_classification.kind import KIND
 from tests.project import tiny_params
 from tests.test_finetune import make_task
 from tests.tiny import SPECIAL, WORDS, tiny_bert, tiny_tokenizer
@@ -73,10 +73,10 @@ def test_the_files_have_the_factors_of_the_examples_that_the_fisher_is_estimated
         save_gpt2(checkpoint)
     out = factors(kind, checkpoint, task, tmp_path / "out")
     assert sorted(file.name for file in out.iterdir()) == [f"{kind}.json", f"{kind}.safetensors"]
-    tokenizer = load_processor(checkpoint)
+    tokenizer = KIND.load_processor(checkpoint)
     texts = draw_examples(task.read("train"), 20, 2)["text"]
     single = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
-    wanted = curvature_statistics(load_model(checkpoint, task.labels), single, statistics=[kind])
+    wanted = curvature_statistics(KIND.load_model(checkpoint, task.labels), single, statistics=[kind])
     found = load_file(out / f"{kind}.safetensors")
     expected = {input_factor(name): factor for name, factor in wanted.input_factors.items()}
     expected |= {output_factor(name): factor for name, factor in wanted.output_factors.items()}

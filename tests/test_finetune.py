@@ -16,11 +16,14 @@ from transformers import (
     pipeline,
 )
 
-from stages.params import FinetuneSettings, Task
+from stages.params import FinetuneSettings
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
-from stages.tasks.data import TaskData, write_task
+from stages.tasks.data import TaskData
+from stages.tasks.kinds.masked_lm.settings import MaskedLM
+from stages.tasks.kinds.text_classification.settings import TextClassification
+from stages.tasks.tables import write_task
 from stages.training.finetuning import bring_in, second_moments, train, training_arguments
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
@@ -34,7 +37,7 @@ def make_task(directory: Path, labels: list[str], max_length: int = 16) -> TaskD
     directory.mkdir()
     table = sentiment_table(60, 0)
     frame = table.assign(label=(table["label"] == "good").astype(int))
-    settings = Task(source="s", file="f.csv", labels=labels, max_length=max_length)
+    settings = TextClassification(source="s", file="f.csv", labels=labels, max_length=max_length)
     write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
     return TaskData.open(directory)
 
@@ -44,7 +47,7 @@ def make_texts(directory: Path) -> TaskData:
     directory.mkdir()
     sentences = sentiment_table(60, 0)["text"]
     frame = pd.DataFrame({"text": [f"{text} {text}" if row % 2 else text for row, text in enumerate(sentences)]})
-    settings = Task(kind="masked-lm", source="s", file="f.csv", max_length=16)
+    settings = MaskedLM(source="s", file="f.csv", max_length=16)
     write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
     return TaskData.open(directory)
 

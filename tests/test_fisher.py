@@ -23,7 +23,7 @@ from stages.storage.digests import tree_sha256
 from stages.storage.source import Source
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples
-from stages.tasks.text_classification import load_model, load_processor
+from stages.tasks.kinds.text_classification.kind import KIND
 from tests.cards import reseal, rewrite_card
 from tests.project import Project, tiny_params
 from tests.test_finetune import make_task
@@ -45,9 +45,9 @@ def test_it_is_the_fisher_of_examples_drawn_from_the_train_split(
 ) -> None:
     out = estimated(tmp_path, checkpoint, task, FisherSettings(examples=11, batch_size=4, seed=5))
     frame = draw_examples(task.read("train"), 11, 5)
-    tokenizer = load_processor(checkpoint)
+    tokenizer = KIND.load_processor(checkpoint)
     single = [dict(tokenizer(text, return_tensors="pt")) for text in frame["text"]]
-    wanted = diagonal_fisher(load_model(checkpoint, task.labels), single)
+    wanted = diagonal_fisher(KIND.load_model(checkpoint, task.labels), single)
     found = load_file(out / "fisher.safetensors")
     assert found.keys() == wanted.keys() == TensorFiles(checkpoint).specs.keys()
     for name, value in wanted.items():

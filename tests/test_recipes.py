@@ -75,7 +75,7 @@ def test_ensembling_merges_five_seeds_of_each_task_by_three_methods_with_equal_c
 
 def test_robust_goes_from_the_general_to_the_tuned_model_in_tenths_by_both_methods() -> None:
     params = paper("robust")
-    labels = [list(task.labels) for task in params.tasks.values()]
+    labels = [task.output_names for task in params.tasks.values()]
     assert len(set(labels[0])) == 1000
     assert all(other == labels[0] for other in labels)  # or the models would not be evaluated on all of them
     for method in ("isotropic", "fisher"):

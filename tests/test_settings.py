@@ -74,7 +74,7 @@ DEFAULTS = [  # a default in stages/, another, and whom it tells: `films` has it
         "fisher-books gram-books kfac-books",
     ),
     (
-        "params/schema.py",
+        "tasks/task.py",
         "test: float = Field(default=0.15",
         "test: float = Field(default=0.3",
         "prepare@books prepare@films prepare@stars",

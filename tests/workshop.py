@@ -12,11 +12,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.estimation.diagonal import estimate
 from stages.merging import merge_checkpoints
-from stages.params import FisherSettings, Params, Task, parse_params
+from stages.params import FisherSettings, Params, parse_params
 from stages.pipeline.needs import base_directory, search_tasks, statistics_directories
 from stages.searching.coefficients import search_coefficients
 from stages.storage.cards import read_json
-from stages.tasks.data import TaskData, write_task
+from stages.tasks.data import TaskData
+from stages.tasks.kinds import KINDS, kind_of
+from stages.tasks.kinds.text_classification.settings import TextClassification
+from stages.tasks.tables import write_task
+from stages.tasks.task import Task
 from stages.training.finetuning import bring_in
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
@@ -34,13 +38,18 @@ THREE = {"ann": 1.0, "bob": 1.0, "cid": 2.0}
 OUT = Path("results/search/it")
 
 
+def task_of(content: dict[str, Any]) -> Task:
+    """A task as params.yaml has it, of whatever kind."""
+    return KINDS[kind_of(content)].model_validate(content)
+
+
 def make_task(directory: Path, labels: Sequence[str], seed: int) -> None:
     directory.mkdir(parents=True)
     table = sentiment_table(110, seed)
     kind = (table["label"] == "good").astype(int)
     position = kind if len(labels) == 2 else kind * 2 - (table["text"].str.len() % 2)
     frame = table.assign(label=position.clip(lower=0))
-    settings = Task(source="base", file="f.csv", labels=list(labels), max_length=16)
+    settings = TextClassification(source="base", file="f.csv", labels=list(labels), max_length=16)
     write_task(directory, settings, {"train": frame[:20], "validation": frame[20:80], "test": frame[80:]}, {})
 
 

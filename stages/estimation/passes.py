@@ -99,7 +99,7 @@ def estimated_statistics(
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
     name = " and ".join(STATISTIC_NAMES[statistic] for statistic in statistics)
-    vectors = BackwardVectors(kind.LIKELIHOOD, settings.estimator, settings.samples, settings.seed)
+    vectors = BackwardVectors(kind.likelihood, settings.estimator, settings.samples, settings.seed)
     model, batch = examples.model, partial(examples.batch, device=processes.device)
     with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
         try:
@@ -136,7 +136,7 @@ class _Examples:
         self.card = estimate_card(task, settings) | {
             "examples": len(frame),
             "examples_fingerprint": examples_fingerprint(frame),
-            "likelihood": kind.LIKELIHOOD,
+            "likelihood": kind.likelihood,
         }
         self.model = kind.load_model(checkpoint, task.labels)
         processor = kind.load_processor(checkpoint)

@@ -1,37 +1,22 @@
 """params.yaml → `Params`, or an error that says what is wrong where."""
 
-import difflib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from stages.merging.methods import METHODS
-from stages.params.merges import ENSEMBLE, Ensemble, Merge, Search, Weighted
-from stages.params.schema import (
-    Corruption,
-    FinetuneSettings,
-    FisherSettings,
-    Images,
-    Model,
-    OverrideError,
-    Params,
-    Task,
-    TaskSplit,
-)
+from stages.params.merges import ENSEMBLE, Merge, Weighted
+from stages.params.problems import KEYS, explained, listed
+from stages.params.schema import OverrideError, Params
 from stages.running.errors import InputError
-from stages.storage.source import Source
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
 
 PARAMS_FILE = Path("params.yaml")
-KEYS = Params.model_fields.keys() - {"ensembles"}  # of the file
 MAX_CHARACTERS = 1_000_000  # of a params.yaml, with everything that aliases stand for written out
-MAX_PROBLEMS = 10  # that a message lists
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -47,7 +32,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 def parse_params(content: object, path: Path = PARAMS_FILE) -> Params:
     """Check the content of a params.yaml, already read. Raises `InputError` as `load_params` does."""
     if not isinstance(content, Mapping):
-        raise InputError(f"{path}: must be a mapping with the keys {_listed(KEYS)}")
+        raise InputError(f"{path}: must be a mapping with the keys {listed(KEYS)}")
     if "ensembles" in content:
         raise InputError(f"{path}: ensembles: unknown key; an ensemble is one of `merges`, with `method: {ENSEMBLE}`")
     try:
@@ -56,9 +41,9 @@ def parse_params(content: object, path: Path = PARAMS_FILE) -> Params:
             params.finetune_settings(model)
             params.fisher_settings(model)
     except ValidationError as error:
-        raise InputError(_explained(error.errors(), path)) from None
+        raise InputError(explained(error.errors(), path)) from None
     except OverrideError as error:
-        raise InputError(_explained(error.problems, path)) from None
+        raise InputError(explained(error.problems, path)) from None
     _check_references(params, path)
     return params
 
@@ -122,7 +107,7 @@ def _check_references(params: Params, path: Path) -> None:
 
     def known(name: str, names: Iterable[str], place: str, kind: str) -> None:
         if name not in names:
-            raise InputError(f"{path}: {place}: unknown {kind} {name!r}; known: {_listed(names, name)}")
+            raise InputError(f"{path}: {place}: unknown {kind} {name!r}; known: {listed(names, name)}")
 
     if params.fisher.estimator == "adam":
         raise InputError(
@@ -149,9 +134,10 @@ def _check_references(params: Params, path: Path) -> None:
             known(model_name, params.models, f"merges.{name}.coefficients.{model_name}", "model")
     for name, ensemble in params.ensembles.items():
         for member in ensemble.models:
-            if not params.tasks[params.models[member].task].labels:
+            if not params.tasks[params.models[member].task].is_evaluated:
                 raise InputError(
-                    f"{path}: merges.{name}: {member} predicts no labels, so it has no part in an ensemble; remove it"
+                    f"{path}: merges.{name}: {member} is of a kind that is not evaluated, so it has no part in an "
+                    "ensemble; remove it"
                 )
     for merge_name, merge in params.merges.items():
         place = f"merges.{merge_name}"
@@ -160,8 +146,8 @@ def _check_references(params: Params, path: Path) -> None:
         if merge.search is not None:
             for task_name in merge.search.tasks or []:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
-                if not params.tasks[task_name].labels:
-                    raise InputError(f"{path}: {place}.search.tasks: {task_name} has no labels to score λ by")
+                if not params.tasks[task_name].is_evaluated:
+                    raise InputError(f"{path}: {place}.search.tasks: {task_name} is of a kind that is not evaluated")
                 if merge.search.normalize and task_name not in {params.models[name].task for name in merge.models}:
                     raise InputError(
                         f"{path}: {place}.search.normalize: {task_name} is the task of none of the merged models, so "
@@ -181,13 +167,14 @@ def _check_no_cycles(params: Params, path: Path) -> None:
 
 
 def _check_estimator(params: Params, model: str, place: str) -> None:
-    """Refuse an exact Fisher with a class per token of a vocabulary."""
+    """Refuse an exact Fisher of a kind that has too many outputs for one."""
     estimated = params.models[model].fisher is not False and params.fisher_source(model) is None
     exact = estimated and params.fisher_settings(model).estimator == "exact"
-    if exact and params.tasks[params.models[model].task].kind == "masked-lm":
+    task = params.tasks[params.models[model].task]
+    if exact and task.exact_passes is None:
         raise InputError(
-            f"{place}.fisher.estimator = 'exact': a masked-lm model has a class per token of its vocabulary, and the "
-            "exact Fisher takes a pass for each; put `fisher: {estimator: sketch}` under the model"
+            f"{place}.fisher.estimator = 'exact': an exact Fisher takes a backward pass for each output, and a model "
+            f"of the kind {task.kind} has too many; put `fisher: {{estimator: sketch}}` under the model"
         )
 
 
@@ -205,84 +192,3 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
                 f"{place}: {merge.options.method} needs the K-FAC factors of {model}, which its fisher.estimator, "
                 "adam, does not give; choose another estimator"
             )
-
-
-def _listed(names: Iterable[str], wanted: str | None = None) -> str:
-    """The names in a line; if one is close to `wanted`, only that one, as a question."""
-    known = sorted(map(str, names))
-    close = difflib.get_close_matches(str(wanted), known, n=1) if wanted is not None else []
-    listed = ", ".join(known) or "none"
-    return f"{listed} (did you mean {close[0]}?)" if close else listed
-
-
-def _explained(problems: Iterable[Mapping[str, Any]], path: Path) -> str:
-    """What is wrong at each place in the file; what several branches of a union say of one place is joined by "or"."""
-    lines: dict[str, str] = {}
-    for problem in problems:
-        place, explanation = _explain(problem)
-        lines[place] = f"{lines[place]}, or {problem['msg'].lower()}" if place in lines else explanation
-    found = [f"{_shortened(place)}{explanation}" for place, explanation in lines.items()]
-    more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-    return f"{path}: {'; '.join(found[:MAX_PROBLEMS] + more)}"
-
-
-def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
-    """For one of pydantic's problems: the key's path; the value and what is allowed."""
-    # Where pydantic goes into a union it adds the branch's name, for example "list[str]".
-    location = [part for part in problem["loc"] if not re.match(r"\[key\]|[\w-]+\[|constrained-str$", str(part))]
-    if location[:1] == ["merges"] and location[2:3] == ["options"]:
-        del location[2:4]  # in the file the options stand beside the merge's other keys
-    if location[:1] == ["ensembles"]:
-        location[0] = "merges"  # where they stand in the file
-    place = ".".join(map(str, location)) or "(top level)"
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        allowed = _listed(_allowed_keys(problem["loc"]), str(location[-1]))
-        return place, f": unknown key; allowed: {allowed}"
-    if kind == "missing":
-        return place, ": missing"
-    if kind == "union_tag_not_found":
-        return f"{place}.method", f": missing; allowed: {_listed([*METHODS, ENSEMBLE])}"
-    if kind == "union_tag_invalid":
-        return f"{place}.method", f" = {context['tag']!r}: unknown method; allowed: {_listed([*METHODS, ENSEMBLE])}"
-    if kind == "value_error":
-        return place, f": {context['error']}"
-    if "[key]" in problem["loc"]:
-        return place, ": bad name; allowed: a letter a-z, then letters a-z, digits and hyphens (at most 64)"
-    return place, f" = {_shortened(repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
-    """The keys that the section at `location` (the unknown key's, as pydantic gives it) may have."""
-    match location:
-        case (_,):
-            return KEYS
-        case ("finetune", _) | ("models", _, "finetune", _):
-            return FinetuneSettings.model_fields
-        case ("fisher", _):
-            return FisherSettings.model_fields
-        case ("models", _, "fisher", _):
-            return FisherSettings.model_fields.keys() | Source.model_fields.keys()
-        case ("sources", _, _):
-            return Source.model_fields
-        case ("tasks", _, "split", _):
-            return TaskSplit.model_fields
-        case ("tasks", _, "image", _):
-            return Images.model_fields
-        case ("tasks", _, "corruptions", _, _):
-            return Corruption.model_fields
-        case ("tasks", _, _):
-            return Task.model_fields
-        case ("models", _, _):
-            return Model.model_fields
-        case ("merges", _, "search", _):
-            return Search.model_fields
-        case ("ensembles", _, _):
-            return Ensemble.model_fields
-        case ("merges", _, "options", str(method), _):
-            return (Merge.model_fields.keys() | METHODS[method].model_fields.keys()) - {"options"}
-    return ()

@@ -28,6 +28,8 @@ CHOSEN_AT_RUN_TIME = {  # what a module imports by a name that only a run knows,
     "stages.merging": ("stages.merging.checkpoints", "stages.merging.saving"),
     "stages.merging.methods": ("stages.merging.methods.*.options",),
     "stages.merging.rules": ("stages.merging.methods.*.rule",),
+    "stages.tasks.kinds": ("stages.tasks.kinds.*.settings",),
+    "stages.tasks.reading": ("stages.tasks.kinds.*.reading",),
 }
 READ = {"stages.reporting.page": "stages/reporting/templates"}  # what a module reads of the project, beside Python
 
@@ -39,7 +41,7 @@ def code_of(*modules: str) -> list[str]:
     importing just that module: the package's own `__init__` hands on names to those who import from the package.
 
     Args:
-        modules: below `stages`, for example `finetune`, `tasks.text_classification`.
+        modules: below `stages`, for example `finetune`, `tasks.kinds.masked_lm.kind`.
     """
     found = _closure(tuple(f"stages.{module}" for module in modules))
     paths = {_path(module, found) for module in found} | {READ[module] for module in found & READ.keys()}
@@ -115,13 +117,12 @@ def _path(module: str, found: frozenset[str]) -> str:
 
     Where each folder of a package may be imported, that package is one path: a new folder changes no dvc.yaml.
     """
+    chosen = [pattern for other in found for pattern in CHOSEN_AT_RUN_TIME.get(other, ())]
     parts = module.split(".")
     for depth in range(2, len(parts) + 1):
         package = ".".join(parts[:depth])
         inner = {name for name in _modules() if name.startswith(f"{package}.")}
         whole = all(name in found or not _modules()[name].stat().st_size for name in inner)
-        if inner and (
-            whole or any(pattern.startswith(f"{package}.*") for pattern in CHOSEN_AT_RUN_TIME.get(package, ()))
-        ):
+        if inner and (whole or any(pattern.startswith(f"{package}.*") for pattern in chosen)):
             return _modules()[package].parent.relative_to(PACKAGE.parent).as_posix()
     return _modules()[module].relative_to(PACKAGE.parent).as_posix()

@@ -37,8 +37,8 @@ def base_place(name: str, params: Params) -> Path:
 
 
 def evaluated_models(params: Params) -> list[str]:
-    """The models that predict labels; others (masked-lm) are evaluated by what they are merged into."""
-    return [model for model, section in params.models.items() if params.tasks[section.task].labels]
+    """The models whose kind is evaluated; others (masked-lm) are evaluated by what they are merged into."""
+    return [model for model, section in params.models.items() if params.tasks[section.task].is_evaluated]
 
 
 def roles(params: Params) -> dict[str, str]:
@@ -54,27 +54,23 @@ def roles(params: Params) -> dict[str, str]:
 
 
 def evaluated_tasks(name: str, params: Params) -> list[str]:
-    """The tasks that a model or merge is evaluated on: those whose kind and labels are its own task's, by name.
+    """The tasks that a model or merge is evaluated on: those that ask for its own task's outputs, by name.
 
     A merge that keeps each model's head is evaluated on its models' own tasks.
     """
     merge = params.merges.get(name)
     if merge is not None and merge.heads == "each":
         own = {params.models[model].task for model in merge.models}
-        return [task for task in params.tasks if task in own]
+        return [task for task, found in params.tasks.items() if task in own and found.is_evaluated]
     task = params.tasks[params.models[name if merge is None else merge.target_model].task]
-    return [
-        other
-        for other, found in params.tasks.items()
-        if found.kind == task.kind and list(found.labels) == list(task.labels)
-    ]
+    return [other for other, found in params.tasks.items() if found.has_outputs_of(task)]
 
 
 def search_tasks(merge: Merge, params: Params) -> list[str]:
     """The tasks on whose validation splits the merge's λ are scored."""
     assert merge.search is not None
     own = {params.models[model].task for model in merge.models}
-    return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.labels]
+    return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.is_evaluated]
 
 
 def models_with_fishers(params: Params) -> list[str]:

@@ -62,9 +62,7 @@ def _fetch(name: str, params: Params) -> dict[str, Any]:
 
 
 def _prepare(name: str, params: Params) -> dict[str, Any]:
-    labels = params.tasks[name].labels  # in the order of the model's outputs
-    listed = [[label, *labels[label]] for label in labels] if isinstance(labels, dict) else labels
-    return params.tasks[name].model_dump(mode="json") | {"labels": listed}
+    return params.tasks[name].model_dump(mode="json")
 
 
 def _finetune(name: str, params: Params) -> dict[str, Any]:

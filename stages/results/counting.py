@@ -130,8 +130,9 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
         return 0.0
     settings = params.fisher_settings(name)
     examples = min(settings.examples or _examples(root, task, "train"), _examples(root, task, "train"))
-    classes = len(params.tasks[task].labels)
-    passes = {"exact": classes - 1, "empirical": 1, "adam": None}.get(settings.estimator, settings.samples)
+    passes = {"exact": params.tasks[task].exact_passes, "empirical": 1, "adam": None}.get(
+        settings.estimator, settings.samples
+    )
     if kind == "gram":
         return once * examples
     return 0.0 if passes is None else once * examples * (1 + 2 * passes)

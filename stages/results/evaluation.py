@@ -46,23 +46,23 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict
         logits = prediction.predict(model.to(device), examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        parts.append(pd.DataFrame({"task": task.name, "label": frame["label"], "logits": list(logits)}))
+        parts.append(pd.DataFrame({"task": task.name, "label": kind.targets(frame), "logits": list(logits)}))
     return pd.concat(parts, ignore_index=True), cut
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
-    """Each task with labels that the checkpoint can do, with its model: one for all, or one per task of kept heads."""
+    """Each task that the checkpoint can do, with its model: one for all, or one per task of kept heads."""
     card = read_json(checkpoint / CHECKPOINT_CARD)
     if card["origin"].get("heads") == "each":
         head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
         for task in tasks:
-            if task.labels and task.name in head_of:
+            if task.name in head_of:
                 head = TensorFiles(checkpoint / "heads", head_of[task.name])
                 tensors = {name: head.read(name) for name in head.specs}
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
         return
     kinds = {task.kind for task in tasks if task.name == card["task"]}
-    known = [task for task in tasks if task.labels and list(task.labels) == card["labels"] and task.kind in kinds]
+    known = [task for task in tasks if list(task.labels) == card["labels"] and task.kind in kinds]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)

@@ -57,7 +57,7 @@ class LiveModel:
                 model = body
             frame = task.read("validation")
             examples = examples_for(kind, target.directory, model, frame, task, self._device)
-            self._tasks.append((model.to(self._device), examples, frame["label"].to_numpy()))
+            self._tasks.append((model.to(self._device), examples, kind.targets(frame)))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
         self._body, self._own_heads = body, heads == "each"
@@ -125,7 +125,7 @@ def expert_score(checkpoint: Path, task: TaskData, settings: Search) -> float:
     model = kind.load_model(checkpoint, task.labels).to(device)
     frame = task.read("validation")
     examples = examples_for(kind, checkpoint, model, frame, task, device)
-    score = SCORES[settings.metric](predict(model, examples), frame["label"].to_numpy())
+    score = SCORES[settings.metric](predict(model, examples), kind.targets(frame))
     if score == 0:
         raise InputError(f"{checkpoint}: has a {settings.metric} of 0 on {task.name}; `search.normalize` cannot be had")
     return score

@@ -6,10 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stages.params import Split, Task
 from stages.running.errors import InputError, anew
-from stages.storage.cards import FORMAT_VERSION, read_json, write_json
+from stages.storage.cards import FORMAT_VERSION, read_json
 from stages.storage.digests import verify_contents
+from stages.tasks.task import Split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class TaskData:
     def read(self, split: Split) -> "pd.DataFrame":
         """One split: the columns of an example, and with labels `label` (a position in `labels`).
 
-        An example is a `text`, perhaps with a `text_pair`, or an image (`stages.tasks.images`).
+        An example is a `text`, perhaps with a `text_pair`, or an image; see `stages/tasks/kinds/NAME/reading.py`.
         """
         import pandas as pd
 
@@ -66,38 +66,6 @@ class TaskData:
         if examples_fingerprint(frame) != self.fingerprints[split]:
             raise InputError(f"{file}: its contents are not what {TASK_CARD} says; {anew(self.directory)}")
         return frame
-
-
-def write_task(directory: Path, task: Task, splits: Mapping[Split, "pd.DataFrame"], dropped: Mapping[str, int]) -> None:
-    """Write a task's splits and card into `directory`."""
-    labels = list(task.labels)
-    for split, frame in splits.items():
-        frame.to_parquet(directory / f"{split}.parquet", index=False)
-    counts = {
-        split: {label: int((frame["label"] == position).sum()) for position, label in enumerate(labels)}
-        if labels
-        else len(frame)
-        for split, frame in splits.items()
-    }
-    write_json(
-        directory / TASK_CARD,
-        {
-            "format_version": FORMAT_VERSION,
-            "kind": task.kind,
-            "labels": labels,
-            **_kind_settings(task),
-            "counts": counts,
-            "dropped": dict(dropped),
-            "fingerprints": {split: examples_fingerprint(frame) for split, frame in splits.items()},
-        },
-    )
-
-
-def _kind_settings(task: Task) -> dict[str, object]:
-    """What the card says of tasks of this kind only."""
-    if task.image is None:
-        return {"max_length": task.max_length}
-    return {"corruptions": [corruption.model_dump(exclude_none=True) for corruption in task.corruptions]}
 
 
 def draw_examples(frame: "pd.DataFrame", examples: int | None, seed: int) -> "pd.DataFrame":

@@ -3,21 +3,73 @@
 import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from numbers import Number
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from stages.params import Split
 from stages.running.errors import InputError
+from stages.tasks.classification import Classification
+from stages.tasks.reading import FileExamples, Reader
 from stages.tasks.table_files import Table
+from stages.tasks.task import Split
 
 BOOLEANS = {"false": 0, "true": 1}  # in lower or upper case
 WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,17})(\.0+)?")
 NUMBERS = (int, float, Decimal, np.integer, np.floating, np.bool_)  # truth included
 LISTED = 20  # labels in a message
+
+LabelledT = TypeVar("LabelledT", bound=Classification)
+
+
+class LabelReader(Reader[LabelledT]):
+    """What readers of examples with one label each have in common."""
+
+    not_an_example = "label_in_no_interval"
+
+    def labelled(
+        self, task: LabelledT, tables: Mapping[str, Table], inputs: Mapping[str, pd.DataFrame]
+    ) -> dict[str, FileExamples]:
+        """File → its examples: the inputs that were read from its table, with `label`, a position.
+
+        Raises:
+            InputError: a label is missing, or is none of the task's.
+        """
+        if isinstance(task.labels, dict):
+            return {
+                name: _in_intervals(inputs[name], interval_positions(task.labels.values(), table, task.label))
+                for name, table in tables.items()
+            }
+        columns = [replace(table, rows=table.column(task.label).to_frame()) for table in tables.values()]
+        positions = named_positions(task.output_names, columns, task.label)
+        return {
+            name: FileExamples(inputs[name].assign(label=found), 0)
+            for name, found in zip(tables, positions, strict=True)
+        }
+
+    def card(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+        """The examples of each label."""
+        return {
+            "counts": {
+                split: {
+                    label: int((frame["label"] == position).sum()) for position, label in enumerate(task.output_names)
+                }
+                for split, frame in splits.items()
+            }
+        }
+
+    def remarks(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+        """The labels without examples."""
+        return labels_without_examples(task.output_names, splits)
+
+
+def _in_intervals(inputs: pd.DataFrame, positions: pd.Series) -> FileExamples:
+    examples = inputs.assign(label=positions)
+    kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
+    return FileExamples(kept, len(examples) - len(kept))
 
 
 def interval_positions(intervals: Iterable[Sequence[float]], table: Table, label: str) -> pd.Series:

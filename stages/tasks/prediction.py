@@ -4,8 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,12 @@ import torch
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
 
+if TYPE_CHECKING:  # it imports this module
+    from stages.tasks.kind import Kind
+
 PREDICTION_BATCH = 64
 
-Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,8 @@ def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
-def training_set(processor: Any, encoded: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any]]:
-    """The examples to train on, the same in every epoch; see `stages.tasks`."""
-    return rows(encoded)
-
-
 def examples_for(
-    kind: ModuleType, checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, device: torch.device
+    kind: "Kind[Any]", checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, device: torch.device
 ) -> Examples:
     """A table's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
 

@@ -1,26 +1,25 @@
-"""From tables in a source to examples in three splits."""
+"""From tables in a source to a prepared task: examples in three splits, and a card."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
-from stages.params import SPLITS, Split, Task
 from stages.running.errors import InputError
-from stages.tasks.labels import interval_positions, named_positions
-from stages.tasks.table_files import Table, read_table
+from stages.storage.cards import FORMAT_VERSION, write_json
+from stages.tasks.data import TASK_CARD, examples_fingerprint
+from stages.tasks.reading import FileExamples, reader
+from stages.tasks.table_files import read_table
+from stages.tasks.task import SPLITS, Split, Task
 
 
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
-    """The task's examples: columns `text` (and `text_pair`), or an image's; `label` (a position) if it has labels.
+    """The task's examples, with the columns that its kind gives them (`stages/tasks/kinds/NAME/reading.py`).
 
-    Rows whose numeric label lies in no interval are dropped, without labels those that have no text, and repeated texts
-    or images (their first row is kept), so that none is in two splits. Splits are stratified by label, if there are
-    labels, and depend on nothing but the table, `split.seed`, and how many rows are wanted: images are corrupted
-    afterwards.
+    Rows that the kind drops are left out, and so are repeated texts or images (their first row is kept), so that none
+    is in two splits. Splits are stratified by label, if there are labels, and depend on nothing but the table,
+    `split.seed`, and how many rows are wanted: images are corrupted afterwards.
 
     Returns:
         The splits, and how many rows were dropped for what reason.
@@ -55,13 +54,26 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
     for split in SPLITS:
         if splits[split].empty:
             raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
-    splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
-    if task.corruptions:
-        from stages.tasks.images import corrupted
+    kind = reader(task.kind)
+    splits = {split: kind.finished(task, frame.reset_index(drop=True)) for split, frame in splits.items()}
+    return splits, {kind.not_an_example: dropped, f"repeated_{kind.example}": repeated}
 
-        splits = {split: corrupted(frame, task.corruptions, task.split.seed) for split, frame in splits.items()}
-    what = "text" if task.image is None else "image"
-    return splits, {"label_in_no_interval" if task.labels else "no_text": dropped, f"repeated_{what}": repeated}
+
+def write_task(directory: Path, task: Task, splits: Mapping[Split, pd.DataFrame], dropped: Mapping[str, int]) -> None:
+    """Write a task's splits and card into `directory`."""
+    for split, frame in splits.items():
+        frame.to_parquet(directory / f"{split}.parquet", index=False)
+    write_json(
+        directory / TASK_CARD,
+        {
+            "format_version": FORMAT_VERSION,
+            "kind": task.kind,
+            "labels": task.output_names,
+            **reader(task.kind).card(task, splits),
+            "dropped": dict(dropped),
+            "fingerprints": {split: examples_fingerprint(frame) for split, frame in splits.items()},
+        },
+    )
 
 
 def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -102,82 +114,16 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
     return first.sort_index(), second.sort_index()
 
 
-class _File(NamedTuple):
-    """One file's examples.
-
-    Attributes:
-        examples: with labels as the table has them, if the task names its labels.
-        dropped: how many rows have no text, or a label in no interval.
-        labels: the table of those labels alone, to say where they are; None if there are none to be read yet.
-    """
-
-    examples: pd.DataFrame
-    dropped: int
-    labels: Table | None = None
+def _read_files(task: Task, source: Path) -> dict[str, FileExamples]:
+    """Read a task's files, by name."""
+    names = dict.fromkeys(task.files)
+    columns = reader(task.kind).columns(task)
+    return reader(task.kind).read(task, {name: read_table(source / name, columns) for name in names})
 
 
-def _read_files(task: Task, source: Path) -> dict[str, _File]:
-    """Read a task's files, by name. What its labels are, names or positions, is decided for all files together."""
-    files = {name: _read_file(task, source / name) for name in dict.fromkeys(task.files)}
-    named = {name: file.labels for name, file in files.items() if file.labels is not None}
-    if named:
-        positions = named_positions(list(task.labels), list(named.values()), task.label)
-        for name, labels in zip(named, positions, strict=True):
-            files[name] = _File(files[name].examples.assign(label=labels), files[name].dropped)
-    return files
-
-
-def _joined(files: Mapping[str, _File], names: str | list[str]) -> tuple[pd.DataFrame, int]:
+def _joined(files: Mapping[str, FileExamples], names: str | list[str]) -> tuple[pd.DataFrame, int]:
     """The examples of one file, or of several one after the other, and how many of their rows are none."""
     if isinstance(names, str):
         return files[names].examples, files[names].dropped
     examples = pd.concat([files[name].examples for name in names], ignore_index=True)
     return examples, sum(files[name].dropped for name in names)
-
-
-def _read_file(task: Task, file: Path) -> _File:
-    names = task.columns
-    if names is not None and task.image is not None and task.image.pixels is not None:
-        from stages.tasks.images import expanded_columns
-
-        names = expanded_columns(names, task.image.pixels)
-    table = read_table(file, names)
-    if not task.labels:
-        return _read_unlabelled(task, table)
-    if task.image is None:
-        inputs = _read_texts(task, table)
-    else:
-        from stages.tasks.images import read_images
-
-        table.column(task.label)
-        inputs = read_images(task, table)
-    if not isinstance(task.labels, dict):
-        return _File(inputs, 0, replace(table, rows=table.column(task.label).to_frame()))
-    examples = inputs.assign(label=interval_positions(task.labels.values(), table, task.label))
-    kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
-    return _File(kept, len(examples) - len(kept))
-
-
-def _read_unlabelled(task: Task, table: Table) -> _File:
-    """The rows that have texts."""
-    texts = _texts(task, table)
-    usable = texts.map(lambda value: isinstance(value, str) and bool(value.strip())).all(axis=1)
-    return _File(texts[usable].astype(str), int((~usable).sum()))
-
-
-def _read_texts(task: Task, table: Table) -> pd.DataFrame:
-    texts = _texts(task, table)
-    table.column(task.label)
-    for column in texts:
-        if (bad := ~texts[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
-            name = task.text if column == "text" else task.text_pair
-            raise table.refusal(bad.idxmax(), f"{name} is not a text ({int(bad.sum())} such rows)")
-    return texts.astype(str)
-
-
-def _texts(task: Task, table: Table) -> pd.DataFrame:
-    """The task's columns of texts, by the names that they have in a prepared table."""
-    texts = {"text": table.column(task.text)}
-    if task.text_pair is not None:
-        texts["text_pair"] = table.column(task.text_pair)
-    return pd.DataFrame(texts)

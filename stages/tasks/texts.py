@@ -143,7 +143,7 @@ def position_limit(model: Model) -> int | None:
     return limit
 
 
-def largest_first(encoded: Mapping[str, list[Any]]) -> list[int]:
+def largest_first(encoded: Mapping[str, Sequence[Any]]) -> list[int]:
     """The examples' positions, longest first: little padding, and memory runs out at once or not at all."""
     lengths = [len(ids) for ids in encoded["input_ids"]]
     return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

@@ -96,12 +96,12 @@ def _trainer(
     validation = rows(examples["validation"])
     return transformers.Trainer(
         model,
-        training_arguments(settings, progress, kind.TRAIN_SAMPLING),
+        training_arguments(settings, progress, kind.train_sampling),
         train_dataset=kind.training_set(processor, examples["train"], settings.seed),
         # Examples of a size together, or most of a batch is padding.
         eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
         data_collator=kind.collator(processor, model),
-        compute_metrics=_accuracy if task.labels else None,
+        compute_metrics=_accuracy if kind.settings.is_evaluated else None,
         preprocess_logits_for_metrics=_logits_alone,
     )
 
@@ -171,7 +171,7 @@ def _origin(
     base: Path, task: TaskData, settings: FinetuneSettings, examples: int, history: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
     """How a checkpoint was trained and how well it did, for its card."""
-    score = "accuracy" if task.labels else "loss"
+    score = "accuracy" if task_kind(task.kind).settings.is_evaluated else "loss"
     return {
         "method": "finetuned",
         "base": base.name,
@@ -191,13 +191,7 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     kind = task_kind(task.kind)
     checkpoint = Checkpoint(base)
     checkpoint.verify()
-    labels = checkpoint.labels
-    nameless = labels is None or labels == [f"LABEL_{i}" for i in range(len(task.labels))]
-    if task.labels and not nameless and labels != list(task.labels):
-        raise InputError(
-            f"{base / 'config.json'}: the labels are {labels}, but the task {task.name} has {list(task.labels)}; "
-            "name the task's labels like the checkpoint's, in its order"
-        )
+    kind.refuse_other_outputs(checkpoint, task)
     _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
     model = kind.load_model(base, task.labels)
     processor = kind.load_processor(base)

@@ -15,7 +15,7 @@ from stages.curvature.estimation import Statistic
 from stages.estimation.passes import estimated_statistics
 from stages.params import FisherSettings
 from stages.tasks.data import TaskData, draw_examples
-from stages.tasks.text_classification import load_model, load_processor
+from stages.tasks.kinds.text_classification.kind import KIND
 from tests.project import ROOT
 from tests.test_finetune import make_task
 from tests.test_fisher import Killed, interrupted
@@ -48,10 +48,10 @@ def test_they_are_of_the_examples_drawn_from_the_train_split(
     tmp_path: Path, checkpoint: Path, task: TaskData, statistic: Statistic
 ) -> None:
     found = estimated(checkpoint, task, tmp_path / "out", statistic)
-    tokenizer = load_processor(checkpoint)
+    tokenizer = KIND.load_processor(checkpoint)
     texts = draw_examples(task.read("train"), 20, 0)["text"]
     single = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
-    wanted = curvature_statistics(load_model(checkpoint, task.labels), single, statistics=[statistic])
+    wanted = curvature_statistics(KIND.load_model(checkpoint, task.labels), single, statistics=[statistic])
     assert found.input_factors
     assert bool(found.output_factors) == (statistic == "kfac")
     assert_equal(found, wanted, tolerance=1e-4)

@@ -11,14 +11,17 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stages.params import SPLITS, Task
 from stages.running.errors import InputError
-from stages.tasks.data import TaskData, write_task
-from stages.tasks.tables import split_examples
+from stages.tasks.data import TaskData
+from stages.tasks.kinds.text_classification.settings import TextClassification
+from stages.tasks.tables import split_examples, write_task
+from stages.tasks.task import SPLITS, Task
+from stages.tasks.text_columns import TextColumns
 from tests.fuzz.cases import Random, choice, refused
 from tests.fuzz.conftest import Runner
 from tests.fuzz.mutations import bytes_scattered
 from tests.tiny import sentiment_table
+from tests.workshop import task_of
 
 SEEDS = 40
 TABLE = sentiment_table(60, 0)
@@ -268,7 +271,7 @@ def random_task(file: str, random: Random) -> Task:
     while random.random() < 0.3:
         key = choice(random, sorted(odd))
         settings[key] = copy.deepcopy(choice(random, odd[key]))
-    return Task.model_validate(settings)
+    return task_of(settings)
 
 
 def outcome(content: bytes, kind: str, folder: Path, random: Random) -> str:
@@ -289,8 +292,8 @@ def outcome(content: bytes, kind: str, folder: Path, random: Random) -> str:
     seen: set[tuple[str, ...]] = set()
     for split in SPLITS:
         frame = TaskData.open(directory).read(split)
-        texts = ["text"] + (["text_pair"] if task.text_pair is not None else [])
-        assert list(frame.columns) == [*texts, *(["label"] if task.labels else [])]
+        texts = ["text"] + (["text_pair"] if isinstance(task, TextColumns) and task.text_pair is not None else [])
+        assert list(frame.columns) == [*texts, *(["label"] if task.output_names else [])]
         rows = list(frame[texts].itertuples(index=False, name=None))
         assert all(isinstance(text, str) for row in rows for text in row)
         assert seen.isdisjoint(rows)
@@ -332,7 +335,7 @@ def test_labels_are_all_names_or_all_positions(run: Runner, tmp_path: Path) -> N
         rows = TABLE.assign(label=[choice(random, pool) for _ in range(len(TABLE))])
         rows[:40].to_csv(tmp_path / "train.csv", index=False)
         rows[40:].to_json(tmp_path / "test.json", orient="records")
-        task = Task(source="s", file={"train": "train.csv", "test": "test.json"}, labels=names)
+        task = TextClassification(source="s", file={"train": "train.csv", "test": "test.json"}, labels=names)
         try:
             splits, _ = split_examples(task, tmp_path)
         except InputError as error:

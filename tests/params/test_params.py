@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from stages.merging.methods import METHODS
-from stages.params import FinetuneSettings, FisherSettings, Merge, Params, Search, Task, load_params, parse_params
+from stages.params import FinetuneSettings, FisherSettings, Merge, Params, Search, load_params, parse_params
 from stages.running.errors import InputError
+from stages.tasks.kinds.image_classification.settings import ImageClassification, Images
+from stages.tasks.kinds.text_classification.settings import TextClassification
 from tests.project import ROOT
 
 CONTENT: dict[str, Any] = {
@@ -201,25 +203,25 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ),
         (
             unlabelled(merging()),
-            r"models\.two\.fisher\.estimator = 'exact': a masked-lm model .* \{estimator: sketch\}",
+            r"models\.two\.fisher\.estimator = 'exact': .* kind masked-lm has too many; .* \{estimator: sketch\}",
         ),
         (
             unlabelled(merging(search={"sampler": "grid", "tasks": ["texts"]}), estimator="sketch"),
-            r"merges\.both\.search\.tasks: texts has no labels to score λ by",
+            r"merges\.both\.search\.tasks: texts is of a kind that is not evaluated",
         ),
         (
             unlabelled(merging(method="ensemble"), estimator="sketch"),
-            r"merges\.both: two predicts no labels, so it has no part in an ensemble",
+            r"merges\.both: two is of a kind that is not evaluated, so it has no part in an ensemble",
         ),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
         (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
         (lambda c: c["tasks"]["reviews"].update(text_pair="text"), "reviews: .* must be different columns"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a"]), "`labels` must name at least two"),
-        (lambda c: c["tasks"]["reviews"].pop("labels"), r"tasks\.reviews: `labels` is missing, which a text-classif"),
+        (lambda c: c["tasks"]["reviews"].pop("labels"), r"tasks\.reviews\.labels: missing"),
         (
             lambda c: c["tasks"]["reviews"].update(kind="masked-lm"),
-            "`labels` is for tasks of .*, and this one is masked-lm; remove it",
+            r"tasks\.reviews\.labels: is for tasks of .*, and this one is masked-lm: unknown key; allowed: columns",
         ),
         (lambda c: c["tasks"]["reviews"].update(file=[]), r"tasks\.reviews\.file"),
         (lambda c: c["tasks"]["reviews"].update(file=["a.csv", "../b.csv"]), "must stay inside the source"),
@@ -340,16 +342,25 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "dare": {"scale": 1.0, "density": 0.5, "seed": 0},
         "slerp": {},
     }
-    task = Task(source="s", file="f", labels=["a", "b"]).model_dump(exclude={"source", "file", "labels"})
+    given = {"source", "file", "labels", "image"}
+    images = ImageClassification(source="s", file="f", labels=["a", "b"], image=Images(pixels=[8, 8]))
+    assert images.model_dump(exclude=given) == {
+        "kind": "image-classification",
+        "columns": None,
+        "label": "label",
+        "corruptions": [],
+        "part": None,
+        "examples": None,
+        "split": {"validation": 0.15, "test": 0.15, "seed": 0},
+    }
+    task = TextClassification(source="s", file="f", labels=["a", "b"]).model_dump(exclude=given)
     assert task == {
         "kind": "text-classification",
         "columns": None,
         "text": "text",
         "text_pair": None,
         "label": "label",
-        "image": None,
         "max_length": 128,
-        "corruptions": [],
         "part": None,
         "examples": None,
         "split": {"validation": 0.15, "test": 0.15, "seed": 0},

@@ -31,7 +31,7 @@ def test_what_is_not_followed_is_there(module: str) -> None:
 
 
 def test_what_a_stage_depends_on() -> None:
-    text = "tasks.text_classification"
+    text = "tasks.kinds.text_classification.kind"
     fisher, finetune, merge = code_of("fisher", text), code_of("finetune", text), code_of("merge")
     assert {"stages/fisher.py", "stages/estimation/passes.py", "stages/curvature", "stages/running/device.py"} < set(
         fisher
@@ -41,9 +41,11 @@ def test_what_a_stage_depends_on() -> None:
     assert {"stages/storage/checkpoint.py", "stages/training", "stages/tasks/metrics.py"} < set(finetune)
     assert not any("merging" in path for path in finetune), "no rule of a merge is code of a training"
     assert "stages/merging" in merge, "rules are chosen by name"
-    assert "stages/tasks/images.py" in code_of("prepare"), "imported in a function"
-    assert "stages/tasks/images.py" in code_of("finetune", "tasks.image_classification")
-    assert "stages/tasks/text_classification.py" in code_of("finetune", "tasks.masked_lm")
+    assert "stages/tasks/kinds" in code_of("prepare"), "a new kind changes no dvc.yaml"
+    images = code_of("finetune", "tasks.kinds.image_classification.kind")
+    assert "stages/tasks/kinds/image_classification/images.py" in images
+    assert not any("kinds" in path and "text_classification" not in path for path in finetune), "no other kind's code"
+    assert "stages/tasks/text_kind.py" in code_of("finetune", "tasks.kinds.masked_lm.kind")
     assert {"stages/reporting", "stages/storage/statistics.py"} < set(code_of("report"))
     for paths in (fisher, finetune, merge):
         assert paths == sorted(paths)
@@ -54,20 +56,21 @@ def test_what_a_stage_depends_on() -> None:
 def test_a_state_is_of_the_code_that_saved_it(tmp_path: Path) -> None:
     """Of all of it, and of no other."""
     project = Project(tmp_path / "project", tiny_params(tmp_path / "inputs"))
-    digests = "from stages.pipeline.code import *; print(code_sha256('estimation.passes', 'tasks.masked_lm'), *READ)"
+    kind = "tasks.kinds.masked_lm.kind"
+    digests = f"from stages.pipeline.code import *; print(code_sha256('estimation.passes', '{kind}'), *READ)"
 
     def digest() -> str:
         return project.run("python", "-c", digests).stdout
 
     before = digest()
-    assert before.split() == [code_sha256("estimation.passes", "tasks.masked_lm"), *READ]
+    assert before.split() == [code_sha256("estimation.passes", kind), *READ]
     for file in ("reporting/page.py", "merging/dare.py", "params/schema.py", "running/errors.py"):
         (project.root / "stages" / file).open("a").write("\n# other\n")
         assert digest() == before, file
     for file in (
         "curvature/rules.py",
         "tasks/data.py",
-        "tasks/text_classification.py",
+        "tasks/kinds/masked_lm/settings.py",
         "running/device.py",
         "estimation/passes.py",
     ):

@@ -107,7 +107,7 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
         assert stages[name]["outs"] == [f"models/{kind}/{model}"]
         assert sorted(inputs(stages[name])) == [f"data/tasks/{model}", f"models/finetuned/{model}"]
-        assert stages[name]["deps"][3:] == code_of("factors", "tasks.text_classification")
+        assert stages[name]["deps"][3:] == code_of("factors", "tasks.kinds.text_classification.kind")
 
     def of_both(kind: str) -> list[str]:
         return [f"models/{kind}/books", f"models/{kind}/films"]
@@ -197,7 +197,7 @@ def test_a_model_without_labels_is_not_evaluated_but_its_merges_are(in_project: 
     stages = planned_stages(load_params())
     assert {"finetune-reader", "fisher-reader", "evaluate-adapted"} < stages.keys()
     assert "evaluate-reader" not in stages
-    assert "stages/tasks/masked_lm.py" in stages["fisher-reader"]["deps"]
+    assert "stages/tasks/kinds/masked_lm/kind.py" in stages["fisher-reader"]["deps"]
     assert not any("reader" in path or "masked_lm" in path for path in stages["scores"]["deps"])
     assert [path for path in stages["evaluate-adapted"]["deps"] if path.startswith("data")] == [
         "data/tasks/books",

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.params import Task
 from stages.results.counting import forward_flops
-from stages.tasks.data import TaskData, write_task
+from stages.tasks.data import TaskData
+from stages.tasks.kinds.text_classification.settings import TextClassification
+from stages.tasks.tables import write_task
 from tests.tiny import tiny_bert, tiny_config, tiny_tokenizer
 
 
@@ -16,7 +17,7 @@ def test_a_forward_pass_counts_its_matrix_products(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     words = ["good", "bad", "fine", "dull", "plot", "book", "film", "day", "the", "a", "is", "great"]
     frame = pd.DataFrame({"text": [f"{word} film" for word in words], "label": [0, 1] * 6})
-    task = Task(source="s", file="f.csv", labels=["bad", "good"], max_length=16)
+    task = TextClassification(source="s", file="f.csv", labels=["bad", "good"], max_length=16)
     (tmp_path / "task").mkdir()
     write_task(tmp_path / "task", task, {"train": frame, "validation": frame, "test": frame}, {})
     config, tokens = tiny_config(("bad", "good")), 4  # [CLS], two words, [SEP]

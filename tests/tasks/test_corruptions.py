@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from stages.params import Corruption
-from stages.tasks.corruptions import CORRUPTIONS, corrupt
+from stages.tasks.kinds.image_classification.corruptions import CORRUPTIONS, corrupt
+from stages.tasks.kinds.image_classification.settings import Corruption
 
 EACH: list[dict[str, Any]] = [
     {"invert": True},

@@ -13,15 +13,17 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTForImage
 
 from stages.estimation.diagonal import estimate
 from stages.estimation.passes import estimated_statistics
-from stages.params import FinetuneSettings, FisherSettings, Images, Task
+from stages.params import FinetuneSettings, FisherSettings
 from stages.results.evaluation import predict
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.digests import tree_sha256
 from stages.storage.tensors import ADAM, TensorFiles, fingerprint
-from stages.tasks.data import TaskData, write_task
-from stages.tasks.image_classification import collator, encode, load_model, load_processor, new_model
-from stages.tasks.images import image_columns, images
+from stages.tasks.data import TaskData
+from stages.tasks.kinds.image_classification.images import image_columns, images
+from stages.tasks.kinds.image_classification.kind import KIND
+from stages.tasks.kinds.image_classification.settings import ImageClassification, Images
+from stages.tasks.tables import write_task
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.project import ROOT
@@ -36,7 +38,7 @@ def image_task(directory: Path, seed: int = 0) -> TaskData:
     frame = image_columns([image[:, :, None] for image in found], pd.RangeIndex(60))
     frame = frame.assign(label=[LABELS.index(label) for label in labels])
     where = Images(pixels=[8, 8])
-    settings = Task(kind="image-classification", source="s", file="f.csv", labels=LABELS, image=where)
+    settings = ImageClassification(source="s", file="f.csv", labels=LABELS, image=where)
     directory.mkdir(parents=True)
     write_task(directory, settings, {"train": frame[:40], "validation": frame[40:50], "test": frame[50:]}, {})
     return TaskData.open(directory)
@@ -63,14 +65,14 @@ def model_input(task: TaskData) -> torch.Tensor:
 def in_file(checkpoint: Path) -> dict[str, str]:
     """Parameter → its name in the checkpoint's file, found by the values, which are all different."""
     names = {tensor.numpy().tobytes(): name for name, tensor in load_file(checkpoint / "model.safetensors").items()}
-    model = load_model(checkpoint, LABELS)
+    model = KIND.load_model(checkpoint, LABELS)
     return {name: names[parameter.detach().numpy().tobytes()] for name, parameter in model.named_parameters()}
 
 
 def test_the_model_reads_scaled_pixels(vit: Path, task: TaskData) -> None:
-    processor = load_processor(vit)
-    encoded = encode(processor, task.read("test"), task, None, seed=0)
-    batch = collator(processor, None)([{key: values[row] for key, values in encoded.items()} for row in range(10)])
+    processor = KIND.load_processor(vit)
+    encoded = KIND.encode(processor, task.read("test"), task, None, seed=0)
+    batch = KIND.collator(processor, None)([{key: values[row] for key, values in encoded.items()} for row in range(10)])
     assert batch["pixel_values"].dtype == torch.float32
     torch.testing.assert_close(batch["pixel_values"], model_input(task))
     assert batch["labels"].tolist() == task.read("test")["label"].tolist()
@@ -88,7 +90,7 @@ def test_colours_and_sizes_become_the_models(tmp_path: Path) -> None:
         "image_std": [0.5, 0.6, 0.7],
     }
     write_json(tmp_path / "vit" / "preprocessor_config.json", steps)
-    processor = load_processor(tmp_path / "vit")
+    processor = KIND.load_processor(tmp_path / "vit")
     random = np.random.default_rng(0)
     colour, grey = (random.integers(0, 256, (20, 20, channels)).astype(np.uint8) for channels in (3, 1))
     found = processor([colour, grey])
@@ -98,7 +100,7 @@ def test_colours_and_sizes_become_the_models(tmp_path: Path) -> None:
         np.testing.assert_allclose(values.permute(1, 2, 0).numpy(), wanted, atol=0.5 / 255 / 0.5 + 1e-5)
     save_vit(tmp_path / "grey")
     luma = (colour @ np.array([299, 587, 114]) / 1000).clip(0, 255)[:8, :8]
-    (values,) = load_processor(tmp_path / "grey")([colour[:8, :8]])
+    (values,) = KIND.load_processor(tmp_path / "grey")([colour[:8, :8]])
     np.testing.assert_allclose((values[0].numpy() / 2 + 0.5) * 255, luma, atol=1)
 
 
@@ -118,7 +120,7 @@ def test_broken_processors(vit: Path, content: str | None, message: str) -> None
     else:
         file.write_text(content)
     with pytest.raises(InputError, match=message) as caught:
-        load_processor(vit)
+        KIND.load_processor(vit)
     assert "\n" not in str(caught.value)
 
 
@@ -132,9 +134,9 @@ def test_a_checkpoints_code_is_not_run(vit: Path, tmp_path: Path) -> None:
     own = {"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "processing_x.X"}}
     write_json(vit / "preprocessor_config.json", steps | own)
     with pytest.raises(InputError, match="cannot be loaded as a classifier"):
-        load_model(vit, LABELS)
+        KIND.load_model(vit, LABELS)
     with pytest.raises(InputError, match="its image processor cannot be loaded"):
-        load_processor(vit)
+        KIND.load_processor(vit)
     assert not canary.exists()
 
 
@@ -144,13 +146,13 @@ def test_no_tensor_may_be_missing(vit: Path, name: str) -> None:
     del tensors[name]
     save_file(tensors, vit / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"lacks the tensor {name}"):
-        load_model(vit, LABELS)
+        KIND.load_model(vit, LABELS)
 
 
 def test_images_of_another_size_than_the_models(vit: Path, task: TaskData) -> None:
     save_image_processor(vit, size=12)
     with pytest.raises(InputError, match="makes images of 12 × 12 pixels, but the model needs 8 × 8"):
-        encode(load_processor(vit), task.read("test"), task, None, seed=0)
+        KIND.encode(KIND.load_processor(vit), task.read("test"), task, None, seed=0)
 
 
 def scratch(tmp_path: Path, task: TaskData, name: str, **settings: Any) -> Path:
@@ -219,7 +221,7 @@ def test_its_fisher_is_exact_and_has_the_names_of_the_file(tmp_path: Path, vit: 
 
 def test_its_input_factors_are_of_its_inputs(tmp_path: Path, vit: Path, task: TaskData) -> None:
     settings = FisherSettings(examples=None, batch_size=16)
-    model = load_model(vit, LABELS).double()
+    model = KIND.load_model(vit, LABELS).double()
     seen: list[torch.Tensor] = []
     model.classifier.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     values = np.stack([image[:, :, 0] for image in images(task.read("train"))])[:, None]
@@ -242,10 +244,10 @@ def test_the_optimizers_moments_have_the_names_of_the_file(tmp_path: Path, task:
 
 def test_the_recipes_base_is_a_small_vit_of_grey_digits() -> None:
     base = ROOT / "recipes" / "bases" / "vit-small"
-    model = new_model(base, [str(digit) for digit in range(10)])
+    model = KIND.new_model(base, [str(digit) for digit in range(10)])
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_500_000
     image = np.zeros((28, 28, 1), dtype=np.uint8)
-    processor = load_processor(base)
+    processor = KIND.load_processor(base)
     processor.check([image])
     assert model(pixel_values=processor([image, image])).logits.shape == (2, 10)
 

@@ -10,22 +10,25 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.params import Split, Task, parse_params
+from stages.params import parse_params
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
 from stages.storage.digests import tree_sha256
-from stages.tasks.data import TaskData, write_task
-from stages.tasks.images import images, read_images
+from stages.tasks.data import TaskData
+from stages.tasks.kinds.image_classification.images import images, read_images
+from stages.tasks.kinds.image_classification.settings import ImageClassification
 from stages.tasks.table_files import Table
-from stages.tasks.tables import split_examples
+from stages.tasks.tables import split_examples, write_task
+from stages.tasks.task import Split
 from tests.tiny import pixel_table, stripes
+from tests.workshop import task_of
 
 Splits = dict[Split, pd.DataFrame]
 
 
-def task(**settings: Any) -> Task:
+def task(**settings: Any) -> ImageClassification:
     content = {"kind": "image-classification", "source": "s", "labels": ["across", "down"]}
-    return Task.model_validate(content | {"file": "t.csv", "image": {"pixels": [8, 8]}} | settings)
+    return ImageClassification.model_validate(content | {"file": "t.csv", "image": {"pixels": [8, 8]}} | settings)
 
 
 @pytest.fixture
@@ -245,7 +248,7 @@ def test_a_prepared_task_is_read_as_it_was_written(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image": None}, "a task of images needs `image`"),
+        ({"image": None}, r"tasks\.t\.image = None: .*a valid dictionary or instance of Images"),
         ({"image": {}}, r"image: give exactly one of column, pixels"),
         ({"image": {"column": "img", "pixels": [8, 8]}}, "image: give exactly one of column, pixels"),
         ({"image": {"pixels": [8, 8, 2]}}, "an image has 1 or 3 channels, not 2"),
@@ -257,10 +260,10 @@ def test_a_prepared_task_is_read_as_it_was_written(folder: Path, tmp_path: Path)
         ({"columns": ["a", "label"]}, "`columns` must have `pixels` once"),
         (
             {"text": "words"},
-            "`text` is for tasks of the kind text-classification or masked-lm, and this",
+            r"text: is for tasks of the kind masked-lm or text-classification, and this",
         ),
-        ({"max_length": 12}, "`max_length` is for tasks of the kind text-classification"),
-        ({"kind": "text-classification"}, "`image` is for tasks of the kind image-classification"),
+        ({"max_length": 12}, "max_length: is for tasks of the kind masked-lm or text-classification"),
+        ({"kind": "text-classification"}, "image: is for tasks of the kind image-classification"),
         ({"corruptions": [{}]}, r"corruptions\.0: a corruption is exactly one of invert, rotate"),
         ({"corruptions": [{"invert": True, "rotate": 3.0}]}, r"corruptions\.0: a corruption is exactly one of"),
         ({"corruptions": [{"rotat": 3.0}]}, r"corruptions\.0\.rotat: unknown key; .*\(did you mean rotate"),
@@ -284,13 +287,13 @@ def test_tasks_that_are_refused(settings: dict[str, Any], message: str) -> None:
 def test_texts_have_parts_too(tmp_path: Path) -> None:
     pd.DataFrame({"text": [f"text {row}" for row in range(40)], "label": [0, 1] * 20}).to_csv(tmp_path / "t.csv")
     content = {"source": "s", "file": "t.csv", "labels": ["a", "b"]}
-    halves = [Task.model_validate(content | {"part": part}) for part in ([0, 0.5], [0.5, 1])]
+    halves = [task_of(content | {"part": part}) for part in ([0, 0.5], [0.5, 1])]
     first, second = (set(pd.concat(split_examples(half, tmp_path)[0].values())["text"]) for half in halves)
     assert len(first) + len(second) == 40
     assert not first & second
     # By content, so that it does not matter in which table a text stands, and beside what.
     unlabelled = {"kind": "masked-lm", "source": "s", "file": ["more.csv", "t.csv"], "part": [0.5, 1]}
     pd.DataFrame({"text": [f"more {row}" for row in range(50)], "label": 0}).to_csv(tmp_path / "more.csv")
-    joined = set(pd.concat(split_examples(Task.model_validate(unlabelled), tmp_path)[0].values())["text"])
+    joined = set(pd.concat(split_examples(task_of(unlabelled), tmp_path)[0].values())["text"])
     assert joined > second
     assert not joined & first

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.params import Task
 from stages.running.errors import InputError
+from stages.tasks.kinds.text_classification.settings import TextClassification
 from stages.tasks.labels import interval_positions, labels_without_examples, named_positions
 from stages.tasks.table_files import Table
 from stages.tasks.tables import split_examples
 from tests.tiny import sentiment_table
+from tests.workshop import task_of
 
 BINARY = ["bad", "good"]
 TRUTH = ["true", "false"]
@@ -211,7 +212,7 @@ def booleans(folder: Path, form: str) -> pd.DataFrame:
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "dictionary.parquet"])
 def test_columns_of_true_and_false(tmp_path: Path, form: str, names: list[str]) -> None:
     rows = booleans(tmp_path, form)
-    splits, _ = split_examples(Task(source="s", file=f"t.{form}", labels=names), tmp_path)
+    splits, _ = split_examples(TextClassification(source="s", file=f"t.{form}", labels=names), tmp_path)
     truth = dict(zip(rows["text"], rows["label"], strict=True))
     positive = next(place for place, name in enumerate(names) if name.lower() in ("true", "positive"))
     everything = pd.concat(splits.values())
@@ -228,7 +229,7 @@ def test_splits_of_one_task_are_read_alike(tmp_path: Path) -> None:
     test = rows[40:][rows[40:]["label"] > 0]
     test.to_parquet(tmp_path / "test.parquet")
     files = {"train": "train.csv", "test": "test.parquet"}
-    splits, _ = split_examples(Task.model_validate({"source": "s", "file": files, "labels": ["1", "2", "3"]}), tmp_path)
+    splits, _ = split_examples(task_of({"source": "s", "file": files, "labels": ["1", "2", "3"]}), tmp_path)
     assert splits["test"]["label"].tolist() == test["label"].tolist()
 
 
@@ -249,7 +250,7 @@ def test_the_row_that_is_blamed(tmp_path: Path, form: str, place: str, value: in
         rows.to_json(file, orient="records", lines=form == "jsonl")
     reason = "has no label" if value is None else r"the label '7' is not one of the task's: bad, good \(their positions"
     with pytest.raises(InputError, match=rf"{file.name}: {place}: {reason}"):
-        split_examples(Task(source="s", file=file.name, labels=BINARY), tmp_path)
+        split_examples(TextClassification(source="s", file=file.name, labels=BINARY), tmp_path)
 
 
 def test_labels_without_examples() -> None:

@@ -22,18 +22,9 @@ from stages.estimation.diagonal import estimate
 from stages.params import FisherSettings
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
-from stages.tasks import text_classification
 from stages.tasks.data import TaskData
-from stages.tasks.masked_lm import (
-    Masking,
-    collator,
-    encode,
-    largest_first,
-    load_model,
-    load_processor,
-    select_positions,
-    training_set,
-)
+from stages.tasks.kinds.masked_lm.kind import KIND, Masking, select_positions
+from stages.tasks.kinds.text_classification import kind as text_classification
 from stages.tasks.prediction import batches
 from tests.curvature.reference import assert_same_fisher, reference_fisher, tokens
 from tests.curvature.test_architectures import SMALL, randomised
@@ -102,9 +93,9 @@ def test_what_is_hidden_belongs_to_seed_example_and_epoch() -> None:
 
 def test_training_texts_are_hidden_anew_in_every_epoch(texts: TaskData) -> None:
     tokenizer, frame = tiny_tokenizer(), texts.read("train")
-    encoded = encode(tokenizer, frame, texts, tiny_masked_lm(), seed=5)
+    encoded = KIND.encode(tokenizer, frame, texts, tiny_masked_lm(), seed=5)
     plain = tokenizer(frame["text"].tolist(), truncation=True, max_length=16)["input_ids"]
-    examples = training_set(tokenizer, encoded, seed=5)
+    examples = KIND.training_set(tokenizer, encoded, seed=5)
     assert len(examples) == 40
     assert [examples[row]["input_ids"] for row in range(40)] == encoded["input_ids"]
     seen = set()
@@ -121,12 +112,12 @@ def test_training_texts_are_hidden_anew_in_every_epoch(texts: TaskData) -> None:
 
 def test_texts_without_tokens_are_left_out(texts: TaskData) -> None:
     frame = pd.DataFrame({"text": ["good film", "\u2003", "bad book"]})
-    encoded = encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(), seed=0)
+    encoded = KIND.encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(), seed=0)
     assert [len(ids) for ids in encoded["input_ids"]] == [4, 4]
     with pytest.raises(InputError, match=r"texts: the tokenizer makes no tokens of its texts"):
-        encode(tiny_tokenizer(), frame[1:2], texts, tiny_masked_lm(), seed=0)
+        KIND.encode(tiny_tokenizer(), frame[1:2], texts, tiny_masked_lm(), seed=0)
     with pytest.raises(InputError, match=r"tasks\.texts\.max_length = 16: the model reads at most 9 tokens"):
-        encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(max_position_embeddings=9), seed=0)
+        KIND.encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(max_position_embeddings=9), seed=0)
 
 
 def whole(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,15 +130,19 @@ def whole(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def made_batches(texts: TaskData, rows: int, batch_size: int) -> list[dict[str, Tensor]]:
-    encoded = encode(tiny_tokenizer(), texts.read("train")[:rows], texts, tiny_masked_lm(), seed=0)
-    return list(batches(collator(tiny_tokenizer(), tiny_masked_lm()), encoded, largest_first(encoded), batch_size, CPU))
+    encoded = KIND.encode(tiny_tokenizer(), texts.read("train")[:rows], texts, tiny_masked_lm(), seed=0)
+    return list(
+        batches(
+            KIND.collator(tiny_tokenizer(), tiny_masked_lm()), encoded, KIND.largest_first(encoded), batch_size, CPU
+        )
+    )
 
 
 def test_logits_and_loss_are_those_at_the_hidden_positions(checkpoint: Path, texts: TaskData) -> None:
     (batch,) = made_batches(texts, 12, 12)
     assert batch["output_positions"].min() == -1  # some have less to predict than others
     with torch.no_grad():
-        found = load_model(checkpoint, []).eval()(**batch)
+        found = KIND.load_model(checkpoint, []).eval()(**batch)
         wanted = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()(**whole(batch))
     torch.testing.assert_close(found.loss, wanted.loss)
     assert found.logits.shape == (*batch["labels"].shape, VOCABULARY)
@@ -155,7 +150,7 @@ def test_logits_and_loss_are_those_at_the_hidden_positions(checkpoint: Path, tex
         used = positions >= 0
         torch.testing.assert_close(found.logits[row, used], wanted.logits[row, positions[used]])
     example = {"input_ids": [2, 4, 3], "attention_mask": [1, 1, 1], "output_positions": [1], "labels": [7]}
-    assert collator(tiny_tokenizer(), tiny_masked_lm())([example]).keys() == {
+    assert KIND.collator(tiny_tokenizer(), tiny_masked_lm())([example]).keys() == {
         "input_ids",
         "attention_mask",
         "output_positions",
@@ -226,7 +221,7 @@ def test_drawn_fishers_are_unbiased(checkpoint: Path, texts: TaskData, estimator
     """The mean over many draws lies within 5 standard errors of the float64 sum over all outcomes, per tensor."""
     (batch,) = made_batches(texts, 3, 3)
     exact = reference_fisher(AutoModelForMaskedLM.from_pretrained(checkpoint), [whole(batch)], tokens)
-    model = load_model(checkpoint, [])
+    model = KIND.load_model(checkpoint, [])
     draws = [
         diagonal_fisher(model, [batch], likelihood="token", estimator=estimator, samples=2, seed=seed)
         for seed in range(80)
@@ -258,7 +253,7 @@ def test_an_exact_fisher_is_refused(tmp_path: Path, checkpoint: Path, texts: Tas
 
 def test_factors_of_the_head_leave_padding_out(checkpoint: Path, texts: TaskData) -> None:
     """A of a Linear in the head is a mean over the hidden positions, one text at a time or padded together."""
-    model, name = load_model(checkpoint, []), "cls.predictions.transform.dense.weight"
+    model, name = KIND.load_model(checkpoint, []), "cls.predictions.transform.dense.weight"
     alone, together = (
         curvature_statistics(model, made_batches(texts, 12, size), likelihood="token", statistics=["gram"])
         for size in (1, 12)
@@ -271,13 +266,13 @@ def test_a_base_has_no_head_and_gets_one_from_the_seed(tmp_path: Path) -> None:
     models = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        models.append(load_model(tmp_path / "base", [], new_head=True))
+        models.append(KIND.load_model(tmp_path / "base", [], new_head=True))
     weights = [model.cls.predictions.transform.dense.weight for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert models[0].cls.predictions.decoder.weight is models[0].bert.embeddings.word_embeddings.weight
     with pytest.raises(InputError, match=r"lacks the tensor cls\.predictions"):
-        load_model(tmp_path / "base", [])
+        KIND.load_model(tmp_path / "base", [])
 
 
 def test_what_is_not_loaded(tmp_path: Path, checkpoint: Path) -> None:
@@ -287,14 +282,14 @@ def test_what_is_not_loaded(tmp_path: Path, checkpoint: Path) -> None:
     shutil.copytree(checkpoint, broken)
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lacks the tensor bert\.encoder\.layer\.1\.output\.dense\.weight"):
-        load_model(broken, [], new_head=True)
+        KIND.load_model(broken, [], new_head=True)
     (broken / "model.safetensors").write_text("xx")
     with pytest.raises(InputError, match="cannot be loaded as a masked-LM model"):
-        load_model(broken, [])
+        KIND.load_model(broken, [])
     tokenizer = tiny_tokenizer()
     tokenizer.mask_token = None
     tokenizer.save_pretrained(broken)
     with pytest.raises(InputError, match=r"its tokenizer has no mask token"):
-        load_processor(broken)
+        KIND.load_processor(broken)
     with pytest.raises(InputError, match=r"lacks the tensor bert\.pooler\.dense\.bias"):
-        text_classification.load_model(checkpoint, ["bad", "good"], head={"classifier.bias": torch.zeros(2)})
+        text_classification.KIND.load_model(checkpoint, ["bad", "good"], head={"classifier.bias": torch.zeros(2)})

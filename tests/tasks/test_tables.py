@@ -6,15 +6,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.params import Task
 from stages.running.errors import InputError
-from stages.tasks.data import TaskData, draw_examples, examples_fingerprint, write_task
-from stages.tasks.tables import split_examples
+from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
+from stages.tasks.kinds.masked_lm.settings import MaskedLM
+from stages.tasks.tables import split_examples, write_task
+from stages.tasks.task import Task
 from tests.tiny import sentiment_table
+from tests.workshop import task_of
 
 
 def task(**settings: Any) -> Task:
-    return Task.model_validate({"source": "s", "file": "t.csv", "labels": ["bad", "good"]} | settings)
+    return task_of({"source": "s", "file": "t.csv", "labels": ["bad", "good"]} | settings)
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_several_files_are_read_one_after_the_other(tmp_path: Path) -> None:
 
 
 def unlabelled(**settings: Any) -> Task:
-    return Task.model_validate({"kind": "masked-lm", "source": "s", "file": "t.jsonl"} | settings)
+    return task_of({"kind": "masked-lm", "source": "s", "file": "t.jsonl"} | settings)
 
 
 def test_texts_without_labels(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_examples_are_drawn_at_random_with_the_seed() -> None:
 
 def test_a_part_is_checked_for_texts_without_labels_too() -> None:
     texts = {"kind": "masked-lm", "source": "s", "file": "f.csv", "text": "label"}
-    assert Task.model_validate(texts).text == "label"  # whose name means nothing here
+    assert MaskedLM.model_validate(texts).text == "label"  # whose name means nothing here
     for wrong, message in (({"part": [0.5, 0.5]}, "is empty"), ({"text_pair": "label"}, "must be different columns")):
         with pytest.raises(ValueError, match=message):
-            Task.model_validate(texts | wrong)
+            task_of(texts | wrong)

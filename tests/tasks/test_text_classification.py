@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.running.errors import InputError
-from stages.tasks.text_classification import load_model, load_processor
+from stages.tasks.kinds.text_classification.kind import KIND
 
 LABELS = ["bad", "good"]
 
@@ -51,14 +51,14 @@ def written(file: str, content: str) -> Callable[[Path], object]:
 def test_broken_checkpoints(checkpoint: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(checkpoint)
     with pytest.raises(InputError, match=message):
-        load_model(checkpoint, LABELS)
+        KIND.load_model(checkpoint, LABELS)
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "5", "{", "{}", "", '{"model": 1}'])
 def test_broken_tokenizers(checkpoint: Path, content: str) -> None:
     (checkpoint / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
-        load_processor(checkpoint)
+        KIND.load_processor(checkpoint)
 
 
 class Canary:
@@ -78,11 +78,11 @@ def test_pickles_are_not_opened(checkpoint: Path, tmp_path: Path, name: str, bes
     content = pickle.dumps({"bert.pooler.dense.bias": Canary(canary)})
     (checkpoint / name).write_bytes(content)
     if beside:
-        load_model(checkpoint, LABELS)
+        KIND.load_model(checkpoint, LABELS)
     else:
         (checkpoint / "model.safetensors").unlink()
         with pytest.raises(InputError, match="cannot be loaded as a classifier"):
-            load_model(checkpoint, LABELS)
+            KIND.load_model(checkpoint, LABELS)
     assert not canary.exists()
     pickle.loads(content)
     assert canary.exists()
@@ -97,7 +97,7 @@ def test_a_checkpoints_code_is_not_run(checkpoint: Path, tmp_path: Path, model_t
     edited("config.json", auto_map=model_map, model_type=model_type)(checkpoint)
     tokenizer_map = {"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]}
     edited("tokenizer_config.json", auto_map=tokenizer_map, tokenizer_class="X")(checkpoint)
-    for load in (lambda: load_model(checkpoint, LABELS), lambda: load_processor(checkpoint)):
+    for load in (lambda: KIND.load_model(checkpoint, LABELS), lambda: KIND.load_processor(checkpoint)):
         with suppress(InputError):
             load()
     assert not canary.exists()
@@ -110,9 +110,9 @@ def test_transformers_is_asked_for_safetensors_and_no_code(checkpoint: Path, mon
         asked.append(options)
         raise OSError("enough")
 
-    for loader in ("text_classification.AutoModelForSequenceClassification", "texts.AutoTokenizer"):
+    for loader in ("kinds.text_classification.kind.AutoModelForSequenceClassification", "texts.AutoTokenizer"):
         monkeypatch.setattr(f"stages.tasks.{loader}.from_pretrained", from_pretrained)
-    for load in (lambda: load_model(checkpoint, LABELS), lambda: load_processor(checkpoint)):
+    for load in (lambda: KIND.load_model(checkpoint, LABELS), lambda: KIND.load_processor(checkpoint)):
         with pytest.raises(InputError, match="enough"):
             load()
     assert [options["trust_remote_code"] for options in asked] == [False, False]
@@ -123,12 +123,12 @@ def test_transformers_is_asked_for_safetensors_and_no_code(checkpoint: Path, mon
 def test_a_head_for_other_labels_is_made_anew(checkpoint: Path) -> None:
     """Of a base that is a classifier itself, body and head go on; its head only where the labels are the same."""
     saved = load_file(checkpoint / "model.safetensors")
-    same = load_model(checkpoint, LABELS, new_head=True).state_dict()
+    same = KIND.load_model(checkpoint, LABELS, new_head=True).state_dict()
     assert all(torch.equal(same[name], value) for name, value in saved.items())
     heads = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        other = load_model(checkpoint, ["yes", "no"], new_head=True).state_dict()
+        other = KIND.load_model(checkpoint, ["yes", "no"], new_head=True).state_dict()
         assert {name for name, value in saved.items() if not torch.equal(other[name], value)} == {
             "classifier.weight",
             "classifier.bias",

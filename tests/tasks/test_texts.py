@@ -15,8 +15,8 @@ from transformers.utils import is_sentencepiece_available
 from stages.curvature import diagonal_fisher
 from stages.running.errors import InputError
 from stages.tasks.data import TaskData
+from stages.tasks.kinds.text_classification.kind import KIND
 from stages.tasks.loading import Model
-from stages.tasks.text_classification import encode, load_model, load_processor
 from stages.tasks.texts import collator, embedding_rows, position_limit, refuse_unknown
 from tests.tiny import tiny_bert, tiny_tokenizer
 
@@ -74,10 +74,10 @@ def test_padding_changes_nothing_without_a_padding_token(tmp_path: Path, model_t
     changes = {"pad_token_id": None, "eos_token_id": 0, "bos_token_id": 0}
     model = tiny(model_type, **changes)
     byte_level(tmp_path, padding_side=side)
-    tokenizer = load_processor(tmp_path)
+    tokenizer = KIND.load_processor(tmp_path)
     assert tokenizer.pad_token is None
     frame, task = of_texts(tmp_path, TEXTS)
-    encoded = encode(tokenizer, frame, task, model, seed=0)
+    encoded = KIND.encode(tokenizer, frame, task, model, seed=0)
     collate = collator(tokenizer, model)
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id == 0
     examples = [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
@@ -105,7 +105,7 @@ def test_padding_changes_nothing_without_a_padding_token(tmp_path: Path, model_t
 def test_the_models_padding_token_counts_before_the_tokenizers(tmp_path: Path) -> None:
     """A head that was trained looks for the token that its config names; numbers that no embedding has are none."""
     byte_level(tmp_path, pad_token="!", additional_special_tokens=["?"])
-    tokenizer = load_processor(tmp_path)
+    tokenizer = KIND.load_processor(tmp_path)
     own, question = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("?")
     for named, wanted in ((question, question), (-1, own), (9999, own), (None, own)):
         model = tiny("gpt2", pad_token_id=None)
@@ -119,7 +119,7 @@ def test_the_models_padding_token_counts_before_the_tokenizers(tmp_path: Path) -
 
 def test_a_padding_token_that_was_added_without_an_embedding(tmp_path: Path) -> None:
     byte_level(tmp_path, pad_token="[PAD]")
-    tokenizer = load_processor(tmp_path)
+    tokenizer = KIND.load_processor(tmp_path)
     model = tiny("gpt2", vocab_size=257, pad_token_id=None)
     assert tokenizer.pad_token_id == 257
     batch = collator(tokenizer, model)([{"input_ids": [5, 6]}, {"input_ids": [7]}])
@@ -225,15 +225,15 @@ def test_rotary_positions_end_where_the_config_says() -> None:
 
 def test_a_token_beyond_the_embeddings_is_named(tmp_path: Path) -> None:
     tiny_tokenizer(["film", "is", "unicorn"]).save_pretrained(tmp_path)
-    tokenizer = load_processor(tmp_path)
+    tokenizer = KIND.load_processor(tmp_path)
     model = tiny_bert(vocab_size=7)
     frame, task = of_texts(tmp_path, ["film is film", "film is unicorn"])
     wanted = (
         r"makes the token 'unicorn', number 7, but the model has embeddings of 7 tokens; .* resize_token_embeddings"
     )
     with pytest.raises(InputError, match=wanted):
-        encode(tokenizer, frame, task, model, seed=0)
-    encode(tokenizer, frame[:1], task, model, seed=0)  # a token that no text has does no harm
+        KIND.encode(tokenizer, frame, task, model, seed=0)
+    KIND.encode(tokenizer, frame[:1], task, model, seed=0)  # a token that no text has does no harm
     assert embedding_rows(tiny("canine")) is None
 
 
@@ -242,16 +242,16 @@ def test_inputs_that_a_model_does_not_take_are_left_out(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "token_type_ids"]
     for model_type, wanted in (("bert", {"token_type_ids", "attention_mask"}), ("distilbert", {"attention_mask"})):
-        found = encode(tokenizer, frame, task, tiny(model_type), seed=0)
+        found = KIND.encode(tokenizer, frame, task, tiny(model_type), seed=0)
         assert found.keys() == {"input_ids", "labels"} | wanted
-    assert encode(tokenizer, frame, task, tiny("fnet"), seed=0).keys() == {"input_ids", "token_type_ids", "labels"}
+    assert KIND.encode(tokenizer, frame, task, tiny("fnet"), seed=0).keys() == {"input_ids", "token_type_ids", "labels"}
 
 
 @pytest.mark.parametrize("unknown", [0, 1, 2, 4])
 def test_texts_of_which_most_is_unknown_are_refused(tmp_path: Path, unknown: int) -> None:
     frame, task = of_texts(tmp_path, ["good film is fine", *["xx yy zz vv"] * unknown])
     tokenizer = tiny_tokenizer()
-    encoded = encode(tokenizer, frame, task, tiny_bert(), seed=0)
+    encoded = KIND.encode(tokenizer, frame, task, tiny_bert(), seed=0)
     if unknown < 2:
         refuse_unknown(tokenizer, encoded, task)
         return
@@ -262,7 +262,7 @@ def test_texts_of_which_most_is_unknown_are_refused(tmp_path: Path, unknown: int
 
 def test_a_token_that_is_everything_is_not_the_unknown_one(tmp_path: Path) -> None:
     byte_level(tmp_path, unk_token="<|end|>")
-    tokenizer = load_processor(tmp_path)
+    tokenizer = KIND.load_processor(tmp_path)
     refuse_unknown(tokenizer, {"input_ids": [[0, 0, 0, 5]]}, of_texts(tmp_path, [])[1])
 
 
@@ -270,7 +270,7 @@ def test_a_text_without_a_token(tmp_path: Path) -> None:
     byte_level(tmp_path)
     frame, task = of_texts(tmp_path, ["fine", ""])
     with pytest.raises(InputError, match="makes no token of the text '' of task"):
-        encode(load_processor(tmp_path), frame, task, tiny("gpt2"), seed=0)
+        KIND.encode(KIND.load_processor(tmp_path), frame, task, tiny("gpt2"), seed=0)
 
 
 TYPES = [
@@ -299,13 +299,13 @@ def test_no_tokenizer_is_refused(tmp_path: Path, model_type: str, with_config: b
     if with_config:
         (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"(has no tokenizer|its tokenizer knows no words).* beside its config\.json"):
-        load_processor(tmp_path)
+        KIND.load_processor(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["canine", "perceiver"])
 def test_a_tokenizer_that_needs_no_files(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    assert len(load_processor(tmp_path)("good film")["input_ids"]) > 8
+    assert len(KIND.load_processor(tmp_path)("good film")["input_ids"]) > 8
 
 
 @pytest.mark.skipif(is_sentencepiece_available(), reason="sentencepiece is installed")
@@ -325,17 +325,17 @@ def test_what_a_tokenizers_file_needs(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / file).write_bytes(content)
     with pytest.raises(InputError, match=rf"is in {file} alone, which needs the {packages}; .*json"):
-        load_processor(tmp_path)
+        KIND.load_processor(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_pointer_of_git_lfs_is_named(checkpoint: Path, file: str) -> None:
     (checkpoint / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 9\n")
     with pytest.raises(InputError, match=rf"{file}: is a Git LFS pointer, not the file itself; run `git lfs pull`"):
-        load_processor(checkpoint)
+        KIND.load_processor(checkpoint)
     if file == "config.json":
         with pytest.raises(InputError, match="is a Git LFS pointer"):
-            load_model(checkpoint, LABELS)
+            KIND.load_model(checkpoint, LABELS)
     (checkpoint / "pytorch_model.bin").write_bytes((checkpoint / file).read_bytes())
 
 
@@ -345,7 +345,7 @@ def test_what_a_base_was_trained_for_does_not_decide_the_loss(
     tmp_path: Path, problem_type: str, model_type: str
 ) -> None:
     tiny(model_type, problem_type=problem_type, pad_token_id=1, num_labels=2).save_pretrained(tmp_path)
-    model = load_model(tmp_path, LABELS, new_head=True).eval()
+    model = KIND.load_model(tmp_path, LABELS, new_head=True).eval()
     ids = torch.randint(10, 200, (3, 7))
     if model.config.is_encoder_decoder:
         ids[:, -1] = model.config.eos_token_id

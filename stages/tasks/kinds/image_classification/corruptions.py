@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from stages.params import Corruption
+from stages.tasks.kinds.image_classification.settings import Corruption
 
 Image = np.ndarray
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.params import Corruption, Images, Task
 from stages.running.errors import InputError
-from stages.tasks.corruptions import corrupt
+from stages.tasks.kinds.image_classification.corruptions import corrupt
+from stages.tasks.kinds.image_classification.settings import Corruption, ImageClassification, Images
 from stages.tasks.table_files import Table
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -36,13 +36,12 @@ def image_columns(found: Sequence[np.ndarray], index: pd.Index) -> pd.DataFrame:
     return pd.DataFrame(columns, index)
 
 
-def read_images(task: Task, table: Table) -> pd.DataFrame:
+def read_images(task: ImageClassification, table: Table) -> pd.DataFrame:
     """The images of a source's table, as a prepared task has them.
 
     Raises:
         InputError: a column is missing or too many, or an image cannot be read.
     """
-    assert task.image is not None
     if task.image.column is None:
         found = _from_pixels(task, table)
     else:
@@ -82,9 +81,8 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(image, channels, axis=-1)
 
 
-def _from_pixels(task: Task, table: Table) -> list[np.ndarray]:
+def _from_pixels(task: ImageClassification, table: Table) -> list[np.ndarray]:
     """The images of a table with a pixel a column."""
-    assert task.image is not None
     assert task.image.pixels is not None
     height, width, channels = (*task.image.pixels, 1)[:3]
     columns = [column for column in table.rows.columns if column != task.label]

@@ -11,60 +11,17 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from stages.running.errors import InputError
-from stages.tasks import texts
 from stages.tasks.data import TaskData
+from stages.tasks.kind import Encoded
+from stages.tasks.kinds.masked_lm.settings import MaskedLM
 from stages.tasks.loading import Model, load_pretrained, new_pretrained
 from stages.tasks.prediction import Collator
-from stages.tasks.text_classification import TRAIN_SAMPLING
-from stages.tasks.texts import (
-    Tokenizer,
-    embedding_rows,
-    largest_first,
-    load_tokenizer,
-    position_limit,
-    refuse_unknown,
-    tokens,
-)
+from stages.tasks.text_kind import TextKind
+from stages.tasks.texts import Tokenizer, embedding_rows, tokens
 
-__all__ = [
-    "TRAIN_SAMPLING",
-    "largest_first",
-    "position_limit",
-    "refuse_unknown",
-]  # of texts, whatever is done with them
-
-LIKELIHOOD = "token"
 MASKED = 0.15  # of a text's tokens, at least one
 REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.8, 0.1  # of those; the others stay, and are predicted too
 PADDING = {"output_positions": -1, "labels": -100}
-
-
-def load_model(checkpoint: Path, labels: Sequence[str], *, new_head: bool = False) -> Model:
-    """The masked-LM model in a checkpoint directory, in float32 on the CPU; its outputs are `select_positions`'s.
-
-    Args:
-        checkpoint: safetensors weights and config.json.
-        labels: none; there is an output per token of the vocabulary.
-        new_head: the head may be missing and is then initialised at random; its decoder is the embeddings, if the
-            architecture ties them.
-
-    Raises:
-        InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
-    """
-    assert not labels
-    model = load_pretrained(
-        AutoModelForMaskedLM, "a masked-LM model", checkpoint, {}, headless=new_head, poolerless=new_head
-    )
-    select_positions(model)
-    return model
-
-
-def new_model(checkpoint: Path, labels: Sequence[str]) -> Model:
-    """A masked-LM model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
-    assert not labels
-    model = new_pretrained(AutoModelForMaskedLM, "a masked-LM model", checkpoint, {})
-    select_positions(model)
-    return model
 
 
 def select_positions(model: Model) -> None:
@@ -90,14 +47,6 @@ def select_positions(model: Model) -> None:
 
     model.register_forward_pre_hook(take, with_kwargs=True)
     model.base_model.register_forward_hook(select)
-
-
-def load_processor(checkpoint: Path) -> Tokenizer:
-    """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot be loaded or knows no mask."""
-    tokenizer = load_tokenizer(checkpoint)
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"{checkpoint}: its tokenizer has no mask token; take a base that was trained with one")
-    return tokenizer
 
 
 class Masking:
@@ -131,31 +80,6 @@ class Masking:
         return {"input_ids": shown.tolist(), "output_positions": positions.tolist(), "labels": labels.tolist()}
 
 
-def encode(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> dict[str, list[Any]]:
-    """Every text's token ids and masks, without padding, with tokens hidden by `Masking` at epoch 0.
-
-    Texts of which the tokenizer makes no token are left out.
-
-    Raises:
-        InputError: the model cannot read them (see `stages.tasks.texts.tokens`), none has a token, or the tokenizer
-            has more tokens than the model, any of which may be drawn.
-    """
-    found = tokens(tokenizer, frame, task, model)
-    rows = embedding_rows(model)
-    if rows is not None and len(tokenizer) > rows:
-        raise InputError(
-            f"{tokenizer.name_or_path}: its tokenizer has {len(tokenizer)} tokens, but the model has embeddings of "
-            f"{rows}; take the tokenizer that it was trained with, or call its resize_token_embeddings and save it"
-        )
-    masking = Masking(tokenizer, seed)
-    whole = [row for row, ids in enumerate(found["input_ids"]) if masking.candidates(ids)]
-    if not whole:
-        raise InputError(f"{task.directory}: the tokenizer makes no tokens of its texts; take another base or task")
-    encoded = {key: [values[row] for row in whole] for key, values in found.items()}
-    masked = [masking.masked(ids, number) for number, ids in enumerate(encoded["input_ids"])]
-    return encoded | {key: [example[key] for example in masked] for key in masked[0]}
-
-
 class MaskedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
     """Encoded texts whose tokens are hidden anew in every epoch, whatever came before: also in a training that goes on.
 
@@ -165,7 +89,7 @@ class MaskedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
         seed: of the draws.
     """
 
-    def __init__(self, tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoded: Mapping[str, Sequence[Any]], seed: int) -> None:
         self._masking = Masking(tokenizer, seed)
         self._encoded = encoded
         self._epoch = 0
@@ -189,22 +113,89 @@ def _unmasked(example: Mapping[str, list[int]]) -> list[int]:
     return ids
 
 
-def training_set(tokenizer: Tokenizer, encoded: Mapping[str, list[Any]], seed: int) -> MaskedTexts:
-    """The examples to train on."""
-    return MaskedTexts(tokenizer, encoded, seed)
+class MaskedLMKind(TextKind):
+    """Models that predict hidden tokens; their outputs are `select_positions`'s, one a token of the vocabulary."""
+
+    settings = MaskedLM
+    likelihood = "token"
+
+    def load_model(
+        self,
+        checkpoint: Path,
+        labels: Sequence[str],
+        *,
+        new_head: bool = False,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> Model:
+        """The masked-LM model in a checkpoint directory; see `stages.tasks.kind`.
+
+        A head initialised at random has the embeddings for its decoder, if the architecture ties them.
+        """
+        assert not labels
+        assert head is None
+        model = load_pretrained(
+            AutoModelForMaskedLM, "a masked-LM model", checkpoint, {}, headless=new_head, poolerless=new_head
+        )
+        select_positions(model)
+        return model
+
+    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
+        """A masked-LM model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
+        assert not labels
+        model = new_pretrained(AutoModelForMaskedLM, "a masked-LM model", checkpoint, {})
+        select_positions(model)
+        return model
+
+    def load_processor(self, checkpoint: Path) -> Tokenizer:
+        """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot be loaded or knows no mask."""
+        tokenizer = super().load_processor(checkpoint)
+        if tokenizer.mask_token_id is None:
+            raise InputError(f"{checkpoint}: its tokenizer has no mask token; take a base that was trained with one")
+        return tokenizer
+
+    def encode(self, processor: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> Encoded:
+        """Every text's token ids and masks, without padding, with tokens hidden by `Masking` at epoch 0.
+
+        Texts of which the tokenizer makes no token are left out.
+
+        Raises:
+            InputError: the model cannot read them (see `stages.tasks.texts.tokens`), none has a token, or the tokenizer
+                has more tokens than the model, any of which may be drawn.
+        """
+        found = tokens(processor, frame, task, model)
+        embedded = embedding_rows(model)
+        if embedded is not None and len(processor) > embedded:
+            raise InputError(
+                f"{processor.name_or_path}: its tokenizer has {len(processor)} tokens, but the model has embeddings of "
+                f"{embedded}; take the tokenizer that it was trained with, or call its resize_token_embeddings and "
+                "save it"
+            )
+        masking = Masking(processor, seed)
+        whole = [row for row, ids in enumerate(found["input_ids"]) if masking.candidates(ids)]
+        if not whole:
+            raise InputError(f"{task.directory}: the tokenizer makes no tokens of its texts; take another base or task")
+        encoded = {key: [values[row] for row in whole] for key, values in found.items()}
+        masked = [masking.masked(ids, number) for number, ids in enumerate(encoded["input_ids"])]
+        return encoded | {key: [example[key] for example in masked] for key in masked[0]}
+
+    def training_set(self, processor: Tokenizer, encoded: Mapping[str, Sequence[Any]], seed: int) -> MaskedTexts:
+        """The examples to train on, whose tokens are hidden anew in every epoch."""
+        return MaskedTexts(processor, encoded, seed)
+
+    def collator(self, processor: Tokenizer, model: Model) -> Collator:
+        """Pads a list of examples to the longest of them, and what is to predict to the most of it."""
+        pad_tokens = super().collator(processor, model)
+
+        def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+            plain = [{key: value for key, value in example.items() if key not in PADDING} for example in examples]
+            most = max(len(example["labels"]) for example in examples)
+            predicted = {
+                key: torch.tensor([example[key] + [padding] * (most - len(example[key])) for example in examples])
+                for key, padding in PADDING.items()
+            }
+            return {**pad_tokens(plain), **predicted}
+
+        return collate
 
 
-def collator(tokenizer: Tokenizer, model: Model) -> Collator:
-    """Pads a list of examples to the longest of them, and what is to predict to the most of it."""
-    pad_tokens = texts.collator(tokenizer, model)
-
-    def collate(examples: list[dict[str, Any]]) -> Mapping[str, Tensor]:
-        plain = [{key: value for key, value in example.items() if key not in PADDING} for example in examples]
-        most = max(len(example["labels"]) for example in examples)
-        predicted = {
-            key: torch.tensor([example[key] + [padding] * (most - len(example[key])) for example in examples])
-            for key, padding in PADDING.items()
-        }
-        return {**pad_tokens(plain), **predicted}
-
-    return collate
+KIND = MaskedLMKind()

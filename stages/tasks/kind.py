@@ -1,0 +1,123 @@
+"""What a kind of task is to the stages: its models, their inputs, and their likelihood."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.tasks.data import TaskData
+from stages.tasks.loading import Model
+from stages.tasks.prediction import Collator, rows
+from stages.tasks.task import Task
+
+if TYPE_CHECKING:
+    from stages.storage.checkpoint import Checkpoint
+
+Example = dict[str, Any]  # encoded: by model input, a number, a list of them or an array
+TrainingSet = list[Example] | torch.utils.data.Dataset[Example]
+Encoded = dict[str, list[Any]]  # by model input, an entry an example: a number, a list of them or an array
+
+
+class Processor(Protocol):
+    """Makes a model's inputs of examples: a tokenizer, an image processor."""
+
+    def save_pretrained(self, directory: Path) -> object:
+        """Write its files beside a checkpoint's weights."""
+
+
+ProcessorT = TypeVar("ProcessorT", bound=Processor)
+
+
+class Kind(ABC, Generic[ProcessorT]):
+    """A kind of task; `stages/tasks/kinds/NAME/kind.py` has it as `KIND`.
+
+    Attributes:
+        settings: its section of params.yaml.
+        likelihood: of its model's outputs, one of `stages.curvature`'s.
+        train_sampling: the order of training examples, as the Trainer's `train_sampling_strategy` names it.
+    """
+
+    settings: ClassVar[type[Task]]
+    likelihood: ClassVar[str]
+    train_sampling: ClassVar[str] = "random"
+
+    @abstractmethod
+    def load_model(
+        self,
+        checkpoint: Path,
+        labels: Sequence[str],
+        *,
+        new_head: bool = False,
+        head: Mapping[str, torch.Tensor] | None = None,
+    ) -> Model:
+        """The model in a checkpoint directory, whole and from safetensors, in float32 on the CPU.
+
+        Args:
+            checkpoint: safetensors weights and config.json.
+            labels: what the outputs are called, in their order, if they have names.
+            new_head: a base's head may be missing, or be one for other labels, and is then initialised at random.
+            head: tensors to use in place of the checkpoint's head, by their names.
+
+        Raises:
+            InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
+        """
+
+    @abstractmethod
+    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
+        """A model by a directory's config.json, initialised at random: torch's seed decides. In float32 on the CPU.
+
+        Raises:
+            InputError: there is no config, or one of another kind of model.
+        """
+
+    @abstractmethod
+    def load_processor(self, checkpoint: Path) -> ProcessorT:
+        """The processor in a checkpoint directory. Raises `InputError` if there is none that can be loaded."""
+
+    @abstractmethod
+    def encode(self, processor: ProcessorT, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> Encoded:
+        """The examples of a table as model inputs, and `labels`, without padding.
+
+        Args:
+            processor: the model's.
+            frame: the examples.
+            task: theirs.
+            model: what they are for.
+            seed: of what is drawn at random in the examples (hidden tokens).
+
+        Raises:
+            InputError: an example cannot be the model's input.
+        """
+
+    @abstractmethod
+    def collator(self, processor: ProcessorT, model: Model) -> Collator:
+        """Makes a batch, a mapping of inputs to tensors, of a list of encoded examples.
+
+        Processor and model agree on what pads it from then on.
+        """
+
+    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> list[int]:
+        """The examples' positions, in the order in which memory runs out at once or not at all."""
+        return list(range(len(next(iter(encoded.values())))))
+
+    def position_limit(self, model: Model) -> int | None:
+        """How long an example may be, in tokens, if that is limited."""
+        return None
+
+    def training_set(self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]], seed: int) -> TrainingSet:
+        """The encoded examples to train on, perhaps drawn anew in every epoch."""
+        return rows(encoded)
+
+    def refuse_unknown(self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]], task: TaskData) -> None:
+        """Raise `InputError` if a task's training examples, so encoded, say next to nothing to the model."""
+
+    def refuse_other_outputs(self, checkpoint: "Checkpoint", task: TaskData) -> None:
+        """Raise `InputError` if a finished checkpoint's outputs have other names than the task's."""
+
+    def targets(self, frame: pd.DataFrame) -> np.ndarray:
+        """What the model should predict of a table's examples, [examples, …], where its kind is evaluated."""
+        raise NotImplementedError

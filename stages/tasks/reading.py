@@ -1,0 +1,80 @@
+"""How a kind of task makes examples of tables."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import pandas as pd
+
+from stages.tasks.table_files import Table
+from stages.tasks.task import Split, Task
+from stages.tasks.text_columns import TextColumns
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+class FileExamples(NamedTuple):
+    """One file's examples.
+
+    Attributes:
+        examples: the columns that the kind's examples have in a prepared task; `label`, a position, if they have one.
+        dropped: how many of the file's rows are no examples.
+    """
+
+    examples: pd.DataFrame
+    dropped: int
+
+
+class Reader(ABC, Generic[TaskT]):
+    """Makes examples of tables; `stages/tasks/kinds/NAME/reading.py` has the kind's as `READER`.
+
+    Attributes:
+        example: what an example is called in the task's card.
+        not_an_example: why a row is dropped, in the card.
+    """
+
+    example: ClassVar[str] = "text"
+    not_an_example: ClassVar[str]
+
+    def columns(self, task: TaskT) -> list[str] | None:
+        """The names of the columns of a table without a header row."""
+        return task.columns
+
+    @abstractmethod
+    def read(self, task: TaskT, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
+        """File → its examples; all of a task's files at once, since together they may say what their labels are.
+
+        Raises:
+            InputError: a column is missing, or a row can neither be an example nor be dropped.
+        """
+
+    def finished(self, task: TaskT, examples: pd.DataFrame) -> pd.DataFrame:
+        """A split's examples, after whatever is done with them once it is decided which are in which split."""
+        return examples
+
+    def card(self, task: TaskT, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+        """What the task's card says of this kind: `counts`, the examples of each split, and settings that matter."""
+        return {"counts": {split: len(frame) for split, frame in splits.items()}}
+
+    def remarks(self, task: TaskT, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+        """What a user should know of the splits, a sentence each."""
+        yield from ()
+
+
+def reader(kind: str) -> Reader[Any]:
+    """The reader of a task kind, for tasks of that kind."""
+    found: Reader[Any] = import_module(f"stages.tasks.kinds.{kind.replace('-', '_')}.reading").READER
+    return found
+
+
+def texts(task: TextColumns, table: Table) -> pd.DataFrame:
+    """A task's columns of texts, under the names that they have in a prepared task: `text` and perhaps `text_pair`.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    found = {"text": table.column(task.text)}
+    if task.text_pair is not None:
+        found["text_pair"] = table.column(task.text_pair)
+    return pd.DataFrame(found)

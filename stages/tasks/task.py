@@ -1,0 +1,81 @@
+"""A task in params.yaml: what every kind of task has, and what its settings say of its models."""
+
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from stages.running.section import Name, Section
+from stages.storage.source import InnerPath
+
+Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class TaskSplit(Section):
+    """Shares of the rows that become validation and test examples, stratified by label."""
+
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.15, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _leaves_training_examples(self) -> "TaskSplit":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must leave some rows for training")
+        return self
+
+
+class Task(Section):
+    """A data set, as a table in one of the sources; every kind of task has its own settings beside these.
+
+    kind: its name, which is that of its folder in `stages/tasks/kinds` with hyphens.
+    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl, .json (an object a line, or an array of them) or
+        .parquet file in the source (all but the last may be compressed, .csv.gz), split by `split`, or a list of files
+        with the same columns, which are read one after the other; or such a file or list per split (`{train: …,
+        validation: …, test: …}`; a missing validation is taken from train). An example of the test file is in no other
+        split. In one table, a task without labels is split otherwise than a task with labels, and sees that task's test
+        examples unless their `part`s keep them apart.
+    columns: the columns' names, for a table without a header row.
+    part: use the rows whose place between 0 and 1, given by their contents and `split.seed`, is in this interval: tasks
+        with parts that do not overlap have no example in common, from whatever tables they are.
+    examples: use at most so many rows, drawn at random with `split.seed`.
+    """
+
+    is_evaluated: ClassVar[bool] = True  # whether its models' predictions are scored
+
+    kind: str = ""
+    source: Name
+    file: Files | dict[Split, Files]
+    columns: list[str] | None = None
+    part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
+    examples: int | None = Field(default=None, ge=1)
+    split: TaskSplit = TaskSplit()
+
+    @property
+    def files(self) -> list[str]:
+        """All files that it is read from."""
+        parts = self.file.values() if isinstance(self.file, dict) else [self.file]
+        return [name for part in parts for name in ([part] if isinstance(part, str) else part)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """What its models' outputs are called, in their order; none where they have no names of the user's."""
+        return []
+
+    @property
+    def exact_passes(self) -> int | None:
+        """Backward passes of an exact Fisher, for each example; None where it would take too many to be had."""
+        return None
+
+    def has_outputs_of(self, other: "Task") -> bool:
+        """Whether a model for the other task predicts what this one asks for."""
+        return self.kind == other.kind and self.output_names == other.output_names
+
+    @model_validator(mode="after")
+    def _usable_files(self) -> "Task":
+        if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
+            raise ValueError("`file` must name at least a train and a test file")
+        if self.part is not None and not self.part[0] < self.part[1]:
+            raise ValueError(f"`part`: {self.part} is empty; the first share must be the smaller one")
+        return self
