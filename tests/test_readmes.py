@@ -52,7 +52,7 @@ def test_the_example_of_a_merge_method_runs(tmp_path: Path) -> None:
     folder = tmp_path / "stages/merging/methods" / METHOD
     folder.mkdir()
     (folder / "__init__.py").touch()
-    options, rule = (block for block in blocks("stages/README.md") if block.startswith('"""'))
+    options, rule = (block for block in blocks("stages/README.md") if "Magnitude" in block)
     (folder / "options.py").write_text(options)
     (folder / "rule.py").write_text(rule)
     script = blocks("stages/merging/README.md")[0]

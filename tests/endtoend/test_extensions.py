@@ -1,13 +1,16 @@
-"""What a project adds from outside, without a change to any file that is there: a merge method is one folder."""
+"""What a project adds from outside, with no change to a file that is there: a merge method or a kind is one folder."""
 
 import json
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from tests.project import Project, tiny_params
+from tests.test_readmes import blocks
 
 OPTIONS = '''
 from typing import ClassVar, Literal
@@ -99,3 +102,56 @@ def test_its_code_is_what_its_merges_depend_on(project: Project) -> None:
     """All rules are: which one a merge takes is known when it runs."""
     deps = YAML(typ="safe").load(project.root / "models/dvc.yaml")["stages"]["merge-loud"]["deps"]
     assert "stages/merging" in deps
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with the kind of task of stages/README.md, which all its tasks are of."""
+    root = tmp_path_factory.mktemp("kinds")
+    project = Project(root / "project", tiny_params(root / "inputs"))
+    folder = project.root / "stages/tasks/kinds/opening_classification"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    examples = [block for block in blocks("stages/README.md") if "opening_classification.settings" in block]
+    settings = next(block for block in blocks("stages/README.md") if "class OpeningClassification" in block)
+    reading, kind = examples
+    for name, text in {"settings": settings, "reading": reading, "kind": kind}.items():
+        (folder / f"{name}.py").write_text(text)
+
+    def edit(params: dict[str, Any]) -> None:
+        for task in params["tasks"].values():
+            task.update(kind="opening-classification", words=2)
+        λ = {"books": 0.5, "films": 0.5}
+        params["merges"] = {
+            "both": {"method": "fisher", "coefficients": λ},
+            "searched": {"method": "isotropic", "coefficients": λ, "search": {"sampler": "grid", "points": 3}},
+        }
+
+    project.edit_params(edit)
+    return project
+
+
+def test_a_kind_of_task_of_ones_own(opened: Project) -> None:
+    """From the plan to the report, with a search and K-FAC's place in the graph left as they are."""
+    opened.run("python", "-m", "stages.plan")
+    opened.run("python", "-m", "stages.plan", "--check")
+    ran = set(opened.repro())
+    assert {"prepare@books", "fisher-films", "search-searched", "merge-both", "evaluate-both", "report"} < ran
+    examples = pd.read_parquet(opened.root / "data/tasks/books/train.parquet")
+    assert {len(text.split()) for text in examples["text"]} == {2}
+    card = json.loads((opened.root / "data/tasks/books/task.json").read_text())
+    assert card["kind"] == "opening-classification"
+    fisher = json.loads((opened.root / "models/fishers/books/fisher.json").read_text())
+    assert (fisher["likelihood"], fisher["estimator"]) == ("categorical", "exact")
+    metrics = json.loads((opened.root / "results/eval/both/metrics.json").read_text())["tasks"]
+    assert set(metrics) == {"books", "films"}
+    assert "both" in (opened.root / "results/report/report.html").read_text()
+    assert opened.repro() == []
+
+
+def test_its_keys_are_checked(opened: Project) -> None:
+    opened.edit_params(lambda params: params["tasks"]["books"].update(words=0, image={"column": "img"}))
+    result = opened.stage("stages.plan")
+    assert result.returncode == 1
+    assert "tasks.books.words = 0: input should be greater than or equal to 1" in result.stderr
+    assert "tasks.books.image: is for tasks of the kind image-classification, and this one is " in result.stderr
