@@ -13,12 +13,13 @@ from typing import Any
 from stages.params import PARAMS_FILE, Params, load_params
 from stages.pipeline.client import dvc, recorded_dependencies, recorded_outputs
 from stages.pipeline.graph import PLAN_FILE, planned_stages
-from stages.pipeline.needs import FACTORS, STATISTICS, settings_file
-from stages.pipeline.places import EVAL, FINETUNED, FISHERS, MERGED, SEARCH, SETTINGS
+from stages.pipeline.needs import settings_file
+from stages.pipeline.places import EVAL, FINETUNED, MERGED, SEARCH, SETTINGS, STATISTIC_PLACES
 from stages.pipeline.plan_file import check_plan
 from stages.pipeline.stage_settings import settings_text
 from stages.running.command import run_stage
 from stages.storage.cards import COEFFICIENTS, METRICS
+from stages.storage.statistics import STATISTICS
 
 ABSENT = ("deleted", "not in cache")  # dvc's words for what is not here, which is no reason to make it again
 
@@ -109,7 +110,7 @@ def _stages(params: Params) -> Iterator[tuple[str, str, str]]:
     planned = planned_stages(params)
     for model in params.models:
         yield model, f"finetune-{model}", str(FINETUNED / model)
-        statistics = {f"fisher-{model}": FISHERS, **{f"{kind}-{model}": STATISTICS[kind] for kind in FACTORS}}
+        statistics = {f"{kind.stem}-{model}": STATISTIC_PLACES[name] for name, kind in STATISTICS.items()}
         yield from (("", stage, str(place / model)) for stage, place in statistics.items() if stage in planned)
         if f"evaluate-{model}" in planned:
             yield "", f"evaluate-{model}", str(EVAL / model / METRICS)

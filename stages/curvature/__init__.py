@@ -1,11 +1,13 @@
 """Fisher estimation for any `torch.nn.Module`; knows nothing of DVC, files or tasks."""
 
+from stages.curvature.accumulators import Accumulator
 from stages.curvature.errors import UnsupportedModelError
 from stages.curvature.estimation import CurvatureStatistics, Estimation
 from stages.curvature.statistics import curvature_statistics, diagonal_fisher
 from stages.curvature.vectors import BackwardVectors
 
 __all__ = [
+    "Accumulator",
     "BackwardVectors",
     "CurvatureStatistics",
     "Estimation",

@@ -53,6 +53,7 @@ class Capture:
     ) -> None:
         self._units = units
         self._sums = sums
+        self._input_weights, self._gradient_weights = sums.weights("inputs"), sums.weights("gradients")
         self._examples = examples
         self._masks = masks
         self._expand = expand
@@ -137,7 +138,7 @@ class Capture:
             inputs, structure = tree_flatten((arguments, keywords))
             outputs, result = tree_flatten(output)
             layout = self._layout(unit, shapes_of(inputs, outputs))
-            if (weight := unit.names.get("weight")) in self._sums.inputs:
+            if (weight := unit.names.get("weight")) in self._input_weights:
                 self._add_input(inputs, layout, str(weight))
             if not torch.is_grad_enabled():
                 return None
@@ -238,8 +239,7 @@ class Capture:
                     "shapes of activations; pad the decoder's by one position more"
                 )
             x = x[masks[0].bool()] if masks else x.reshape(-1, x.shape[-1])
-            self._sums.inputs[name].addmm_(x.t(), x)
-            self._sums.positions[name].add_(len(x))
+            self._sums.add("inputs", name, x)
 
     def _receive(self, unit: Unit, call: Call, gradients: Gradients) -> None:
         """The gradients at a call's outputs have arrived."""
@@ -260,9 +260,8 @@ class Capture:
             if once:
                 names = [unit.names[key] for key in once]
                 self._unless_it_fails(names, lambda: unit.rule.squares(call, gradients, once))
-            if unit.names.get("weight") in self._sums.outputs:
-                rows = positions(g).reshape(-1, g.shape[-1]).float()
-                self._sums.outputs[unit.names["weight"]].addmm_(rows.t(), rows)
+            if unit.names.get("weight") in self._gradient_weights:
+                self._sums.add("gradients", unit.names["weight"], positions(g).reshape(-1, g.shape[-1]).float())
 
     def _unless_it_fails(self, names: Collection[str], add: Callable[[], None]) -> None:
         """Note whose module cannot be called by itself: it may do anything, and so may fail with anything."""

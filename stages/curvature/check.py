@@ -168,7 +168,7 @@ class _Comparison:
             RuntimeError: the model does not put up with hooks.
         """
         names = {name for unit in units for name in unit.names.values()}
-        sums = Sums({name: self._zeros[name] for name in names}, {}, {}, {})
+        sums = Sums({name: self._zeros[name] for name in names}, [])
         with Capture(units, sums, 3, expand=self._expand) as capture:
             with by_onednn(self._alone.device):
                 outputs = model_outputs(self._model, _with_a_graph(self._three))

@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from stages.curvature.accumulators import ACCUMULATORS, Accumulator, GradientProducts, InputProducts
 from stages.curvature.autograd import add_by_autograd, warn_of_slowness, watched
 from stages.curvature.batches import Batch, batch_size, device_of, model_inputs, model_outputs, padding_masks
 from stages.curvature.capture import Capture
@@ -16,13 +17,12 @@ from stages.curvature.check import Verdict, compare_with_autograd, input_layouts
 from stages.curvature.errors import CurvatureError, UnsupportedModelError
 from stages.curvature.linear import by_onednn
 from stages.curvature.rules import Linear, Rule, rule_for
-from stages.curvature.sums import Sums
+from stages.curvature.sums import Sums, WeightSums
 from stages.curvature.units import Unit, owners
 from stages.curvature.vectors import BackwardVectors
 
-Statistic = Literal["diagonal", "kfac", "gram"]
-STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
-DIAGONAL: tuple[Statistic, ...] = ("diagonal",)
+DIAGONAL = ("diagonal",)
+STATISTICS = (*DIAGONAL, *ACCUMULATORS)
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,32 @@ class CurvatureStatistics:
 
     Attributes:
         diagonal: parameter name → diagonal of the Fisher, of the parameter's shape.
-        input_factors: name of a Linear's weight → A [in, in], the mean of x xᵀ over all positions that are no padding.
-            A is RegMean's Gram matrix divided by the number of positions.
-        output_factors: name of a Linear's weight → G [out, out], the mean over examples of Σ_t E[g_t g_tᵀ], g_t the
-            gradient of the log-likelihood at position t of its output. G ⊗ A approximates the weight's block of the
-            Fisher, and is that of one example with one position (Martens & Grosse 2015, eq. 1; with weights shared by
-            positions, Eschenhagen et al. 2023, "K-FAC-expand").
-        transposed: those of `input_factors` whose weight is stored as [in, out], as transformers' Conv1D has it; the
-            others' are [out, in].
+        factors: name of an accumulator → name of a Linear's weight → what it has found of the weight.
+        transposed: those weights in `factors` that are stored as [in, out], as transformers' Conv1D has it; the others
+            are [out, in].
     """
 
     diagonal: dict[str, Tensor]
-    input_factors: dict[str, Tensor]
-    output_factors: dict[str, Tensor]
+    factors: dict[str, dict[str, Tensor]]
     transposed: frozenset[str]
+
+    @property
+    def input_factors(self) -> dict[str, Tensor]:
+        """Name of a Linear's weight → A [in, in], the mean of x xᵀ over all positions that are no padding.
+
+        A is RegMean's Gram matrix divided by the number of positions.
+        """
+        return self.factors.get(InputProducts.name, {})
+
+    @property
+    def output_factors(self) -> dict[str, Tensor]:
+        """Name of a Linear's weight → G [out, out], the mean over examples of Σ_t E[g_t g_tᵀ].
+
+        g_t is the gradient of the log-likelihood at position t of its output. G ⊗ A approximates the weight's block of
+        the Fisher, and is that of one example with one position (Martens & Grosse 2015, eq. 1; with weights shared by
+        positions, Eschenhagen et al. 2023, "K-FAC-expand").
+        """
+        return self.factors.get(GradientProducts.name, {})
 
 
 class Estimation:
@@ -53,10 +65,11 @@ class Estimation:
     A context manager: inside it the model is in eval mode and its parameters take no gradients.
 
     Args:
-        model: as for `curvature_statistics`, and so are `parameters` and `statistics`.
+        model: as for `curvature_statistics`, and so are `parameters`, `statistics` and `accumulators`.
         vectors: where backward passes start.
         parameters: names to restrict to.
         statistics: what to estimate.
+        accumulators: what else to estimate.
 
     Attributes:
         sums: what has been added so far; `sums.examples` is their number.
@@ -68,7 +81,8 @@ class Estimation:
         model: nn.Module,
         vectors: BackwardVectors,
         parameters: Collection[str] | None = None,
-        statistics: Collection[Statistic] = DIAGONAL,
+        statistics: Collection[str] = DIAGONAL,
+        accumulators: Collection[Accumulator] = (),
     ) -> None:
         if unknown := sorted(set(statistics) - set(STATISTICS)):
             raise CurvatureError(f"unknown statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}")
@@ -81,7 +95,9 @@ class Estimation:
         self._frozen = ExitStack()
         self.torn = False
         selected = _selected(model, parameters)
-        self._linear = _linear_weights(model, selected) if {"kfac", "gram"} & set(statistics) else {}
+        named = [each for name, those in ACCUMULATORS.items() if name in statistics for each in those]
+        wanted = {each.name: each for each in [*named, *accumulators]}
+        self._linear = _linear_weights(model, selected) if wanted else {}
         sizes = {name: rule.sizes(selected[name]) for name, rule in self._linear.items()}
         self.sums = Sums(
             diagonal={
@@ -89,16 +105,10 @@ class Estimation:
                 for name, parameter in selected.items()
                 if "diagonal" in statistics
             },
-            inputs={
-                name: selected[name].new_zeros(inputs, inputs, dtype=torch.float32)
-                for name, (inputs, _) in sizes.items()
-            },
-            outputs={
-                name: selected[name].new_zeros(outputs, outputs, dtype=torch.float32)
-                for name, (_, outputs) in sizes.items()
-                if "kfac" in statistics
-            },
-            positions={name: selected[name].new_zeros((), dtype=torch.int64) for name in sizes},
+            factors=[
+                WeightSums(each, {name: each.zeros(*size, selected[name]) for name, size in sizes.items()})
+                for each in wanted.values()
+            ],
         )
 
     def __enter__(self) -> Self:
@@ -121,7 +131,7 @@ class Estimation:
     @property
     def needs_gradients(self) -> bool:
         """Whether there are backward passes at all."""
-        return bool(self.sums.diagonal or self.sums.outputs)
+        return bool(self.sums.diagonal or self.sums.weights("gradients"))
 
     @property
     def slow(self) -> frozenset[str]:
@@ -141,7 +151,7 @@ class Estimation:
         if self.needs_gradients:
             self._compare(batch)
         else:
-            modules = owners(self._model, self.sums.inputs)
+            modules = owners(self._model, self.sums.weights("inputs"))
             layouts = input_layouts(self._model, batch, modules)
             self._units = [
                 Unit(module, names, rule_for(module), layouts.get(module, ())) for module, names in modules.items()
@@ -153,11 +163,11 @@ class Estimation:
             name: self.sums.diagonal[name]
             if name in self.sums.diagonal and self.sums.examples == 0
             else torch.zeros_like(self._model.get_parameter(name), dtype=torch.float32)
-            for name in dict.fromkeys([*self.sums.diagonal, *self.sums.outputs])
+            for name in dict.fromkeys([*self.sums.diagonal, *self.sums.weights("gradients")])
         }
         with torch.enable_grad():
             self._verdict = compare_with_autograd(self._model, batch, zeros)
-        self.sums.drop_factors((self._verdict.wrong | self._verdict.larger) & self.sums.outputs.keys())
+        self.sums.drop_factors((self._verdict.wrong | self._verdict.larger) & self.sums.weights("gradients"))
         self._units = self._verdict.units
         self._slow = self._verdict.wrong & self.sums.diagonal.keys()
 
@@ -194,7 +204,7 @@ class Estimation:
             self._verdict.expand,
         )
         with torch.enable_grad(), watched(self._model, unknown) as arrived, capture:
-            self.torn = bool(self.sums.inputs)  # they are added to in the forward pass
+            self.torn = bool(self.sums.weights("inputs"))  # they are added to in the forward pass
             with by_onednn(device_of(batch)):
                 outputs = model_outputs(self._model, batch)
             self._refuse_changed_use(capture, self._slow | unknown)
@@ -218,7 +228,7 @@ class Estimation:
                 f"the module of {changed[0]} sees each example once in one batch and not so in another (a router's "
                 "expert?); leave the parameter out"
             )
-        if lacking := sorted(self.sums.outputs.keys() & capture.not_by_example):
+        if lacking := sorted(self.sums.weights("gradients") & capture.not_by_example):
             raise UnsupportedModelError(
                 f"the module of {lacking[0]} is not called example by example, so its K-FAC factors cannot be had; "
                 "leave the parameter out"
@@ -233,12 +243,18 @@ class Estimation:
         sums, examples = self.sums, self.sums.examples
         if examples == 0:
             raise CurvatureError("there are no examples to estimate a Fisher from")
-        self.sums = Sums({}, {}, {}, {})
+        self.sums = Sums({}, [])
         return CurvatureStatistics(
             diagonal={name: total.div_(examples) for name, total in sums.diagonal.items()},
-            input_factors={name: total.div_(sums.positions[name]) for name, total in sums.inputs.items()},
-            output_factors={name: total.div_(examples) for name, total in sums.outputs.items()},
-            transposed=frozenset(name for name in sums.inputs if self._linear[name].transposed),
+            factors={
+                group.accumulator.name: {
+                    name: group.accumulator.result(totals, examples) for name, totals in group.totals.items()
+                }
+                for group in sums.factors
+            },
+            transposed=frozenset(
+                name for group in sums.factors for name in group.totals if self._linear[name].transposed
+            ),
         )
 
 

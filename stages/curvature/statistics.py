@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Sequence
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from stages.curvature.accumulators import Accumulator
 from stages.curvature.batches import Batch, batch_size
-from stages.curvature.estimation import DIAGONAL, CurvatureStatistics, Estimation, Statistic
+from stages.curvature.estimation import DIAGONAL, CurvatureStatistics, Estimation
 from stages.curvature.vectors import BackwardVectors, Estimator
 
 
@@ -71,16 +72,18 @@ def curvature_statistics(
     parameters: Collection[str] | None = None,
     seed: int = 0,
     progress: bool = True,
-    statistics: Collection[Statistic] = DIAGONAL,
+    statistics: Collection[str] = DIAGONAL,
+    accumulators: Collection[Accumulator] = (),
 ) -> CurvatureStatistics:
     """Several statistics from one pass over the examples.
 
     Args and errors are those of `diagonal_fisher`, and:
         statistics: `diagonal`; `kfac`, the factors A and G of every Linear (and transformers' Conv1D) whose weight is
             used by such modules only; `gram`, their A alone, which takes forward passes only.
+        accumulators: what else to add up for every such Linear; it is found in `factors`, by the accumulator's name.
     """
     vectors = BackwardVectors(likelihood, estimator, samples, seed)
-    return _over_all(batches, Estimation(model, vectors, parameters, statistics), progress)
+    return _over_all(batches, Estimation(model, vectors, parameters, statistics, accumulators), progress)
 
 
 def _over_all(batches: Iterable[Batch], estimation: Estimation, progress: bool) -> CurvatureStatistics:

@@ -1,39 +1,59 @@
 """Running sums over examples, from which every statistic is a mean."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, KeysView, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from stages.curvature.accumulators import Accumulator, Side
+
+
+@dataclass(frozen=True)
+class WeightSums:
+    """What one accumulator has added up.
+
+    Attributes:
+        accumulator: which.
+        totals: name of a Linear's weight → its sums, as `Accumulator.zeros` has made them.
+    """
+
+    accumulator: Accumulator
+    totals: dict[str, dict[str, Tensor]]
+
 
 @dataclass
 class Sums:
-    """What has been added up so far; a group that is not wanted is empty.
+    """What has been added up so far.
 
     Attributes:
-        diagonal: parameter name → Σ over examples of its squared gradients, float32 of its shape.
-        inputs: weight name → Σ over examples and positions of x xᵀ, x the Linear's input [in, in].
-        outputs: weight name → Σ over examples and positions of g gᵀ, g the gradient at its output [out, out].
-        positions: weight name → number of the x in `inputs` (a scalar tensor, int64).
+        diagonal: parameter name → Σ over examples of its squared gradients, float32 of its shape; empty if not wanted.
+        factors: what is wanted of Linear weights.
         examples: their number.
     """
 
     diagonal: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    positions: dict[str, Tensor]
+    factors: list[WeightSums]
     examples: int = 0
+
+    def weights(self, side: Side) -> KeysView[str]:
+        """The weights of which inputs, or gradients, are added up."""
+        found = [group.totals for group in self.factors if group.accumulator.adds == side]
+        return dict.fromkeys(name for totals in found for name in totals).keys()
+
+    def add(self, side: Side, name: str, rows: Tensor) -> None:
+        """Add rows to all sums of the weight `name` that are of this side; see `Accumulator.add`."""
+        for group in self.factors:
+            if group.accumulator.adds == side and name in group.totals:
+                group.accumulator.add(group.totals[name], rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums under one name each; the same storage."""
-        groups = {
-            "diagonal": self.diagonal,
-            "inputs": self.inputs,
-            "outputs": self.outputs,
-            "positions": self.positions,
-        }
-        return {f"{group}/{name}": tensor for group, members in groups.items() for name, tensor in members.items()}
+        found = {f"diagonal/{name}": tensor for name, tensor in self.diagonal.items()}
+        for group in self.factors:
+            for name, totals in group.totals.items():
+                found |= {f"factors/{group.accumulator.name}/{key}/{name}": total for key, total in totals.items()}
+        return found
 
     def restore(self, tensors: Mapping[str, Tensor], examples: int) -> None:
         """Set every sum to what `tensors()` held when `examples` had been added."""
@@ -42,10 +62,10 @@ class Sums:
         self.examples = examples
 
     def drop_factors(self, names: Collection[str]) -> None:
-        """Leave these weights out of `inputs`, `outputs` and `positions`."""
-        for group in (self.inputs, self.outputs, self.positions):
-            for name in group.keys() & names:
-                del group[name]
+        """Leave these weights out of all `factors`."""
+        for group in self.factors:
+            for name in group.totals.keys() & names:
+                del group.totals[name]
 
     def clear(self) -> None:
         """Back to no examples."""

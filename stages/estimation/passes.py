@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation
 from stages.curvature.errors import CurvatureError
-from stages.curvature.estimation import Statistic
+from stages.curvature.estimation import DIAGONAL
 from stages.curvature.memory import out_of_memory
 from stages.curvature.precision import float32_products
+from stages.estimation.accumulators import accumulators
 from stages.params import FisherSettings
 from stages.pipeline.code import code_sha256
 from stages.running.device import compute_device, reproducible
@@ -25,7 +26,8 @@ from stages.running.errors import InputError
 from stages.storage.cards import library_versions
 from stages.storage.naming import as_stored, places
 from stages.storage.saved_progress import Progress
-from stages.storage.statistics import STATISTIC_NAMES
+from stages.storage.statistic import StatisticKind
+from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint
 from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
@@ -64,7 +66,7 @@ def estimate_card(task: TaskData, settings: FisherSettings) -> dict[str, Any]:
 
 @contextmanager
 def estimated_statistics(
-    checkpoint: Path, task: TaskData, settings: FisherSettings, out: Path, statistics: Collection[Statistic]
+    checkpoint: Path, task: TaskData, settings: FisherSettings, out: Path, statistics: Collection[str]
 ) -> Iterator[Estimate | None]:
     """A checkpoint's statistics on examples drawn from the task's train split, to be written inside the context.
 
@@ -76,7 +78,7 @@ def estimated_statistics(
         task: whose model it is.
         settings: which examples, and how; the estimator is any but `adam`, which takes no pass.
         out: what will be written; sums are saved beside it.
-        statistics: see `stages.curvature.curvature_statistics`.
+        statistics: names of `stages.storage.statistics.STATISTICS`.
 
     Yields:
         The estimate in the main process, None in the others.
@@ -85,7 +87,7 @@ def estimated_statistics(
         InputError: the checkpoint or the examples cannot be used.
     """
     assert settings.estimator != "adam"
-    kind = task_kind(task.kind)
+    kind, wanted = task_kind(task.kind), [STATISTICS[name] for name in statistics]
     examples = _Examples(checkpoint, task, settings)
     processes = PartialState(cpu=compute_device().type == "cpu")
     verify_checkpoint(checkpoint)
@@ -95,13 +97,15 @@ def estimated_statistics(
         "encoded": encoding_fingerprint(examples.encoded),
         **settings.model_dump(),
         "statistics": sorted(statistics),
-        **_circumstances(processes, task.kind),
+        **_circumstances(processes, task.kind, wanted),
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
-    name = " and ".join(STATISTIC_NAMES[statistic] for statistic in statistics)
+    name = " and ".join(statistic.title for statistic in wanted)
     vectors = BackwardVectors(kind.likelihood, settings.estimator, settings.samples, settings.seed)
     model, batch = examples.model, partial(examples.batch, device=processes.device)
-    with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
+    diagonal = DIAGONAL if any(statistic.is_of_parameters for statistic in wanted) else ()
+    factors = [each for statistic in wanted for each in accumulators(statistic).values()]
+    with Estimation(model.to(processes.device), vectors, None, diagonal, factors) as estimation:
         try:
             with float32_products(), reproducible(processes.device):
                 Share(estimation, batch, len(examples.order), settings, progress, processes, name).add()
@@ -150,12 +154,13 @@ class _Examples:
         return next(batches(self._collate, self.encoded, rows, len(rows), device))
 
 
-def _circumstances(processes: PartialState, kind: str) -> dict[str, Any]:
+def _circumstances(processes: PartialState, kind: str, statistics: Iterable[StatisticKind]) -> dict[str, Any]:
     """What sums depend on beside their inputs."""
+    own = sorted({module for statistic in statistics for module in statistic.code})
     return {
         "processes": processes.num_processes,
         "device": processes.device.type,
-        "code": code_sha256("estimation.passes", module_of(kind)),
+        "code": code_sha256("estimation.passes", module_of(kind), *own),
     }
 
 
@@ -169,8 +174,7 @@ def with_stored_names(statistics: CurvatureStatistics, model: Model, files: Tens
 
     return CurvatureStatistics(
         as_stored(model, statistics.diagonal, files),
-        renamed(statistics.input_factors),
-        renamed(statistics.output_factors),
+        {name: renamed(factors) for name, factors in statistics.factors.items()},
         frozenset(stored[name] for name in statistics.transposed if name in stored),
     )
 

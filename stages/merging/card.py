@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.merging.ingredients import Heads, Merging
 from stages.storage.cards import FORMAT_VERSION
-from stages.storage.statistics import STEMS
+from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import fingerprint
 
 STATISTIC_FACTS = ("estimator", "likelihood", "examples", "seed", "examples_fingerprint")
@@ -102,10 +102,10 @@ def _model_rows(origin: Mapping[str, Any], trained: Mapping[str, Mapping[str, An
 def _statistics_table(origin: Mapping[str, Any]) -> Iterator[str]:
     """What each model's statistics were estimated by and on, if the merge has any."""
     statistics = [
-        (name, stem, entry[stem])
+        (name, kind.stem, entry[kind.stem])
         for name, entry in origin["models"].items()
-        for stem in STEMS.values()
-        if stem in entry
+        for kind in STATISTICS.values()
+        if kind.stem in entry
     ]
     if statistics:
         yield ""

@@ -8,7 +8,6 @@ from stages.running.errors import InputError
 from stages.storage import naming
 from stages.storage.checkpoint import BaseWeights, Checkpoint, StatisticFiles
 from stages.storage.naming import Model
-from stages.storage.statistics import Statistic, input_factor, output_factor
 from stages.storage.tensors import TensorFiles
 
 _PROBES = 16  # values of a tensor that are looked at to see whether it may be another's copy
@@ -19,7 +18,7 @@ class Spelled:
     """All of a merge whose tensors have names."""
 
     checkpoints: Mapping[str, Checkpoint]
-    statistics: dict[Statistic, dict[str, StatisticFiles]]
+    statistics: dict[str, dict[str, StatisticFiles]]
     further: dict[str, StatisticFiles]
     base: BaseWeights | None
 
@@ -45,8 +44,8 @@ class Spelled:
             and not any(_may_repeat(checkpoint.tensors) for checkpoint in self.checkpoints.values())
             and (self.base is None or _base_alike(self.target, self.base))
             and all(
-                _statistic_alike(kind, files.tensors, self.checkpoints[name].tensors)
-                for kind, statistics in self.statistics.items()
+                _statistic_alike(files, self.checkpoints[name].tensors)
+                for statistics in self.statistics.values()
                 for name, files in statistics.items()
             )
             and all(_further_alike(self.target, fisher) for fisher in self.further.values())
@@ -86,20 +85,20 @@ def common_names(spelled: Spelled) -> Spelled:
 
     tied = {name: source for name, source in ties.items() if name not in untied}
 
-    def renamed(kind: Statistic, files: StatisticFiles, own: Model) -> StatisticFiles:
-        placed = {name: place.name for name, place in naming.places(own, _parameters(kind, files.tensors)).items()}
+    def renamed(files: StatisticFiles, own: Model) -> StatisticFiles:
+        placed = {name: place.name for name, place in naming.places(own, _parameters(files)).items()}
         if own is not model:
-            placed |= {name: p.name for name, p in naming.places(model, _parameters(kind, files.tensors)).items()}
-        return _renamed(kind, files, {name: tied.get(found, found) for name, found in placed.items()}, common)
+            placed |= {name: p.name for name, p in naming.places(model, _parameters(files)).items()}
+        return _renamed(files, {name: tied.get(found, found) for name, found in placed.items()}, common)
 
     statistics = {
         kind: {
-            name: renamed(kind, files, models.get(spelled.checkpoints[name].architecture, model))
+            name: renamed(files, models.get(spelled.checkpoints[name].architecture, model))
             for name, files in those.items()
         }
         for kind, those in spelled.statistics.items()
     }
-    further = {option: renamed("diagonal", fisher, model) for option, fisher in spelled.further.items()}
+    further = {option: renamed(fisher, model) for option, fisher in spelled.further.items()}
     return Spelled(spelled.checkpoints, statistics, further, spelled.base)
 
 
@@ -137,38 +136,30 @@ def _untied(
     return every
 
 
-def _renamed(
-    kind: Statistic, files: StatisticFiles, placed: Mapping[str, str], common: Mapping[str, str]
-) -> StatisticFiles:
+def _renamed(files: StatisticFiles, placed: Mapping[str, str], common: Mapping[str, str]) -> StatisticFiles:
     """A statistic under the target's names.
 
     Args:
-        kind: of the statistic.
-        files: its tensors.
+        files: of the statistic.
         placed: the model's name of each parameter that it is of; other parameters are left out.
         common: the target's name of each of the model's tensors.
     """
     names: dict[str, str] = {}
     for own, model_name in sorted(placed.items()):
         name = common.get(model_name, model_name)
-        if kind == "diagonal":
-            if name in names:
-                raise InputError(
-                    f"{files.tensors.file}: has two tensors, {names[name]} and {own}, of one tied parameter, whose "
-                    "Fisher is not their sum; estimate this Fisher again"
-                )
-            names[name] = own
-        else:
-            both = [factor for factor in (input_factor, output_factor) if factor(own) in files.tensors.specs]
-            names |= {factor(name): factor(own) for factor in both}
+        if files.kind.is_of_parameters and name in names:
+            raise InputError(
+                f"{files.tensors.file}: has two tensors, {names[name]} and {own}, of one tied parameter, whose "
+                "Fisher is not their sum; estimate this Fisher again"
+            )
+        both = zip(files.kind.keys(name), files.kind.keys(own), strict=True)
+        names |= {key: stored for key, stored in both if stored in files.tensors.specs}
     return replace(files, tensors=files.tensors.called(names))
 
 
-def _parameters(kind: Statistic, tensors: TensorFiles) -> set[str]:
+def _parameters(files: StatisticFiles) -> set[str]:
     """The names of the parameters that a statistic is of."""
-    if kind == "diagonal":
-        return set(tensors.specs)
-    return {key.removeprefix(input_factor("")).removeprefix(output_factor("")) for key in tensors.specs}
+    return {files.kind.parameter(key) for key in files.tensors.specs}
 
 
 def _alike(target: Checkpoint, other: Checkpoint, donors_may_lack: bool) -> bool:
@@ -207,9 +198,10 @@ def _base_alike(target: Checkpoint, base: BaseWeights) -> bool:
     return not missing or not extra or missing <= target.head()
 
 
-def _statistic_alike(kind: Statistic, statistic: TensorFiles, checkpoint: TensorFiles) -> bool:
-    parameters = _parameters(kind, statistic)
-    return parameters <= checkpoint.specs.keys() and (kind != "diagonal" or _floating(checkpoint) <= parameters)
+def _statistic_alike(statistic: StatisticFiles, checkpoint: TensorFiles) -> bool:
+    parameters = _parameters(statistic)
+    complete = not statistic.kind.is_of_parameters or _floating(checkpoint) <= parameters
+    return complete and parameters <= checkpoint.specs.keys()
 
 
 def _further_alike(target: Checkpoint, fisher: StatisticFiles) -> bool:

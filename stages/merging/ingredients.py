@@ -24,7 +24,7 @@ from stages.merging.rules import method_rule
 from stages.merging.streaming import chunks, places
 from stages.running.errors import InputError
 from stages.storage.checkpoint import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
-from stages.storage.statistics import STATISTIC_NAMES, Statistic, input_factor
+from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, TensorSpec
 
 Heads = Literal["merge", "target", "each"]
@@ -114,13 +114,15 @@ class Ingredients:
             for name, statistic in statistics.items():
                 statistic.check_cards(self.checkpoints[name])
         merged = {name: spec for name, spec in specs.items() if name not in self.kept | self._integers}
-        for statistic in self.statistics.get("diagonal", {}).values():
-            _check_shapes(statistic, merged)
+        for kind, statistics in self.statistics.items():
+            if not STATISTICS[kind].is_of_parameters:
+                _check_factors(list(statistics.values()), merged)
+                continue
+            for statistic in statistics.values():
+                _check_shapes(statistic, merged)
         for fisher in self.further.values():
             head = self.target.head()
             _check_shapes(fisher, {name: spec for name, spec in merged.items() if name not in head})
-        for kind in ("kfac", "gram"):
-            _check_factors(list(self.statistics.get(kind, {}).values()), merged)
 
     def verify(self) -> None:
         """Check by fingerprints that all is as its card says, and statistics belong to their checkpoints.
@@ -261,10 +263,10 @@ class Merging:
 
 def _open_statistics(
     options: MethodOptions, checkpoints: Mapping[str, Path], statistics: Mapping[str, Path | Sequence[Path]]
-) -> dict[Statistic, dict[str, StatisticFiles]]:
+) -> dict[str, dict[str, StatisticFiles]]:
     """What the method needs to know of each model."""
     if options.statistics and (missing := sorted(checkpoints.keys() - statistics.keys())):
-        needed = " and the ".join(STATISTIC_NAMES[kind] for kind in options.statistics)
+        needed = " and the ".join(STATISTICS[kind].title for kind in options.statistics)
         raise InputError(
             f"the method {options.method} needs the {needed} of every model; missing: {', '.join(missing)}"
         )
@@ -294,8 +296,9 @@ def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec]) -> No
 
 def _check_factors(statistics: Sequence[StatisticFiles], specs: Mapping[str, TensorSpec]) -> None:
     """Refuse factors that one model has and another lacks, of the tensors that are merged."""
-    for name in specs:
-        having = [statistic for statistic in statistics if input_factor(name) in statistic.tensors.specs]
+    keys = {key: name for name in specs for key in statistics[0].kind.keys(name)}
+    for key, name in keys.items():
+        having = [statistic for statistic in statistics if key in statistic.tensors.specs]
         if having and len(having) < len(statistics):
             lacking = next(statistic for statistic in statistics if statistic not in having)
             raise InputError(f"{lacking.tensors.file}: lacks the factor of {name}; estimate this statistic again")

@@ -10,7 +10,6 @@ from torch import Tensor
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.merging.streaming import chunks
 from stages.storage.checkpoint import BaseWeights, StatisticFiles
-from stages.storage.statistics import Statistic, input_factor
 from stages.storage.tensors import TensorFiles
 
 NumberT = TypeVar("NumberT")
@@ -27,7 +26,7 @@ class Models:
         names: what they are called.
         checkpoints: their weights.
         coefficients: λ, summing to 1. The target is here even if its λ is zero, the others only if theirs is not.
-        statistics: what the method needs to know of each model.
+        statistics: what the method needs to know of each model, by the statistic's name.
         base: the weights that all were fine-tuned from, if the method needs them.
         further: Fishers of models that have no part in the merge, by the option that names them.
         averaged: the names of the tensors that the method merges; the others are copied.
@@ -38,7 +37,7 @@ class Models:
     names: Sequence[str]
     checkpoints: Sequence[TensorFiles]
     coefficients: Sequence[float]
-    statistics: Mapping[Statistic, Sequence[StatisticFiles]]
+    statistics: Mapping[str, Sequence[StatisticFiles]]
     base: BaseWeights | None
     further: Mapping[str, StatisticFiles]
     averaged: frozenset[str]
@@ -81,26 +80,27 @@ class Models:
         averaged = isotropic.rule(Isotropic(), self)
         return lambda name: rule(name) if self.base_has(name) else averaged(name)
 
-    def has_factor(self, kind: Statistic, name: str) -> bool:
+    def has_factor(self, kind: str, name: str) -> bool:
         """Whether the weight `name` has factors (all models have the same: that has been checked)."""
-        return input_factor(name) in self.statistics[kind][0].tensors.specs
+        first = self.statistics[kind][0]
+        return first.kind.keys(name)[0] in first.tensors.specs
 
-    def factors(self, kind: Statistic, key: str) -> list[Tensor]:
+    def factors(self, kind: str, key: str) -> list[Tensor]:
         """Every model's factor `key`, in the type it is stored in."""
         return [statistic.tensors.read(key) for statistic in self.statistics[kind]]
 
-    def matrices(self, kind: Statistic, name: str) -> list[Tensor]:
+    def matrices(self, kind: str, name: str) -> list[Tensor]:
         """The models' weights `name`, as [out, in]."""
         return [self.as_matrix(kind, name, files.read(name).to(self.dtype)) for files in self.checkpoints]
 
-    def as_matrix(self, kind: Statistic, name: str, values: Tensor) -> Tensor:
+    def as_matrix(self, kind: str, name: str, values: Tensor) -> Tensor:
         """A weight's values as [out, in], however it is stored."""
         stored = values.reshape(self.checkpoints[0].specs[name].shape)
         return stored.T if self._is_transposed(kind, name) else stored
 
-    def as_stored(self, kind: Statistic, name: str, matrix: Tensor) -> Tensor:
+    def as_stored(self, kind: str, name: str, matrix: Tensor) -> Tensor:
         """The values of a weight [out, in], flat, as they are stored."""
         return (matrix.T if self._is_transposed(kind, name) else matrix).reshape(-1)
 
-    def _is_transposed(self, kind: Statistic, name: str) -> bool:
+    def _is_transposed(self, kind: str, name: str) -> bool:
         return self.statistics[kind][0].is_transposed(name)

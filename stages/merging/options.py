@@ -4,21 +4,20 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from stages.running.section import Section
-from stages.storage.statistics import Statistic
 
 
 class MethodOptions(Section):
     """Options of a merge method. λ, the coefficients, are none: every method has them, divided by their sum.
 
     Attributes:
-        statistics: what it needs of every model beside its checkpoint.
+        statistics: what it needs of every model beside its checkpoint, by the names of `stages/storage/statistics/`.
         needs_base: whether it needs the weights that the models were fine-tuned from.
         most_models: how many models it merges at most; None for any number.
         least_models: and at least.
         method: its name, which is that of its folder.
     """
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ()
+    statistics: ClassVar[tuple[str, ...]] = ()
     needs_base: ClassVar[bool] = False
     least_models: ClassVar[int] = 1
     most_models: ClassVar[int | None] = None

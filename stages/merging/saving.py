@@ -10,7 +10,7 @@ from stages.storage import naming
 from stages.storage.cards import library_versions
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.outputs import atomic_directory, refuse_foreign
-from stages.storage.statistics import STEMS, write_statistic
+from stages.storage.statistics import STATISTICS, write_statistic
 
 _PEFT_PREFIX = "base_model.model."
 
@@ -56,7 +56,7 @@ def save_fisher(fisher: Mapping[str, Tensor], checkpoint: str | Path, out: str |
 
 def _fisher_files(directory: Path) -> set[str]:
     """The files of a Fisher in a directory, if its card is there."""
-    stem = STEMS["diagonal"]
+    stem = STATISTICS["diagonal"].stem
     if not (directory / f"{stem}.json").is_file():
         return set()
     patterns = (f"{stem}.json", f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}-*-of-*.safetensors")

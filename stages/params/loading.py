@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from stages.params.merges import ENSEMBLE, Merge, Weighted
 from stages.params.problems import KEYS, explained, listed
 from stages.params.schema import OverrideError, Params
 from stages.running.errors import InputError
+from stages.storage.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
@@ -183,12 +185,14 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     if merge.options.needs_base and params.base_of(merge) is None:
         listed = ", ".join(f"{model} from {params.models[model].base}" for model in merge.models)
         raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
+    kinds = [STATISTICS[name] for name in merge.options.statistics]
     for model in [*merge.models, *merge.options.further_models.values()]:
-        if "diagonal" in merge.options.statistics and params.models[model].fisher is False:
+        if any(kind.is_of_parameters for kind in kinds) and params.models[model].fisher is False:
             raise InputError(f"{place}: {merge.options.method} needs the Fisher of {model}, which has `fisher: false`")
-    for model in merge.models:
-        if "kfac" in merge.options.statistics and params.fisher_settings(model).estimator == "adam":
+    differentiated = [kind for kind in kinds if kind.takes_gradients and not kind.is_of_parameters]
+    for kind, model in product(differentiated, merge.models):
+        if params.fisher_settings(model).estimator == "adam":
             raise InputError(
-                f"{place}: {merge.options.method} needs the K-FAC factors of {model}, which its fisher.estimator, "
+                f"{place}: {merge.options.method} needs the {kind.title} of {model}, which its fisher.estimator, "
                 "adam, does not give; choose another estimator"
             )

@@ -26,12 +26,18 @@ UNFOLLOWED = {
 }
 CHOSEN_AT_RUN_TIME = {  # what a module imports by a name that only a run knows, as patterns
     "stages.merging": ("stages.merging.checkpoints", "stages.merging.saving"),
+    "stages.estimation.accumulators": ("stages.curvature.accumulators",),  # and what the graph knows of a statistic
     "stages.merging.methods": ("stages.merging.methods.*.options",),
     "stages.merging.rules": ("stages.merging.methods.*.rule",),
     "stages.tasks.kinds": ("stages.tasks.kinds.*.settings",),
     "stages.tasks.reading": ("stages.tasks.kinds.*.reading",),
 }
-READ = {"stages.reporting.page": "stages/reporting/templates"}  # what a module reads of the project, beside Python
+READ = {  # what a module reads of the project, beside what it imports
+    "stages.reporting.page": "stages/reporting/templates",
+    # All the statistics. The graph tells other stages of those that they use, so that a new one re-runs none of them.
+    "stages.reporting.tables": "stages/storage/statistics",
+    "stages.pipeline.needs": "stages/storage/statistics",
+}
 
 
 def code_of(*modules: str) -> list[str]:

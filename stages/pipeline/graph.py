@@ -11,8 +11,6 @@ from typing import Any
 from stages.params import Ensemble, Merge, Params
 from stages.pipeline.code import code_of
 from stages.pipeline.needs import (
-    FACTORS,
-    STATISTICS,
     base_directory,
     base_place,
     evaluated_models,
@@ -31,15 +29,18 @@ from stages.pipeline.places import (
     SCORES,
     SEARCH,
     SIMILARITY,
+    STATISTIC_PLACES,
     TASKS,
     TRAINING,
 )
 from stages.storage.cards import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS, SWEEP
 from stages.storage.digests import CONTENTS
-from stages.storage.statistics import Statistic
+from stages.storage.statistic import StatisticKind
+from stages.storage.statistics import FACTORS, STATISTICS
 from stages.tasks import module_of
 
 PLAN_FILE = Path("models/dvc.yaml")
+FISHER_CODE = STATISTICS["diagonal"].code
 RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
 
 
@@ -51,10 +52,10 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         stages[f"finetune-{model}"] = _finetune_stage(model, params)
         if model in fishers:
             stages[f"fisher-{model}"] = _fisher_stage(model, params)
-    for kind in FACTORS:
-        merges = [merge for merge in params.merges.values() if kind in merge.options.statistics]
+    for kind in FACTORS.values():  # planned where some merge needs them
+        merges = [merge for merge in params.merges.values() if kind.name in merge.options.statistics]
         for model in sorted({model for merge in merges for model in merge.models}):
-            stages[f"{kind}-{model}"] = _factors_stage(kind, model, params)
+            stages[f"{kind.stem}-{model}"] = _factors_stage(kind, model, params)
     for model in evaluated_models(params):
         stages[f"evaluate-{model}"] = _evaluate_stage(model, FINETUNED / model, params)
     for name, merge in params.merges.items():
@@ -128,6 +129,11 @@ def _kinds(tasks: Iterable[str], params: Params) -> list[str]:
     return sorted({module_of(params.tasks[task].kind) for task in tasks})
 
 
+def _statistics(merge: Merge) -> list[str]:
+    """The modules that say what the merge's statistics are."""
+    return [f"storage.statistics.{name}" for name in merge.options.statistics]
+
+
 def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
     section = params.models[model]
     inputs = [str(base_place(section.base, params)), str(TASKS / section.task)]
@@ -137,14 +143,14 @@ def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
 
 
 def _fisher_stage(model: str, params: Params) -> dict[str, Any]:
-    code = ["fisher", *_kinds([params.models[model].task], params)]
+    code = ["fisher", *FISHER_CODE, *_kinds([params.models[model].task], params)]
     return _stage(f"fisher-{model}", f"fisher {model}", _estimation_inputs(model, params), code, [str(FISHERS / model)])
 
 
-def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
-    code = ["factors", *_kinds([params.models[model].task], params)]
-    out = STATISTICS[kind] / model
-    return _stage(f"{kind}-{model}", f"factors {kind} {model}", _estimation_inputs(model, params), code, [str(out)])
+def _factors_stage(kind: StatisticKind, model: str, params: Params) -> dict[str, Any]:
+    code = ["factors", *kind.code, *_kinds([params.models[model].task], params)]
+    out, command = STATISTIC_PLACES[kind.name] / model, f"factors {kind.name} {model}"
+    return _stage(f"{kind.stem}-{model}", command, _estimation_inputs(model, params), code, [str(out)])
 
 
 def _estimation_inputs(model: str, params: Params) -> list[str]:
@@ -154,8 +160,9 @@ def _estimation_inputs(model: str, params: Params) -> list[str]:
 def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     tasks = search_tasks(merge, params)
     inputs = [*_merge_inputs(merge, params), *(str(TASKS / task) for task in tasks)]
+    code = ["search", *_statistics(merge), *_kinds(tasks, params)]
     outs = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")]
-    stage = _stage(f"search-{name}", f"search {name}", inputs, ["search", *_kinds(tasks, params)], outs)
+    stage = _stage(f"search-{name}", f"search {name}", inputs, code, outs)
     plot = {"template": "scatter", "x": f"λ {merge.target_model}", "y": "score"}
     return stage | {"plots": [{str(SEARCH / name / SWEEP): plot}]}
 
@@ -163,7 +170,7 @@ def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
 def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     found = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS) if merge.search is not None]
     inputs = [*_merge_inputs(merge, params), *found]
-    return _stage(f"merge-{name}", f"merge {name}", inputs, ["merge"], [str(MERGED / name)])
+    return _stage(f"merge-{name}", f"merge {name}", inputs, ["merge", *_statistics(merge)], [str(MERGED / name)])
 
 
 def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, A
 
 def _similarity_stage(params: Params) -> dict[str, Any]:
     fishers = [str(FISHERS / model) for model in models_with_fishers(params)]
-    return _stage("similarity", "similarity", fishers, ["similarity"], [str(SIMILARITY)])
+    return _stage("similarity", "similarity", fishers, ["similarity", *FISHER_CODE], [str(SIMILARITY)])
 
 
 def _scores_stage(params: Params) -> dict[str, Any]:

@@ -6,20 +6,15 @@ from stages.params import Merge, Params
 from stages.pipeline.places import (
     FINETUNED,
     FISHERS,
-    GRAM,
-    KFAC,
     SETTINGS,
     SOURCES,
+    STATISTIC_PLACES,
 )
-from stages.storage.statistics import Statistic
-
-STATISTICS: dict[Statistic, Path] = {"diagonal": FISHERS, "kfac": KFAC, "gram": GRAM}
-FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge needs them
 
 
 def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
     """Model → the directories of the statistics that the merge's method needs of it."""
-    needed = {model: [STATISTICS[kind] / model for kind in merge.options.statistics] for model in merge.models}
+    needed = {model: [STATISTIC_PLACES[kind] / model for kind in merge.options.statistics] for model in merge.models}
     for model in merge.options.further_models.values():
         needed.setdefault(model, [FISHERS / model])
     return needed

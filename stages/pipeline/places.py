@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from stages.storage.statistics import STATISTICS
+
 SOURCES = Path("data/sources")
 TASKS = Path("data/tasks")
 FINETUNED = Path("models/finetuned")
-FISHERS = Path("models/fishers")
-KFAC = Path("models/kfac")
-GRAM = Path("models/gram")
+STATISTIC_PLACES = {name: Path("models") / kind.directory for name, kind in STATISTICS.items()}
+FISHERS = STATISTIC_PLACES["diagonal"]
 SETTINGS = Path("results/settings")
 SEARCH = Path("results/search")
 MERGED = Path("models/merged")

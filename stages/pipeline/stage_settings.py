@@ -17,6 +17,7 @@ from stages.pipeline.needs import (
 )
 from stages.pipeline.plan_file import check_stage
 from stages.running.errors import InputError
+from stages.storage.statistics import FACTORS
 
 RUN_BY_DVC = "DVC_STAGE"  # environment variable that DVC sets
 CHECKED_OTHERWISE = ("fetch@", "prepare@", "scores")  # in no plan; and the scores check the whole of it
@@ -131,12 +132,11 @@ def _coefficients(merge: Weighted) -> list[list[str | float]]:
 
 
 _SETTINGS: dict[str, Callable[[str, Params], dict[str, Any]]] = {
+    **dict.fromkeys((kind.stem for kind in FACTORS.values()), _factors),
     "fetch": _fetch,
     "prepare": _prepare,
     "finetune": _finetune,
     "fisher": _fisher,
-    "kfac": _factors,
-    "gram": _factors,
     "search": _search,
     "merge": _merge,
     "evaluate": _evaluate,

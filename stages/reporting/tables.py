@@ -7,7 +7,7 @@ from stages.reporting.blocks import Cell, Table
 from stages.reporting.significance import Comparison, Group, compare_on
 from stages.reporting.wording import MEAN, MISSING, UNBROKEN, p_value, percent, plain, points, share
 from stages.results.scores import Result
-from stages.storage.statistics import STATISTIC_NAMES, STEMS
+from stages.storage.statistics import STATISTICS
 
 HEADS = {"merge": "merged", "target": "the target's", "each": "each task's own"}
 
@@ -104,7 +104,7 @@ def merges_table(results: Sequence[Result]) -> Table | None:
 
 def statistics_table(results: Sequence[Result]) -> Table | None:
     """How the statistics that merges used were estimated; None where none was used."""
-    names = {STEMS[kind]: name for kind, name in STATISTIC_NAMES.items()}
+    names = {kind.stem: kind.title for kind in STATISTICS.values()}
     found = {
         (model, stem): entry[stem]
         for result in results
@@ -114,7 +114,7 @@ def statistics_table(results: Sequence[Result]) -> Table | None:
     }
     keys = ["estimator", "likelihood", "examples", "seed"]
     rows = [[model, names[stem], *(plain(facts.get(key)) for key in keys)] for (model, stem), facts in found.items()]
-    summary = "How Fishers, K-FAC factors and Gram matrices were estimated"
+    summary = "How the statistics were estimated"
     return Table(["of", "statistic", *keys], sorted(rows), named_by=2, summary=summary) if rows else None
 
 

@@ -15,13 +15,12 @@ from stages.pipeline.needs import evaluated_models, evaluated_tasks, search_task
 from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
 from stages.results.costs import Cost, ResultCost
 from stages.storage.cards import CHECKPOINT_CARD, METRICS, read_json
+from stages.storage.statistics import STATISTICS
 
 SAMPLE = 64  # examples that a forward pass is counted on
 KINDS = {  # what is counted, by the first word of a stage's name
     "finetune": "fine-tuning",
-    "fisher": "estimation of the Fisher",
-    "kfac": "estimation of K-FAC factors",
-    "gram": "Gram matrices",
+    **{kind.stem: kind.work for kind in STATISTICS.values()},
     "search": "search for λ",
     "merge": "merge",
     "evaluate": "evaluation on the test splits",
@@ -126,14 +125,15 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
     if kind == "finetune":
         epochs = params.finetune_settings(name).epochs
         return 0.0 if params.models[name].finetune is False else 3 * once * origin["examples"] * epochs
-    if params.fisher_source(name) is not None and kind == "fisher":
+    statistic = next(each for each in STATISTICS.values() if each.stem == kind)
+    if params.fisher_source(name) is not None and statistic.is_of_parameters:
         return 0.0
     settings = params.fisher_settings(name)
     examples = min(settings.examples or _examples(root, task, "train"), _examples(root, task, "train"))
     passes = {"exact": params.tasks[task].exact_passes, "empirical": 1, "adam": None}.get(
         settings.estimator, settings.samples
     )
-    if kind == "gram":
+    if not statistic.takes_gradients:
         return once * examples
     return 0.0 if passes is None else once * examples * (1 + 2 * passes)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from stages.running.errors import InputError, anew
 from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
 from stages.storage.digests import verify_contents
-from stages.storage.statistics import SEAL, STEMS, TRANSPOSED, Statistic, card_seal, input_factor
+from stages.storage.statistic import StatisticKind
+from stages.storage.statistics import SEAL, STATISTICS, TRANSPOSED, card_seal
 from stages.storage.tensors import DEQUANTISE, TensorFiles, TensorSpec, check_fingerprint, fingerprint
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class BaseWeights:
 class StatisticFiles:
     """A statistic's tensors and card, in a directory of its own; see `stages.storage.statistics`."""
 
+    kind: StatisticKind
     tensors: TensorFiles
     card: Mapping[str, Any]
     card_file: Path
@@ -180,7 +182,8 @@ class StatisticFiles:
 
     def is_transposed(self, name: str) -> bool:
         """Whether the weight `name` is stored as [in, out]."""
-        return self.tensors.stored_name(input_factor(name)) in map(input_factor, self.card.get(TRANSPOSED, []))
+        stored = {self.kind.keys(weight)[0] for weight in self.card.get(TRANSPOSED, [])}
+        return self.tensors.stored_name(self.kind.keys(name)[0]) in stored
 
     def check_cards(self, checkpoint: Checkpoint) -> None:
         """Refuse a statistic of another checkpoint, as far as the cards say; it costs nothing."""
@@ -239,13 +242,14 @@ def _checkpoint_card(directory: Path) -> dict[str, Any]:
     return card
 
 
-def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> StatisticFiles:
-    """A statistic, in whichever of a model's directories it lies.
+def open_statistic(statistic: str, directories: Path | Sequence[Path]) -> StatisticFiles:
+    """The statistic of that name, in whichever of a model's directories it lies.
 
     Raises:
         InputError: it is in none of them, of another format, cut short, or its card has been changed.
     """
-    stem = STEMS[statistic]
+    kind = STATISTICS[statistic]
+    stem = kind.stem
     places = [directories] if isinstance(directories, Path) else list(directories)
     directory = next((place for place in places if (place / f"{stem}.json").is_file()), places[0])
     card_file = directory / f"{stem}.json"
@@ -256,7 +260,7 @@ def open_statistic(statistic: Statistic, directories: Path | Sequence[Path]) -> 
         )
     if SEAL in card and card[SEAL] != card_seal(card):
         raise InputError(f"{card_file}: is not as it was written; {anew(directory)}")
-    return StatisticFiles(TensorFiles(directory, stem), card, card_file)
+    return StatisticFiles(kind, TensorFiles(directory, stem), card, card_file)
 
 
 def bad_value(values: "torch.Tensor") -> str:

@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 from stages.storage.cards import CHECKPOINT_CARD
+from stages.storage.statistics import STATISTICS
 
-# Endings, in lower case, of what no model that is made from a checkpoint takes over from its directory.
+# Names and endings, in lower case, of what no model that is made from a checkpoint takes over from its directory.
 # fmt: off
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh", ".ipynb", ".js", ".c", ".cpp", ".cu", ".h")
 WEIGHT_FORMATS = (
@@ -15,7 +16,7 @@ WEIGHT_FORMATS = (
     ".onnx.data", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z",
 )
 # fmt: on
-CARDS = (CHECKPOINT_CARD, "contents.json", "fisher.json", "kfac.json", "gram.json", "readme.md")  # of other weights
+CARDS = (CHECKPOINT_CARD, "contents.json", *(f"{kind.stem}.json" for kind in STATISTICS.values()), "readme.md")
 
 
 def configuration_files(directory: Path) -> list[Path]:

@@ -18,7 +18,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from stages.merging.options import MethodOptions
-from stages.storage.statistics import Statistic
 
 
 class Loudest(MethodOptions):
@@ -27,7 +26,7 @@ class Loudest(MethodOptions):
     margin: by how much another's must be larger than the target's.
     """
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ("diagonal",)
+    statistics: ClassVar[tuple[str, ...]] = ("diagonal",)
     least_models: ClassVar[int] = 2
 
     method: Literal["loudest"] = "loudest"

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from stages.curvature import CurvatureStatistics, curvature_statistics
 from stages.curvature.capture import Capture
-from stages.curvature.estimation import Statistic
 from stages.estimation.passes import estimated_statistics
 from stages.params import FisherSettings
 from stages.tasks.data import TaskData, draw_examples
@@ -28,7 +27,7 @@ def task(tmp_path: Path) -> TaskData:
     return make_task(tmp_path / "reviews", ["bad", "good"])
 
 
-def estimated(checkpoint: Path, task: TaskData, out: Path, statistic: Statistic) -> CurvatureStatistics:
+def estimated(checkpoint: Path, task: TaskData, out: Path, statistic: str) -> CurvatureStatistics:
     with estimated_statistics(checkpoint, task, SETTINGS, out, [statistic]) as found:
         assert found is not None
         assert found.card["examples"] == 20
@@ -45,7 +44,7 @@ def assert_equal(found: CurvatureStatistics, wanted: CurvatureStatistics, tolera
 
 @pytest.mark.parametrize("statistic", ["kfac", "gram"])
 def test_they_are_of_the_examples_drawn_from_the_train_split(
-    tmp_path: Path, checkpoint: Path, task: TaskData, statistic: Statistic
+    tmp_path: Path, checkpoint: Path, task: TaskData, statistic: str
 ) -> None:
     found = estimated(checkpoint, task, tmp_path / "out", statistic)
     tokenizer = KIND.load_processor(checkpoint)
@@ -59,7 +58,7 @@ def test_they_are_of_the_examples_drawn_from_the_train_split(
 
 @pytest.mark.parametrize("statistic", ["kfac", "gram"])
 def test_a_killed_estimation_goes_on_where_it_was_and_gives_the_same_bits(
-    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch, statistic: Statistic
+    tmp_path: Path, checkpoint: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch, statistic: str
 ) -> None:
     whole = estimated(checkpoint, task, tmp_path / "whole", statistic)
     with monkeypatch.context() as patch:
@@ -91,7 +90,7 @@ def test_sums_that_were_torn_when_memory_ran_out_are_replaced(
     checkpoint: Path,
     task: TaskData,
     monkeypatch: pytest.MonkeyPatch,
-    statistic: Statistic,
+    statistic: str,
     sizes: list[int],
 ) -> None:
     wanted = estimated(checkpoint, task, tmp_path / "wanted", statistic)

@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from stages.merging.options import MethodOptions
-from stages.storage.statistics import Statistic
 
 
 class FisherWeighted(MethodOptions):
@@ -16,7 +15,7 @@ class FisherWeighted(MethodOptions):
     normalize: divide λ_i by ‖F_i‖₂ over all merged parameters, or not.
     """
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ("diagonal",)
+    statistics: ClassVar[tuple[str, ...]] = ("diagonal",)
 
     floor: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
     favor_target: bool = True

@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from stages.merging.methods.fisher.options import FisherWeighted
-from stages.storage.statistics import Statistic
 
 
 class Kfac(FisherWeighted):
@@ -18,7 +17,7 @@ class Kfac(FisherWeighted):
     iterations, tolerance: conjugate gradient stops after so many, or at this residual relative to the right-hand side.
     """
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ("diagonal", "kfac")
+    statistics: ClassVar[tuple[str, ...]] = ("diagonal", "kfac")
 
     method: Literal["kfac"] = "kfac"
     normalize: Literal["l2", "none"] = "none"

@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from stages.merging.options import MethodOptions
-from stages.storage.statistics import Statistic
 
 
 class Regmean(MethodOptions):
@@ -14,7 +13,7 @@ class Regmean(MethodOptions):
     alpha: what the Gram matrices' off-diagonal entries are multiplied by.
     """
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ("gram",)
+    statistics: ClassVar[tuple[str, ...]] = ("gram",)
 
     method: Literal["regmean"] = "regmean"
     alpha: float = Field(default=0.9, ge=0, le=1)

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from stages.merging.options import MethodOptions
 from stages.running.section import Name
-from stages.storage.statistics import Statistic
 
 
 class Uncertainty(MethodOptions):
@@ -19,7 +18,7 @@ class Uncertainty(MethodOptions):
         the prior is `delta` alone.
     """
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ("diagonal",)
+    statistics: ClassVar[tuple[str, ...]] = ("diagonal",)
     needs_base: ClassVar[bool] = True
 
     method: Literal["uncertainty"] = "uncertainty"

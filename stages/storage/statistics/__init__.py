@@ -1,4 +1,6 @@
-"""The files of curvature statistics: `fisher`, `kfac` or `gram`, as .safetensors with a card (.json) beside them.
+"""The statistics, a module each, and their files: .safetensors with a card (.json) beside them.
+
+A new module is a new statistic, and nothing else has to be told of it; it declares a `StatisticKind`.
 
 A diagonal Fisher has a tensor per parameter, under the parameter's name in the checkpoint's file. K-FAC factors and
 Gram matrices belong to Linear weights: `input.NAME` is A and `output.NAME` is G; `stages.curvature` says what they are.
@@ -7,22 +9,34 @@ Gram matrices belong to Linear weights: `input.NAME` is A and `output.NAME` is G
 import json
 from collections.abc import Mapping
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
 from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
+from stages.storage.statistic import StatisticKind
 from stages.storage.tensors import TensorFiles, fingerprint, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-Statistic = Literal["diagonal", "kfac", "gram"]
-STEMS: dict[Statistic, str] = {"diagonal": "fisher", "kfac": "kfac", "gram": "gram"}
-STATISTIC_NAMES: dict[Statistic, str] = {"diagonal": "Fisher", "kfac": "K-FAC factors", "gram": "Gram matrices"}
 SEAL = "seal"  # in a card: `card_seal` of the rest
 SUMMARY_TOLERANCE = 1e-6  # of what a card says of a tensor: sums in another order, on another machine
 TRANSPOSED = "transposed"  # in a card: the weights that are stored as [in, out]
+
+
+def _declared(name: str) -> StatisticKind:
+    """The statistic in the module of that name: its `KIND`."""
+    kind = getattr(import_module(f"{__name__}.{name}"), "KIND", None)
+    if not isinstance(kind, StatisticKind) or kind.name != name:
+        raise ImportError(f"{__name__}.{name}: must have a StatisticKind of the name {name!r} as KIND")
+    return kind
+
+
+STATISTICS = {module.name: _declared(module.name) for module in iter_modules(__path__)}  # by name
+FACTORS = {name: kind for name, kind in STATISTICS.items() if not kind.is_of_parameters}  # those of Linear weights
 
 
 def input_factor(name: str) -> str:
@@ -45,7 +59,7 @@ def card_seal(card: Mapping[str, Any]) -> str:
 
 def write_statistic(
     directory: Path,
-    statistic: Statistic,
+    statistic: str,
     tensors: Mapping[str, "torch.Tensor"],
     checkpoint: TensorFiles,
     card: Mapping[str, Any],
@@ -54,8 +68,8 @@ def write_statistic(
 
     Args:
         directory: where to.
-        statistic: which it is.
-        tensors: of finite values; a diagonal Fisher's are not negative. Written in the type they have.
+        statistic: which of `STATISTICS` it is.
+        tensors: of finite values, as `StatisticKind` says. Written in the type they have.
         checkpoint: the weights it is of.
         card: what else the card says: how it was estimated, on what.
 
@@ -64,23 +78,24 @@ def write_statistic(
     """
     import torch
 
-    stem = STEMS[statistic]
+    kind = STATISTICS[statistic]
+    stem = kind.stem
     for name, values in tensors.items():
         if not torch.isfinite(values).all():
             raise InputError(
                 f"{checkpoint.directory}: the {stem} of {name} is not finite; the model's weights are out of range"
             )
-        if statistic == "diagonal" and name not in checkpoint.specs:
+        if kind.is_of_parameters and name not in checkpoint.specs:
             raise InputError(
                 f"{checkpoint.directory}: the model's parameter {name} is not in its file; "
                 "`stages.merging.save_fisher` writes a Fisher under the file's names"
             )
-        if statistic == "diagonal" and tuple(values.shape) != checkpoint.specs[name].shape:
+        if kind.is_of_parameters and tuple(values.shape) != checkpoint.specs[name].shape:
             raise InputError(
                 f"{checkpoint.file}: tensor {name} has the shape {list(checkpoint.specs[name].shape)}, but the {stem} "
                 f"{list(values.shape)}; give the checkpoint that it is of"
             )
-        if statistic == "diagonal" and values.numel() and values.min() < 0:
+        if kind.is_of_parameters and values.numel() and values.min() < 0:
             raise InputError(f"{checkpoint.directory}: the {stem} of {name} has a negative entry")
     found = write_tensors(directory, stem, tensors)
     facts = {
