@@ -102,4 +102,4 @@ lock: $(INSTALLED)
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
 
 clean:
-	rm -rf $(VENV) data/sources data/tasks results models/finetuned models/fishers models/kfac models/gram models/merged
+	rm -rf $(VENV) data/sources data/tasks results models/*/

@@ -5,7 +5,7 @@ Stages of their own, so that wanting them never re-runs a Fisher that somebody h
 
 from stages.estimation.factors import estimate_factors
 from stages.pipeline.places import FINETUNED, STATISTIC_PLACES, TASKS
-from stages.pipeline.stage_settings import stage_params
+from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import launch, run_stage
 from stages.running.errors import InputError
 from stages.storage.statistics import FACTORS
@@ -22,9 +22,7 @@ def factors(name: str, model: str) -> None:
     if name not in FACTORS:
         raise InputError(f"there are no factors {name!r}; known: {', '.join(FACTORS)}")
     kind = FACTORS[name]
-    params = stage_params(f"{kind.stem}-{model}")
-    if model not in params.models:
-        raise InputError(f"params.yaml: models: there is no model {model!r}")
+    params = model_stage_params(kind.stem, model)
     settings = params.fisher_settings(model)
     if kind.takes_gradients and settings.estimator == "adam":
         raise InputError(f"params.yaml: models.{model}: {kind.title} need another fisher.estimator than adam")

@@ -4,9 +4,8 @@ import shutil
 
 from stages.pipeline.needs import base_place
 from stages.pipeline.places import FINETUNED, TASKS, TRAINING
-from stages.pipeline.stage_settings import stage_params
+from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import run_stage
-from stages.running.errors import InputError
 from stages.storage.digests import write_contents
 from stages.storage.outputs import PARTIAL_PREFIX, atomic_directory
 from stages.storage.tensors import WEIGHTS
@@ -19,9 +18,7 @@ def finetune(name: str) -> None:
 
     A fine-tuning that was killed goes on from what it saved beside its output.
     """
-    params = stage_params(f"finetune-{name}")
-    if name not in params.models:
-        raise InputError(f"params.yaml: models: there is no model {name!r}")
+    params = model_stage_params("finetune", name)
     model = params.models[name]
     base, task = base_place(model.base, params), TaskData.open(TASKS / model.task)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"

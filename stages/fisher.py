@@ -5,17 +5,14 @@ Or, for a model whose Fisher is brought in: the Fisher, verified.
 
 from stages.estimation.diagonal import bring_in, estimate
 from stages.pipeline.places import FINETUNED, FISHERS, TASKS
-from stages.pipeline.stage_settings import stage_params
+from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import launch, run_stage
-from stages.running.errors import InputError
 from stages.tasks.data import TaskData
 
 
 def fisher(name: str) -> None:
     """Estimate the diagonal Fisher of the model `name`, in as many processes as the environment says, or bring it."""
-    params = stage_params(f"fisher-{name}")
-    if name not in params.models:
-        raise InputError(f"params.yaml: models: there is no model {name!r}")
+    params = model_stage_params("fisher", name)
     if (source := params.fisher_source(name)) is not None:
         bring_in(name, source, FINETUNED / name, FISHERS / name)
         return

@@ -44,6 +44,18 @@ def stage_params(stage: str) -> Params:
     return params
 
 
+def model_stage_params(stage: str, model: str) -> Params:
+    """`stage_params`, for the stage STAGE-MODEL of a model.
+
+    Raises:
+        InputError: as `stage_params` does, or params.yaml has no such model.
+    """
+    params = stage_params(f"{stage}-{model}")
+    if model not in params.models:
+        raise InputError(f"params.yaml: models: there is no model {model!r}")
+    return params
+
+
 def settings_text(stage: str, params: Params) -> str:
     """The content of a stage's file.
 

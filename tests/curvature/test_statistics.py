@@ -9,7 +9,10 @@ import transformers as t
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.curvature import CurvatureStatistics, curvature_statistics, diagonal_fisher
+from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation, curvature_statistics, diagonal_fisher
+from stages.curvature.accumulators import ACCUMULATORS, Side
+from stages.estimation.accumulators import accumulators
+from stages.storage.statistics import FACTORS
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.curvature.test_architectures import SMALL, labels, randomised, texts
 
@@ -182,6 +185,59 @@ def test_masks_that_cannot_be_told_apart_are_refused() -> None:
     assert curvature_statistics(
         Both(), [batch | {"decoder_attention_mask": batch["attention_mask"]}], statistics=["gram"]
     )
+
+
+class Squares:
+    """The mean of the squares of what comes to one side of a Linear: for each position, or for each example."""
+
+    def __init__(self, side: Side) -> None:
+        self.name, self.adds = f"squares of {side}", side
+
+    def zeros(self, inputs: int, outputs: int, like: Tensor) -> dict[str, Tensor]:
+        size = inputs if self.adds == "inputs" else outputs
+        return {"squares": like.new_zeros(size), "rows": like.new_zeros(())}
+
+    def add(self, sums: Mapping[str, Tensor], rows: Tensor) -> None:
+        sums["squares"].add_(rows.square().sum(0))
+        sums["rows"].add_(len(rows))
+
+    def result(self, sums: Mapping[str, Tensor], examples: int) -> Tensor:
+        return sums["squares"] / (sums["rows"] if self.adds == "inputs" else examples)
+
+
+def test_accumulators_of_ones_own() -> None:
+    """Of inputs and of gradients, beside the statistics that have a name, which stay as they are."""
+    model, batches = bert(), texts()
+    own = [Squares("inputs"), Squares("gradients")]
+    found = curvature_statistics(model, batches, statistics=("diagonal", "kfac"), accumulators=own, progress=False)
+    alone = curvature_statistics(model, batches, statistics=("diagonal", "kfac"), progress=False)
+    assert found.factors.keys() == alone.factors.keys() | {"squares of inputs", "squares of gradients"}
+    for group in ("diagonal", "input_factors", "output_factors"):
+        assert all(torch.equal(getattr(found, group)[name], value) for name, value in getattr(alone, group).items())
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for group, reference in zip(
+        ("squares of inputs", "squares of gradients"), reference_factors(model, batches, linear), strict=True
+    ):
+        assert found.factors[group].keys() == {f"{name}.weight" for name in linear}
+        for name, value in reference.items():
+            factor, wanted = found.factors[group][f"{name}.weight"].double(), value.diagonal()
+            assert float((factor - wanted).norm() / wanted.norm()) < 1e-5, name
+
+
+def test_an_accumulator_of_inputs_takes_no_backward_pass() -> None:
+    model = bert()
+    found = curvature_statistics(model, texts(), statistics=(), accumulators=[Squares("inputs")], progress=False)
+    estimation = Estimation(model, BackwardVectors("categorical", "exact"), None, (), [Squares("inputs")])
+    assert not estimation.needs_gradients
+    assert Estimation(model, BackwardVectors("categorical", "exact"), None, (), [Squares("gradients")]).needs_gradients
+    assert found.factors.keys() == {"squares of inputs"}
+    assert not found.diagonal
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_the_descriptions_of_statistics_name_what_the_library_has_by_that_name(name: str) -> None:
+    made = [type(each) for each in accumulators(FACTORS[name]).values()]
+    assert made == [type(each) for each in ACCUMULATORS[name]]
 
 
 def test_unknown_statistics_are_refused() -> None:

@@ -1,4 +1,7 @@
-"""What a project adds from outside, with no change to a file that is there: a merge method or a kind is one folder."""
+"""What a project adds from outside, with no change to a file that is there.
+
+A merge method or a kind of task is one folder, a statistic is one file.
+"""
 
 import json
 from typing import Any
@@ -154,3 +157,132 @@ def test_its_keys_are_checked(opened: Project) -> None:
     assert result.returncode == 1
     assert "tasks.books.words = 0: input should be greater than or equal to 1" in result.stderr
     assert "tasks.books.image: is for tasks of the kind image-classification, and this one is " in result.stderr
+
+
+WEIGHTED_OPTIONS = '''
+from typing import ClassVar, Literal
+
+from stages.merging.options import MethodOptions
+
+
+class Weighted(MethodOptions):
+    """Options of the merge that weighs every input of a Linear by how large it is."""
+
+    statistics: ClassVar[tuple[str, ...]] = ("input_moments",)
+
+    method: Literal["weighted"] = "weighted"
+'''
+WEIGHTED_RULE = '''
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from stages.merging.methods.isotropic import rule as isotropic
+from stages.merging.methods.isotropic.options import Isotropic
+from stages.merging.methods.weighted.options import Weighted
+from stages.merging.models import Models, Rule
+
+
+def rule(options: Weighted, models: Models) -> Rule:
+    """Each column of a Linear's weight by the mean square of its input; the other parameters are averaged."""
+    averaged = isotropic.rule(Isotropic(), models)
+
+    def merged(name: str) -> Iterator[Tensor]:
+        if not models.has_factor("input_moments", name):
+            yield from averaged(name)
+            return
+        moments = models.factors("input_moments", f"moment.{name}")
+        weights = [λ * moment.to(models.dtype) for λ, moment in zip(models.coefficients, moments, strict=True)]
+        values = models.matrices("input_moments", name)
+        total = sum(value * weight for value, weight in zip(values, weights, strict=True))
+        yield models.as_stored("input_moments", name, total / sum(weights))
+
+    return merged
+'''
+SWAPPED = """
+from pathlib import Path
+from stages.merging import merge_checkpoints
+from stages.running.errors import InputError
+checkpoints = {name: Path("models/finetuned") / name for name in ("books", "films")}
+statistics = {"books": Path("models/input_moments/films"), "films": Path("models/input_moments/books")}
+try:
+    merge_checkpoints(checkpoints, {"books": 1, "films": 1}, "out", method="weighted", statistics=statistics)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with the statistic of stages/README.md, a method that needs it, and one that needs Gram matrices."""
+    root = tmp_path_factory.mktemp("statistics")
+    project = Project(root / "project", tiny_params(root / "inputs"))
+    (module,) = (block for block in blocks("stages/README.md") if "class InputMoments" in block)
+    (project.root / "stages/storage/statistics/input_moments.py").write_text(module)
+    folder = project.root / "stages/merging/methods/weighted"
+    folder.mkdir()
+    for name, text in {"__init__": "", "options": WEIGHTED_OPTIONS, "rule": WEIGHTED_RULE}.items():
+        (folder / f"{name}.py").write_text(text)
+    λ = {"books": 0.3, "films": 0.7}
+    merges = {name: {"method": name, "coefficients": λ} for name in ("weighted", "regmean", "fisher")}
+    project.edit_params(lambda params: params.update(merges=merges))
+    project.run("python", "-m", "stages.plan")
+    return project
+
+
+def test_a_statistic_of_ones_own(measured: Project) -> None:
+    """From the plan to the report: it is planned, estimated, stored, and read by a merge."""
+    measured.run("python", "-m", "stages.plan", "--check")
+    ran = set(measured.repro())
+    assert {"input_moments-books", "input_moments-films", "gram-books", "merge-weighted", "report"} < ran
+    moments = {}
+    for model in ("books", "films"):
+        place = measured.root / "models/input_moments" / model
+        assert {file.name for file in place.iterdir()} == {"input_moments.json", "input_moments.safetensors"}
+        card = json.loads((place / "input_moments.json").read_text())
+        assert card["examples"] == 20
+        assert not card.keys() & {"estimator", "samples", "likelihood"}, "nothing is differentiated"
+        moments[model] = load_file(place / "input_moments.safetensors")
+        grams = load_file(measured.root / f"models/gram/{model}/gram.safetensors")
+        assert {name.removeprefix("moment.") for name in moments[model]} == {
+            name.removeprefix("input.") for name in grams
+        }
+        for name, moment in moments[model].items():
+            gram = grams[f"input.{name.removeprefix('moment.')}"]
+            np.testing.assert_allclose(moment, np.diagonal(gram), rtol=1e-5, err_msg=name)
+    values = {model: load_file(measured.root / f"models/finetuned/{model}/model.safetensors") for model in moments}
+    merged = load_file(measured.root / "models/merged/weighted/model.safetensors")
+    weighed = 0
+    for name, found in merged.items():
+        weights = [
+            λ * moments[model].get(f"moment.{name}", np.ones(())).astype(np.float64)
+            for model, λ in (("books", 0.3), ("films", 0.7))
+        ]
+        parts = [values[model][name].astype(np.float64) for model in moments]
+        wanted = sum(part * weight for part, weight in zip(parts, weights, strict=True)) / sum(weights)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7, err_msg=name)
+        weighed += f"moment.{name}" in moments["books"]
+    assert weighed == len(moments["books"]) > 5
+    origin = json.loads((measured.root / "results/eval/weighted/origin.json").read_text())
+    assert origin["models"]["books"]["input_moments"]["examples"] == 20
+    assert "input moments" in (measured.root / "results/report/report.html").read_text()
+    assert measured.repro() == []
+
+
+def test_it_is_checked_and_shown(measured: Project) -> None:
+    """Beside another checkpoint it is refused; `make status` has a line for it."""
+    refused = measured.run("python", "-c", SWAPPED).stdout
+    assert "models/input_moments/films/input_moments.json: belongs to the checkpoint " in refused
+    assert "estimate the input_moments of this checkpoint" in refused
+    assert "input_moments-books" in measured.stage("stages.status").stdout
+    result = measured.stage("stages.factors", "moments", "books")
+    assert result.returncode == 1
+    assert "there are no factors 'moments'; known: gram, input_moments, kfac" in result.stderr
+
+
+def test_only_what_uses_it_depends_on_it(measured: Project) -> None:
+    """So a new statistic re-runs nothing that somebody has paid for."""
+    module = "stages/storage/statistics/input_moments.py"
+    stages = YAML(typ="safe").load(measured.root / "models/dvc.yaml")["stages"]
+    using = {name for name, stage in stages.items() if {module, "stages/storage/statistics"} & set(stage["deps"])}
+    assert using == {"input_moments-books", "input_moments-films", "merge-weighted"}
