@@ -205,8 +205,9 @@ from stages.merging import merge_checkpoints
 from stages.running.errors import InputError
 checkpoints = {name: Path("models/finetuned") / name for name in ("books", "films")}
 statistics = {"books": Path("models/input_moments/films"), "films": Path("models/input_moments/books")}
+λ = {"books": 0.5, "films": 0.5}
 try:
-    merge_checkpoints(checkpoints, {"books": 1, "films": 1}, "out", method="weighted", statistics=statistics)
+    merge_checkpoints(checkpoints, "out", method="weighted", coefficients=λ, statistics=statistics)
 except InputError as error:
     print(error)
 """
