@@ -27,7 +27,7 @@ from stages.storage.naming import as_stored, places
 from stages.storage.saved_progress import Progress
 from stages.storage.statistics import STATISTIC_NAMES
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint
-from stages.tasks import module_of, task_kind
+from stages.tasks import likelihood_module, module_of, task_kind, task_likelihood
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.loading import Model
 from stages.tasks.prediction import batches
@@ -85,7 +85,6 @@ def estimated_statistics(
         InputError: the checkpoint or the examples cannot be used.
     """
     assert settings.estimator != "adam"
-    kind = task_kind(task.kind)
     examples = _Examples(checkpoint, task, settings)
     processes = PartialState(cpu=compute_device().type == "cpu")
     verify_checkpoint(checkpoint)
@@ -99,7 +98,7 @@ def estimated_statistics(
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
     name = " and ".join(STATISTIC_NAMES[statistic] for statistic in statistics)
-    vectors = BackwardVectors(kind.likelihood, settings.estimator, settings.samples, settings.seed)
+    vectors = BackwardVectors(task_likelihood(task.kind), settings.estimator, settings.samples, settings.seed)
     model, batch = examples.model, partial(examples.batch, device=processes.device)
     with Estimation(model.to(processes.device), vectors, statistics=statistics) as estimation:
         try:
@@ -131,12 +130,13 @@ class _Examples:
     """
 
     def __init__(self, checkpoint: Path, task: TaskData, settings: FisherSettings) -> None:
-        kind = task_kind(task.kind)
+        kind, likelihood = task_kind(task.kind), task_likelihood(task.kind)
         frame = draw_examples(task.read("train"), settings.examples, settings.seed)
         self.card = estimate_card(task, settings) | {
             "examples": len(frame),
             "examples_fingerprint": examples_fingerprint(frame),
-            "likelihood": kind.likelihood,
+            "likelihood": likelihood.name,
+            **({"likelihood_parameters": dict(likelihood.parameters)} if likelihood.parameters else {}),
         }
         self.model = kind.load_model(checkpoint, task.labels)
         processor = kind.load_processor(checkpoint)
@@ -155,7 +155,7 @@ def _circumstances(processes: PartialState, kind: str) -> dict[str, Any]:
     return {
         "processes": processes.num_processes,
         "device": processes.device.type,
-        "code": code_sha256("estimation.passes", module_of(kind)),
+        "code": code_sha256("estimation.passes", module_of(kind), likelihood_module(kind)),
     }
 
 

@@ -37,7 +37,7 @@ from stages.pipeline.places import (
 from stages.storage.cards import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS, SWEEP
 from stages.storage.digests import CONTENTS
 from stages.storage.statistics import Statistic
-from stages.tasks import module_of
+from stages.tasks import likelihood_module, module_of
 
 PLAN_FILE = Path("models/dvc.yaml")
 RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
@@ -137,14 +137,20 @@ def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
 
 
 def _fisher_stage(model: str, params: Params) -> dict[str, Any]:
-    code = ["fisher", *_kinds([params.models[model].task], params)]
+    code = ["fisher", *_estimated_kind(model, params)]
     return _stage(f"fisher-{model}", f"fisher {model}", _estimation_inputs(model, params), code, [str(FISHERS / model)])
 
 
 def _factors_stage(kind: Statistic, model: str, params: Params) -> dict[str, Any]:
-    code = ["factors", *_kinds([params.models[model].task], params)]
+    code = ["factors", *_estimated_kind(model, params)]
     out = STATISTICS[kind] / model
     return _stage(f"{kind}-{model}", f"factors {kind} {model}", _estimation_inputs(model, params), code, [str(out)])
+
+
+def _estimated_kind(model: str, params: Params) -> list[str]:
+    """The modules of the kind of the model's task, with its likelihood."""
+    kind = params.tasks[params.models[model].task].kind
+    return [module_of(kind), likelihood_module(kind)]
 
 
 def _estimation_inputs(model: str, params: Params) -> list[str]:

@@ -9,7 +9,7 @@ import transformers as t
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.curvature import CurvatureStatistics, curvature_statistics, diagonal_fisher
+from stages.curvature import CurvatureStatistics, TokenCategorical, curvature_statistics, diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.curvature.test_architectures import SMALL, labels, randomised, texts
 
@@ -139,7 +139,7 @@ def test_a_tied_weight_has_no_factors() -> None:
     )  # fmt: skip
     ids = torch.randint(1, 20, (3, 5))
     batch = {"input_ids": ids, "decoder_input_ids": ids[:, :4]}
-    found = curvature_statistics(model, [batch], likelihood="token", estimator="sketch", statistics=["kfac"])
+    found = curvature_statistics(model, [batch], likelihood=TokenCategorical(), estimator="sketch", statistics=["kfac"])
     assert "shared.weight" not in found.input_factors
     assert "decoder.block.0.layer.0.SelfAttention.q.weight" in found.output_factors
 

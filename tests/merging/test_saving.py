@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.curvature import diagonal_fisher
+from stages.curvature import TokenCategorical, diagonal_fisher
 from stages.merging import Fisher, merge_checkpoints, save_fisher
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
@@ -92,7 +92,9 @@ def test_a_fisher_that_has_been_estimated(tmp_path: Path, architecture: str) -> 
         model = MODELS[architecture](seed)
         model.save_pretrained(tmp_path / name)
         batches = [{"input_ids": torch.randint(3, 20, (2, 6), generator=generator)}]
-        fisher = diagonal_fisher(model, batches, likelihood="causal", estimator="sampled", progress=False)
+        fisher = diagonal_fisher(
+            model, batches, likelihood=TokenCategorical(shift=True), estimator="sampled", progress=False
+        )
         save_fisher(fisher, str(tmp_path / name), str(tmp_path / f"{name}-fisher"))
         total = sum(float(value.double().sum()) for value in fisher.values())
         saved = load_file(tmp_path / f"{name}-fisher/fisher.safetensors")

@@ -107,7 +107,9 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
         assert stages[name]["outs"] == [f"models/{kind}/{model}"]
         assert sorted(inputs(stages[name])) == [f"data/tasks/{model}", f"models/finetuned/{model}"]
-        assert stages[name]["deps"][3:] == code_of("factors", "tasks.kinds.text_classification.kind")
+        assert stages[name]["deps"][3:] == code_of(
+            "factors", "tasks.kinds.text_classification.kind", "tasks.kinds.text_classification.likelihood"
+        )
 
     def of_both(kind: str) -> list[str]:
         return [f"models/{kind}/books", f"models/{kind}/films"]
