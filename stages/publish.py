@@ -16,7 +16,7 @@ from stages.estimation.verification import verified_fisher
 from stages.params import Params, load_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS
 from stages.results.model_card import MARK, Publication, model_card, taking
-from stages.running.errors import InputError
+from stages.running.errors import InputError, said
 from stages.storage.cards import CHECKPOINT_CARD, METRICS, ORIGIN, read_json
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
@@ -189,7 +189,7 @@ def main() -> None:
     try:
         lines = publish(arguments.model, arguments.to)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {said(error)}")
     print(f"{arguments.model} is published. Another project's params.yaml takes it by:\n\n{lines}")
 
 

@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(InputError, match=r"not what checkpoint\.json says; remove .*model and run `dvc repro`"):
+    with pytest.raises(InputError, match=r"not what checkpoint\.json says; make or fetch .*model again"):
         predict(checkpoint, [task])
 
 

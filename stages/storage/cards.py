@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.running.errors import InputError, anew
+from stages.running.errors import DamagedError, InputError
 
 FORMAT_VERSION = 1  # of the cards beside the tensors
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of bytes, JSON, numbers of thousands of digits, and depth
         refuse_pointer(path)
-        raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())}); {anew(path.parent)}") from None
+        raise DamagedError(f"{path}: not valid JSON ({' '.join(str(error).split())})", path.parent) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an object")
     return content
