@@ -23,6 +23,7 @@ LAYERS = (
     "results",
     "reporting",
 )
+ABOVE = {"params": {"tasks"}}  # of which it imports `metrics` alone, which imports the words of errors alone
 LINES = 60  # of a function at most
 
 
@@ -46,9 +47,15 @@ def test_every_package_has_its_place() -> None:
 
 @pytest.mark.parametrize("package", LAYERS)
 def test_imports_go_down(package: str) -> None:
-    below = {*LAYERS[: LAYERS.index(package) + 1]}
+    below = {*LAYERS[: LAYERS.index(package) + 1]} | ABOVE.get(package, set())
     for file in (PACKAGE / package).rglob("*.py"):
         assert set(imported(file)) <= below, file
+
+
+def test_params_import_of_tasks_the_metrics_alone_and_these_no_params() -> None:
+    lines = [line for file in (PACKAGE / "params").rglob("*.py") for line in file.read_text().splitlines()]
+    assert {line.split(" import ")[0] for line in lines if "stages.tasks" in line} == {"from stages.tasks.metrics"}
+    assert set(imported(PACKAGE / "tasks/metrics.py")) == {"running"}
 
 
 def test_curvature_imports_nothing_else_and_merging_no_statistics_of_its_making() -> None:

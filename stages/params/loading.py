@@ -24,6 +24,7 @@ from stages.params.schema import (
 )
 from stages.running.errors import InputError
 from stages.storage.source import Source
+from stages.tasks.metrics import metrics_of
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
@@ -160,13 +161,7 @@ def _check_references(params: Params, path: Path) -> None:
         if merge.search is not None:
             for task_name in merge.search.tasks or []:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
-                if not params.tasks[task_name].labels:
-                    raise InputError(f"{path}: {place}.search.tasks: {task_name} has no labels to score λ by")
-                if merge.search.normalize and task_name not in {params.models[name].task for name in merge.models}:
-                    raise InputError(
-                        f"{path}: {place}.search.normalize: {task_name} is the task of none of the merged models, so "
-                        "there is no expert to measure by"
-                    )
+            _check_search(params, merge, merge.search, f"{path}: {place}.search")
         _check_inputs(params, merge, f"{path}: {place}")
 
 
@@ -188,6 +183,37 @@ def _check_estimator(params: Params, model: str, place: str) -> None:
         raise InputError(
             f"{place}.fisher.estimator = 'exact': a masked-lm model has a class per token of its vocabulary, and the "
             "exact Fisher takes a pass for each; put `fisher: {estimator: sketch}` under the model"
+        )
+
+
+def _check_search(params: Params, merge: Merge, search: Search, place: str) -> None:
+    """Refuse a search on tasks that have no common metric to score λ by."""
+    own = {params.models[model].task for model in merge.models}
+    tasks = search.tasks or [task for task in params.tasks if task in own and metrics_of(params.tasks[task].kind)]
+    if not tasks:
+        raise InputError(f"{place}.tasks: missing, and no task of the merged models has a metric to score λ by")
+    primary = {}
+    for task in tasks:
+        kind = params.tasks[task].kind
+        found = {metric.name: metric for metric in metrics_of(kind)}
+        if not found:
+            raise InputError(f"{place}.tasks: {task} has no metric to score λ by: its kind is {kind}")
+        if search.metric is not None and search.metric not in found:
+            raise InputError(
+                f"{place}.metric = {_shortened(repr(search.metric))}: {task}, whose kind is {kind}, has no such "
+                f"metric; its metrics: {', '.join(found)}"
+            )
+        if search.normalize and task not in own:
+            raise InputError(
+                f"{place}.normalize: {task} is the task of none of the merged models, so there is no expert to measure "
+                "by"
+            )
+        primary[task] = next(iter(found))
+    if search.metric is None and len(set(primary.values())) > 1:
+        listed = ", ".join(f"{task}: {name}" for task, name in primary.items())
+        raise InputError(
+            f"{place}.metric: missing, and the tasks have different primary metrics ({listed}); name one that all of "
+            "them have, or list other tasks under `search.tasks`"
         )
 
 

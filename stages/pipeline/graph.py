@@ -34,13 +34,13 @@ from stages.pipeline.places import (
     TASKS,
     TRAINING,
 )
-from stages.storage.cards import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS, SWEEP
+from stages.storage.cards import COEFFICIENTS, METRICS, ORIGIN, PER_EXAMPLE, PREDICTIONS, SWEEP
 from stages.storage.digests import CONTENTS
 from stages.storage.statistics import Statistic
 from stages.tasks import module_of
 
 PLAN_FILE = Path("models/dvc.yaml")
-RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
+RESULT_FILES = (CONTENTS, METRICS, PER_EXAMPLE, ORIGIN)  # of an evaluation, that the scores are collected from
 
 
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
@@ -173,12 +173,14 @@ def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, An
 
 
 def _ensemble_stage(name: str, ensemble: Ensemble) -> dict[str, Any]:
-    predictions = [str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, CORRECT)]
+    predictions = [
+        str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, PER_EXAMPLE)
+    ]
     return _result_stage(name, predictions, [])
 
 
 def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, Any]:
-    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, CORRECT, ORIGIN)]
+    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN)]
     return _stage(f"evaluate-{name}", f"evaluate {name}", inputs, ["evaluate", *kinds], outs)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.params import Merge, Params
+from stages.params import Ensemble, Merge, Params
 from stages.pipeline.places import (
     FINETUNED,
     FISHERS,
@@ -12,6 +12,7 @@ from stages.pipeline.places import (
     SOURCES,
 )
 from stages.storage.statistics import Statistic
+from stages.tasks.metrics import Metric, metric_named, metrics_of
 
 STATISTICS: dict[Statistic, Path] = {"diagonal": FISHERS, "kfac": KFAC, "gram": GRAM}
 FACTORS: tuple[Statistic, ...] = ("kfac", "gram")  # planned where some merge needs them
@@ -37,8 +38,8 @@ def base_place(name: str, params: Params) -> Path:
 
 
 def evaluated_models(params: Params) -> list[str]:
-    """The models that predict labels; others (masked-lm) are evaluated by what they are merged into."""
-    return [model for model, section in params.models.items() if params.tasks[section.task].labels]
+    """The models whose kind of task has a metric; others (masked-lm) are evaluated by what they are merged into."""
+    return [model for model, section in params.models.items() if metrics_of(params.tasks[section.task].kind)]
 
 
 def roles(params: Params) -> dict[str, str]:
@@ -70,11 +71,26 @@ def evaluated_tasks(name: str, params: Params) -> list[str]:
     ]
 
 
+def ensemble_kinds(ensemble: Ensemble, params: Params) -> dict[str, str]:
+    """Task → kind, of the tasks that all models of an ensemble are evaluated on."""
+    tasks = [set(evaluated_tasks(model, params)) for model in ensemble.models]
+    return {task: found.kind for task, found in params.tasks.items() if all(task in those for those in tasks)}
+
+
 def search_tasks(merge: Merge, params: Params) -> list[str]:
     """The tasks on whose validation splits the merge's λ are scored."""
     assert merge.search is not None
     own = {params.models[model].task for model in merge.models}
-    return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.labels]
+    scored = [task for task, found in params.tasks.items() if task in own and metrics_of(found.kind)]
+    return merge.search.tasks or scored
+
+
+def search_metric(merge: Merge, params: Params) -> Metric:
+    """The metric by which the merge's λ are searched: the named one, or the primary one of the tasks."""
+    assert merge.search is not None
+    if merge.search.metric is not None:
+        return metric_named(merge.search.metric)
+    return metrics_of(params.tasks[search_tasks(merge, params)[0]].kind)[0]
 
 
 def models_with_fishers(params: Params) -> list[str]:

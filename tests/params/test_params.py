@@ -173,6 +173,12 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
             merging(search={"sampler": "grid", "tasks": ["reviews", "plays"], "normalize": True}),
             "merges.both.search.normalize: plays is the task of none of the merged models",
         ),
+        (
+            merging(search={"sampler": "grid", "metric": "f1"}),
+            "merges.both.search.metric = 'f1': reviews, whose kind is text-classification, has no such metric; "
+            "its metrics: accuracy, macro_f1$",
+        ),
+        (merging(search={"sampler": "grid", "metric": 1}), "merges.both.search.metric = 1: .*string"),
         (merging("one", "two", "three", method="slerp"), "merges.both: the method slerp merges 2 models, not 3"),
         (
             merging(method="uncertainty", prior="tree"),
@@ -205,7 +211,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ),
         (
             unlabelled(merging(search={"sampler": "grid", "tasks": ["texts"]}), estimator="sketch"),
-            r"merges\.both\.search\.tasks: texts has no labels to score λ by",
+            r"merges\.both\.search\.tasks: texts has no metric to score λ by: its kind is masked-lm",
         ),
         (
             unlabelled(merging(method="ensemble"), estimator="sketch"),
@@ -257,6 +263,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
     [
         merging("one", "two", "three", search={"sampler": "simplex", "tasks": ["plays"]}),
         merging(search={"sampler": "grid", "tasks": ["reviews"], "normalize": True}),
+        merging(search={"sampler": "grid", "metric": "macro_f1"}),
         merging(method="uncertainty", prior="three"),
         merging(max_shard_size="500MB"),
         unlabelled(merging(), estimator="empirical"),
@@ -327,7 +334,7 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "search": None,
     }
     search = Search(sampler="simplex").model_dump(exclude={"sampler"})
-    assert search == {"points": 50, "metric": "accuracy", "tasks": None, "normalize": False, "seed": 0}
+    assert search == {"points": 50, "metric": None, "tasks": None, "normalize": False, "seed": 0}
     weighted = {"floor": 1e-6, "favor_target": True, "normalize": "l2"}
     assert {name: options().model_dump(exclude={"method"}) for name, options in METHODS.items()} == {
         "isotropic": {},
