@@ -127,6 +127,6 @@ def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
     score = metric.value(predict(model, examples), frame["label"].to_numpy())
     if score <= 0:
         raise InputError(
-            f"{checkpoint}: has a {metric.name} of {score:.4g} on {task.name}; `search.normalize` cannot be had"
+            f"{checkpoint}: has {metric.name} {score:.4g} on {task.name}; `search.normalize` cannot be had"
         )
     return score

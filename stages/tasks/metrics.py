@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # params.yaml is checked without it
 
 INTERVAL_RESAMPLES = 2000
 CONFIDENCE = 0.95
+FEW = 32  # distinct differences, up to which it is faster to draw how often each occurs
 DRAWN_AT_ONCE = 4_000_000  # numbers, 32 MB
 
 
@@ -122,10 +123,11 @@ class Mean(Metric):
     def resampled_differences(
         self, first: "np.ndarray", second: "np.ndarray", generator: "np.random.Generator", resamples: int
     ) -> "np.ndarray":
-        """The paired bootstrap of the mean difference, by drawing how often each distinct difference occurs.
+        """The paired bootstrap of the mean difference.
 
         Drawing N of N examples with replacement, the numbers of times that the distinct differences occur are
-        multinomial with the observed shares, and are drawn as such: far fewer draws where the numbers are 0 and 1.
+        multinomial with the observed shares. Where these are few, as of 0s and 1s, the numbers are drawn as such: far
+        fewer draws. Where they are many, examples are drawn.
 
         Args:
             first: [N], as `per_example` gives it.
@@ -138,17 +140,16 @@ class Mean(Metric):
         """
         import numpy as np
 
-        examples = len(first)
-        values, counts = np.unique(np.append(first - second, 0).astype(float), return_counts=True)
+        examples, differences = len(first), (first - second).astype(float)
+        values, counts = np.unique(np.append(differences, 0), return_counts=True)
+        if len(values) > FEW:
+            sizes = _steps(resamples, examples)
+            drawn = [differences[generator.integers(0, examples, (size, examples))].mean(axis=1) for size in sizes]
+            return np.concatenate(drawn)
         counts[values == 0] -= 1  # no difference is always among them, as often as it occurs
         order = np.lexsort((-values, -np.abs(values)))  # 1, −1, 0: a draw depends on the order
         values, shares = values[order], counts[order] / examples
-        step = max(1, DRAWN_AT_ONCE // len(values))
-        drawn = [
-            generator.multinomial(examples, shares, size=min(step, resamples - start)) @ values
-            for start in range(0, resamples, step)
-        ]
-        return np.concatenate(drawn) / examples
+        return generator.multinomial(examples, shares, size=resamples) @ values / examples
 
 
 class Accuracy(Mean):
@@ -171,7 +172,8 @@ class MacroF1(Metric):
         import numpy as np
 
         predicted = outputs.argmax(-1)
-        return np.stack([targets, predicted, np.full_like(predicted, outputs.shape[-1])], axis=-1)
+        # In a table with other kinds' targets, the positions may be floating-point numbers.
+        return np.stack([targets, predicted, np.full_like(predicted, outputs.shape[-1])], axis=-1).astype(int)
 
     def summary(self, per_example: "np.ndarray") -> float:
         """The macro-averaged F1 of labels and predictions [N, 3], as `per_example` gives them."""
@@ -203,6 +205,12 @@ def metric_named(name: str) -> Metric:
     if name not in known:
         raise InputError(f"there is no metric {name!r}; known: {', '.join(known)}")
     return known[name]
+
+
+def _steps(resamples: int, examples: int) -> list[int]:
+    """How many resamples are drawn at once, time after time, so that the memory holds them."""
+    step = max(1, DRAWN_AT_ONCE // examples)
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
 
 
 def _percentiles(rows: "np.ndarray", statistic: "Callable[..., float | np.floating]") -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pytest
 from stages.merging.methods import METHODS
 from stages.params import FinetuneSettings, FisherSettings, Merge, Params, Search, Task, load_params, parse_params
 from stages.running.errors import InputError
+from tests.metrics import RootMeanSquaredError, kind_with
 from tests.project import ROOT
 
 CONTENT: dict[str, Any] = {
@@ -256,6 +257,42 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
         parse_params(edited(edit))
     assert str(caught.value).startswith("params.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            {"tasks": ["texts", "reviews"]},
+            r"merges\.both\.search\.metric: missing, and the tasks have different primary metrics \(texts: rmse, "
+            r"reviews: accuracy\); name one that all of them have, or list other tasks under `search\.tasks`$",
+        ),
+        (
+            {"metric": "accuracy"},
+            r"merges\.both\.search\.metric = 'accuracy': texts, whose kind is masked-lm, has no such metric; "
+            r"its metrics: rmse$",
+        ),
+        ({"tasks": ["texts"], "metric": "rmse"}, None),
+        ({"tasks": ["texts"]}, None),
+    ],
+)
+def test_the_metric_of_a_search_is_one_that_all_tasks_have(search: dict[str, Any], message: str | None) -> None:
+    content = edited(unlabelled(merging(search={"sampler": "grid", **search}), estimator="sketch"))
+    with kind_with("masked-lm", RootMeanSquaredError()):
+        if message is None:
+            parse_params(content)
+        else:
+            with pytest.raises(InputError, match=message) as caught:
+                parse_params(content)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_search_needs_a_task_with_a_metric() -> None:
+    with (
+        kind_with("text-classification"),
+        pytest.raises(InputError, match=r"both\.search\.tasks: missing, and no task"),
+    ):
+        parse_params(edited(merging(search={"sampler": "grid"})))
 
 
 @pytest.mark.parametrize(

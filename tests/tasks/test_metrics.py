@@ -127,7 +127,18 @@ def test_draws_in_several_steps_are_those_of_one(monkeypatch: pytest.MonkeyPatch
     whole = MeanAbsoluteError().resampled_differences(first, second, np.random.default_rng(0), 1000)
     monkeypatch.setattr("stages.tasks.metrics.DRAWN_AT_ONCE", 700)
     parts = MeanAbsoluteError().resampled_differences(first, second, np.random.default_rng(0), 1000)
-    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12)
+    assert (parts == whole).all()
+
+
+def test_a_mean_of_few_distinct_numbers_that_are_not_0_and_1() -> None:
+    """Drawn by how often each difference occurs; the spread is that of a mean of N independent draws."""
+    random = np.random.default_rng(7)
+    first, second = random.integers(0, 5, 300) / 2, random.integers(0, 5, 300) / 2
+    found = MeanAbsoluteError().resampled_differences(first, second, np.random.default_rng(0), 40_000)
+    deviation = (first - second).std() / np.sqrt(300)
+    assert found.std() == pytest.approx(deviation, rel=0.02)
+    assert found.mean() == pytest.approx((first - second).mean(), abs=4 * deviation / np.sqrt(40_000))
+    assert set(np.round(found * 600, 6) % 1) == {0}  # halves, 300 of them
 
 
 def test_macro_f1_is_over_all_labels() -> None:
