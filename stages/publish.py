@@ -71,7 +71,7 @@ def open_publication(name: str, params: Params) -> Publication:
 
 
 def _metrics(directory: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a model of this origin, or none; its settings and accuracy tell another training's apart."""
+    """The metrics of a model of this origin, or none; its settings and what it scored tell another training's apart."""
     file = directory / METRICS
     if not file.is_file():
         return {}

@@ -15,6 +15,7 @@ from stages.pipeline.needs import (
     STATISTICS,
     base_directory,
     base_place,
+    ensemble_kinds,
     evaluated_models,
     evaluated_tasks,
     models_with_fishers,
@@ -34,13 +35,13 @@ from stages.pipeline.places import (
     TASKS,
     TRAINING,
 )
-from stages.storage.cards import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS, SWEEP
+from stages.storage.cards import COEFFICIENTS, METRICS, ORIGIN, PER_EXAMPLE, PREDICTIONS, SWEEP
 from stages.storage.digests import CONTENTS
 from stages.storage.statistics import Statistic
-from stages.tasks import likelihood_module, module_of
+from stages.tasks import likelihood_module, module_of, settings_module
 
 PLAN_FILE = Path("models/dvc.yaml")
-RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
+RESULT_FILES = (CONTENTS, METRICS, PER_EXAMPLE, ORIGIN)  # of an evaluation, that the scores are collected from
 
 
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
@@ -63,7 +64,7 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         stages[f"merge-{name}"] = _merge_stage(name, merge, params)
         stages[f"evaluate-{name}"] = _evaluate_stage(name, MERGED / name, params)
     for name, ensemble in params.ensembles.items():
-        stages[f"evaluate-{name}"] = _ensemble_stage(name, ensemble)
+        stages[f"evaluate-{name}"] = _ensemble_stage(name, ensemble, params)
     if fishers:
         stages["similarity"] = _similarity_stage(params)
     stages["scores"] = _scores_stage(params)
@@ -178,13 +179,16 @@ def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, An
     return _result_stage(name, inputs, _kinds(tasks, params))
 
 
-def _ensemble_stage(name: str, ensemble: Ensemble) -> dict[str, Any]:
-    predictions = [str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, CORRECT)]
-    return _result_stage(name, predictions, [])
+def _ensemble_stage(name: str, ensemble: Ensemble, params: Params) -> dict[str, Any]:
+    kinds = sorted(set(ensemble_kinds(ensemble, params).values()))
+    predictions = [
+        str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, PER_EXAMPLE)
+    ]
+    return _result_stage(name, predictions, [settings_module(kind) for kind in kinds])
 
 
 def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, Any]:
-    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, CORRECT, ORIGIN)]
+    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN)]
     return _stage(f"evaluate-{name}", f"evaluate {name}", inputs, ["evaluate", *kinds], outs)
 
 
@@ -200,4 +204,4 @@ def _scores_stage(params: Params) -> dict[str, Any]:
         *(str(SEARCH / name / file) for name in searched for file in (CONTENTS, SWEEP)),
         *([str(SIMILARITY)] if models_with_fishers(params) else []),
     ]
-    return _stage("scores", "scores", inputs, ["scores"], [str(SCORES)])
+    return _stage("scores", "scores", inputs, ["scores", "tasks.kinds"], [str(SCORES)])

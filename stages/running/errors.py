@@ -36,10 +36,6 @@ class DamagedError(InputError):
         return str(InputError(f"{self._message}; {remedy}"))
 
 
-def anew(directory: Path) -> str:
-    return f"remove {directory} and run `dvc repro`, after `make check-cache` if that does not mend it"
-
-
 def said(error: InputError) -> str:
     """What a stage or command says of an error: one line."""
     return error.in_a_pipeline if isinstance(error, DamagedError) else str(error)

@@ -36,3 +36,8 @@ def module_of(kind: str) -> str:
 def likelihood_module(kind: str) -> str:
     """The name of the module of a task kind's likelihood, below `stages`."""
     return f"tasks.kinds.{kind.replace('-', '_')}.likelihood"
+
+
+def settings_module(kind: str) -> str:
+    """The name of the module of a task kind's settings, with its metrics, below `stages`."""
+    return f"tasks.kinds.{kind.replace('-', '_')}.settings"

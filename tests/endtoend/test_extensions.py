@@ -111,6 +111,10 @@ PARTS = {  # of stages/README.md's kind: what each begins its definition with
 }
 
 
+METRICS = """from stages.tasks.kinds.opening_classification.mean_rank import MeanRank
+from stages.tasks.metrics import Accuracy"""
+
+
 def block(text: str) -> str:
     """The one example of stages/README.md that has this text."""
     (found,) = (example for example in blocks("stages/README.md") if text in example)
@@ -119,7 +123,7 @@ def block(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with the kind of task and the likelihood of stages/README.md, which all its tasks are of and have."""
+    """A project with the kind of task, metric and likelihood of stages/README.md, which all its tasks have."""
     root = tmp_path_factory.mktemp("kinds")
     project = Project(root / "project", tiny_params(root / "inputs"))
     folder = project.root / "stages/tasks/kinds/opening_classification"
@@ -127,6 +131,11 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (folder / "__init__.py").touch()
     found = {name: block(text) for name, text in PARTS.items()}
     found["likelihood"] = block("class Tempered") + "\n\nLIKELIHOOD = Tempered(2.0)\n"
+    found["mean_rank"] = block("class MeanRank")
+    kind_line = '    kind: Literal["opening-classification"]'
+    assert kind_line in found["settings"]
+    found["settings"] = found["settings"].replace(kind_line, f"    metrics = (MeanRank(), Accuracy())\n{kind_line}")
+    found["settings"] = found["settings"].replace("\nfrom stages", f"\n{METRICS}\nfrom stages", 1)
     for name, text in found.items():
         (folder / f"{name}.py").write_text(text)
 
@@ -159,7 +168,17 @@ def test_a_kind_of_task_of_ones_own(opened: Project) -> None:
     assert "stages/tasks/kinds/opening_classification/likelihood.py" in deps
     metrics = json.loads((opened.root / "results/eval/both/metrics.json").read_text())["tasks"]
     assert set(metrics) == {"books", "films"}
-    assert "both" in (opened.root / "results/report/report.html").read_text()
+    predictions = pd.read_parquet(opened.root / "results/eval/both/predictions.parquet")
+    for task, rows in predictions.groupby("task"):
+        logits, labels = np.stack(rows["logits"].to_list()), rows["label"].to_numpy()
+        ranks = [1 + sum(row > row[label]) for row, label in zip(logits, labels, strict=True)]
+        assert metrics[task]["mean_rank"] == pytest.approx(np.mean(ranks))
+        assert metrics[task]["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+    searched = json.loads((opened.root / "results/search/searched/coefficients.json").read_text())
+    sweep = pd.read_csv(opened.root / "results/search/searched/sweep.csv")
+    assert searched["metric"] == "mean_rank"
+    assert searched["score"] == pytest.approx(sweep["score"].min()), "smaller is better"
+    assert "mean rank" in (opened.root / "results/report/report.html").read_text()
     assert opened.repro() == []
 
 
