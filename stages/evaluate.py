@@ -43,6 +43,11 @@ def evaluate(name: str) -> None:
         λ = {model: of.coefficients[model] / sum(of.coefficients.values()) for model in of.models}
         predictions, fingerprints = ensemble({model: EVAL / model for model in of.models}, λ)
         kinds = ensemble_kinds(of, params)
+        if unknown := fingerprints.keys() - kinds.keys():
+            raise InputError(
+                f"{EVAL}: has evaluations on {', '.join(sorted(unknown))}, which params.yaml does not ask for; "
+                "run `dvc repro`"
+            )
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
     else:
         checkpoint = (MERGED if merged else FINETUNED) / name

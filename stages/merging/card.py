@@ -100,7 +100,7 @@ def _model_rows(origin: Mapping[str, Any], trained: Mapping[str, Mapping[str, An
 
 
 def _validation(made: Mapping[str, Any]) -> str | None:
-    """What a model scored on its validation split and by which metric, if its origin says so: `accuracy 0.912`."""
+    """What a model scored on its validation split and by which metric (or its loss), if its origin says so."""
     found = [(key.removeprefix("validation_"), made[key]) for key in made if key.startswith("validation_")]
     return " ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in found[:1]) or None
 

@@ -15,7 +15,7 @@ from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import metrics_of
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a type alone: an evaluation runs no code of the scores
     from stages.results.scores import Contributions
 
 

@@ -15,7 +15,7 @@ from stages.tasks.metrics import Metric
 
 FILE = "scores.json"
 MEANS = "means.json"  # a figure for each result and metric: what `dvc metrics show` and `dvc exp show` have
-SCORES_VERSION = 3  # of the file; 2 had accuracy only, 1 the mean among the tasks
+SCORES_VERSION = 3  # of the file; 2 had one metric only, 1 the mean among the tasks
 
 
 class Contributions(TypedDict):
@@ -68,7 +68,7 @@ class Result:
 
     def tasks_of(self, metric: Metric) -> list[str]:
         """Its tasks with that primary metric."""
-        return [task for task in self.metrics if self.metric(task) is metric]
+        return [task for task in self.metrics if self.per_example[task]["metric"] == metric.name]
 
     @property
     def means(self) -> dict[str, float]:

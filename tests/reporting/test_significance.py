@@ -59,6 +59,29 @@ def test_mean_over_tasks_against_resampled_examples() -> None:
     assert found.p_value == pytest.approx((np.abs(resampled - observed) >= abs(observed) - 1e-12).mean(), abs=0.02)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracy_is_compared_by_the_formula_of_before_there_were_other_metrics(seed: int) -> None:
+    """To the last bit: the multinomial over gains, losses and the rest, task after task from one generator."""
+    random = np.random.default_rng(seed)
+    sizes = (120, 7, 60)
+    first, second = ([draw(random, examples, skill) for examples in sizes] for skill in (0.85, 0.75))
+    generator = np.random.default_rng(0)
+    observed, resampled = 0.0, np.zeros(10_000)
+    for ours, theirs in zip(first, second, strict=True):
+        examples = len(ours)
+        gains = sum(a == 1 and b == 0 for a, b in zip(ours, theirs, strict=True))
+        losses = sum(a == 0 and b == 1 for a, b in zip(ours, theirs, strict=True))
+        shares = np.array([gains, losses, examples - gains - losses]) / examples
+        drawn = generator.multinomial(examples, shares, size=10_000)
+        observed += (gains - losses) / examples / 3
+        resampled += (drawn[:, 0] - drawn[:, 1]) / examples / 3
+    low, high = np.quantile(resampled, [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2])
+    extreme = int((np.abs(resampled - observed) >= abs(observed) - 1e-12).sum())
+    found = compare(ACCURACY, first, second)
+    assert (found.difference, found.low, found.high) == (observed, low, high)
+    assert found.p_value == (1 + extreme) / (1 + 10_000)
+
+
 def test_interval_against_scipy() -> None:
     random = np.random.default_rng(2)
     first, second = draw(random, 300, 0.9), draw(random, 300, 0.8)
