@@ -221,6 +221,13 @@ def test_metrics_of_an_earlier_training_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "out", r"metrics\.json: is of an earlier books; run `dvc repro models/dvc\.yaml:evaluate-books`")
 
 
+def test_metrics_without_one_that_the_kind_has_meanwhile_are_refused(tmp_path: Path) -> None:
+    content = read_json(EVAL / "books/metrics.json")
+    del content["tasks"]["books"]["macro_f1"]
+    write_json(EVAL / "books/metrics.json", content)
+    refused(tmp_path / "out", r"metrics\.json: tasks\.books: lacks macro_f1, .* run `dvc repro models/dvc\.yaml:eval")
+
+
 def test_the_fisher_of_another_model_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(FISHERS / "books")
     shutil.copytree(FISHERS / "films", FISHERS / "books")
