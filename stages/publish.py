@@ -16,11 +16,12 @@ from stages.estimation.verification import verified_fisher
 from stages.params import Params, load_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS
 from stages.results.model_card import MARK, Publication, model_card, taking
-from stages.running.errors import InputError
+from stages.running.errors import InputError, said
 from stages.storage.cards import CHECKPOINT_CARD, METRICS, ORIGIN, read_json
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
+from stages.tasks.kinds import metrics_of
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from huggingface_hub import HfApi
@@ -60,26 +61,36 @@ def open_publication(name: str, params: Params) -> Publication:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     origin = read_json(FINETUNED / name / CHECKPOINT_CARD)["origin"]
     checkpoint, fisher = verified_fisher(name, FINETUNED / name, FISHERS / name)
+    kind = params.tasks[params.models[name].task].kind
     return Publication(
         name=name,
-        kind=params.tasks[params.models[name].task].kind,
+        kind=kind,
         checkpoint=checkpoint,
         fisher=fisher,
         base=params.sources.get(origin["base"]),
-        metrics=_metrics(EVAL / name, origin),
+        metrics=_metrics(EVAL / name, origin, kind),
     )
 
 
-def _metrics(directory: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a model of this origin, or none; its settings and accuracy tell another training's apart."""
+def _metrics(directory: Path, origin: Mapping[str, Any], kind: str) -> Mapping[str, Mapping[str, float]]:
+    """The metrics of a model of this kind and origin, or none.
+
+    Raises:
+        InputError: they are of another training, which its settings and what it scored tell apart, or not of all that
+            the kind is measured by.
+    """
     file = directory / METRICS
     if not file.is_file():
         return {}
+    again = f"run `dvc repro models/dvc.yaml:evaluate-{directory.name}`"
     evaluated = read_json(directory / ORIGIN)
     if any(evaluated.get(key) != value for key, value in origin.items()):
-        stage = f"models/dvc.yaml:evaluate-{directory.name}"
-        raise InputError(f"{file}: is of an earlier {directory.name}; run `dvc repro {stage}`")
-    return dict(read_json(file)["tasks"])
+        raise InputError(f"{file}: is of an earlier {directory.name}; {again}")
+    tasks: dict[str, Mapping[str, float]] = read_json(file)["tasks"]
+    for task, entry in tasks.items():
+        if lacking := [metric.name for metric in metrics_of(kind) if metric.name not in entry]:
+            raise InputError(f"{file}: tasks.{task}: lacks {lacking[0]}, which its kind has meanwhile; {again}")
+    return tasks
 
 
 def to_directory(publication: Publication, directory: Path) -> dict[str, str]:
@@ -189,7 +200,7 @@ def main() -> None:
     try:
         lines = publish(arguments.model, arguments.to)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {said(error)}")
     print(f"{arguments.model} is published. Another project's params.yaml takes it by:\n\n{lines}")
 
 

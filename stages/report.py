@@ -1,4 +1,4 @@
-"""report: results/scores/ → results/report/: report.html, report.md with its pictures, accuracy.csv, mean_accuracy.csv.
+"""report: results/scores/ → results/report/: report.html, report.md with its pictures, scores.csv, means.csv.
 
 The page has everything in it and opens offline; the Markdown says the same and takes its pictures from beside it.
 """
@@ -36,9 +36,11 @@ def write_report(scores: Scores, out: Path) -> None:
             if task in result.metrics
         ]
     )
-    long.to_csv(out / "accuracy.csv", index=False)
-    means = pd.DataFrame([{"name": r.name, "mean accuracy": r.mean_accuracy} for r in results])
-    means.to_csv(out / "mean_accuracy.csv", index=False)
+    long.to_csv(out / "scores.csv", index=False)
+    means = [{"name": r.name, "metric": metric, "mean": mean} for r in results for metric, mean in r.means.items()]
+    one = len({row["metric"] for row in means}) == 1
+    shown = [{"result": row["name"] if one else f"{row['name']}: {row['metric']}", **row} for row in means]
+    pd.DataFrame(shown).to_csv(out / "means.csv", index=False)
     experiment = Experiment(TITLE, scores)
     write_markdown(experiment, out)
     (out / "report.html").write_text(page(TITLE, [experiment]), encoding="utf-8")

@@ -28,7 +28,7 @@ def scores() -> None:
     )
     with atomic_directory(SCORES) as partial:
         write_json(partial / FILE, {"format_version": SCORES_VERSION, **asdict(found)})
-        write_json(partial / MEANS, {result.name: result.mean_accuracy for result in found.results})
+        write_json(partial / MEANS, {result.name: result.means for result in found.results})
         write_contents(partial)
 
 

@@ -10,14 +10,16 @@ from ruamel.yaml import YAML
 
 from stages.evaluate import evaluate
 from stages.merging import merge_checkpoints
-from stages.results.evaluation import correct, ensemble, metrics, predict, shared_examples
+from stages.results.evaluation import contributions, ensemble, metrics, predict, shared_examples
+from stages.results.scores import Contributions
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
-from stages.tasks.metrics import classification_metrics
 from tests.project import tiny_params
 from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_tokenizer
+
+KIND = "text-classification"
 
 
 def carded(directory: Path, labels: list[str], task: str, seed: int = 0) -> Path:
@@ -58,7 +60,9 @@ def test_texts_without_labels_are_no_test(tmp_path: Path, monkeypatch: pytest.Mo
     params["models"]["adapted"] = {"base": "base", "task": "texts", "fisher": {"estimator": "sketch"}}
     YAML().dump(params, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"models\.adapted: its task has no labels to evaluate it by"):
+    with pytest.raises(
+        InputError, match=r"models\.adapted: .* of the kind masked-lm, which has no metric to evaluate it by"
+    ):
         evaluate("adapted")
 
 
@@ -90,15 +94,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(InputError, match=r"not what checkpoint\.json says; remove .*model and run `dvc repro`"):
+    with pytest.raises(InputError, match=r"not what checkpoint\.json says; make or fetch .*model again"):
         predict(checkpoint, [task])
 
 
 def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir()
     (tmp_path / "it/predictions.parquet").write_bytes(b"PAR1")
-    write_json(tmp_path / "it/correct.json", {"tasks": {"t": {"examples": "t", "correct": ""}}})
-    with pytest.raises(InputError, match=r"predictions\.parquet: cannot be read .*; remove .*it and run `dvc repro`"):
+    write_json(tmp_path / "it/per_example.json", {"tasks": of_task("t", "t")})
+    with pytest.raises(InputError, match=r"predictions\.parquet: cannot be read .*; make or fetch .*it again"):
         ensemble({"it": tmp_path / "it"}, {"it": 1.0})
 
 
@@ -120,11 +124,22 @@ def test_every_task_gets_its_own_head(tmp_path: Path) -> None:
     assert len(predictions[predictions["task"] == "three"]["logits"].iloc[0]) == 3
 
 
+def of_task(task: str, examples: str) -> dict[str, Contributions]:
+    """A task of per_example.json, with the fingerprint of its examples."""
+    return {task: {"examples": examples, "metric": "accuracy", "values": [0, 1]}}
+
+
+def worth(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
+    """What predictions on one task are worth."""
+    predictions = pd.DataFrame({"task": "t", "label": labels, "logits": list(logits)})
+    return metrics(predictions, {"t": KIND})["t"]
+
+
 def test_metrics_against_a_plain_computation() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 200)
     logits = random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels]
-    found = classification_metrics(logits, labels)
+    found = worth(logits, labels)
     right = logits.argmax(1) == labels
     f1 = []
     for k in range(3):
@@ -135,8 +150,8 @@ def test_metrics_against_a_plain_computation() -> None:
     resampled = [right[random.integers(0, 200, 200)].mean() for _ in range(4000)]
     assert found["accuracy_low"] == pytest.approx(np.quantile(resampled, 0.025), abs=0.011)
     assert found["accuracy_high"] == pytest.approx(np.quantile(resampled, 0.975), abs=0.011)
-    assert classification_metrics(logits, labels) == found
-    certain = classification_metrics(np.eye(3)[labels], labels)
+    assert worth(logits, labels) == found
+    certain = worth(np.eye(3)[labels], labels)
     assert (certain["accuracy_low"], certain["accuracy_high"]) == (1, 1)
 
 
@@ -151,18 +166,18 @@ def test_the_ensemble_is_the_weighted_mean_of_probabilities(tmp_path: Path) -> N
         frame.to_parquet(tmp_path / name / "predictions.parquet")
     places = {name: tmp_path / name for name in tables}
     for place in places.values():
-        tasks = {task: {"examples": task, "correct": ""} for task in ("t", "u")}
-        write_json(place / "correct.json", {"tasks": tasks})
+        tasks = of_task("t", "t") | of_task("u", "u")
+        write_json(place / "per_example.json", {"tasks": tasks})
     found, shared = ensemble(places, {"a": 0.75, "b": 0.25})
     assert shared == {"t": "t", "u": "u"}
     p = {name: np.exp(z) / np.exp(z).sum(1, keepdims=True) for name, z in tables.items()}
     np.testing.assert_allclose(np.exp(np.stack(list(found["logits"]))), 0.75 * p["a"] + 0.25 * p["b"], rtol=1e-5)
-    assert list(metrics(found)) == ["t", "u"]
+    assert list(metrics(found, {"t": KIND, "u": KIND})) == ["t", "u"]
 
-    write_json(places["b"] / "correct.json", {"tasks": {"t": {"examples": "others", "correct": ""}}})
+    write_json(places["b"] / "per_example.json", {"tasks": of_task("t", "others")})
     with pytest.raises(InputError, match="other examples of t than a's"):
         ensemble(places, {"a": 0.5, "b": 0.5})
-    write_json(places["b"] / "correct.json", {"tasks": {"v": {"examples": "v", "correct": ""}}})
+    write_json(places["b"] / "per_example.json", {"tasks": of_task("v", "v")})
     with pytest.raises(InputError, match="no task in common"):
         ensemble(places, {"a": 0.5, "b": 0.5})
 
@@ -172,9 +187,10 @@ def test_which_examples_are_right() -> None:
     predictions = pd.DataFrame(
         {"task": ["t"] * 3 + ["u"], "label": [0, 0, 0, 2], "logits": list(map(np.array, logits))}
     )
-    assert correct(predictions, {"t": "one", "u": "two", "v": "three"}) == {
-        "t": {"examples": "one", "correct": "101"},
-        "u": {"examples": "two", "correct": "1"},
+    kinds = {"t": KIND, "u": KIND}
+    assert contributions(predictions, kinds, {"t": "one", "u": "two", "v": "three"}) == {
+        "t": {"examples": "one", "metric": "accuracy", "values": [1, 0, 1]},
+        "u": {"examples": "two", "metric": "accuracy", "values": [1]},
     }
 
 
@@ -182,9 +198,12 @@ def test_an_ensemble_is_of_results_on_the_same_examples(tmp_path: Path) -> None:
     places = {name: tmp_path / name for name in ("a", "b")}
     for name, place in places.items():
         place.mkdir()
-        tasks = {task: {"examples": task, "correct": "01"} for task in ("t", name)}
-        write_json(place / "correct.json", {"tasks": tasks})
+        tasks = of_task("t", "t") | of_task(name, name)
+        write_json(place / "per_example.json", {"tasks": tasks})
     assert shared_examples(places) == {"t": "t"}
-    write_json(places["b"] / "correct.json", {"tasks": {"t": {"examples": "others", "correct": "01"}}})
+    write_json(
+        places["b"] / "per_example.json",
+        {"tasks": of_task("t", "others")},
+    )
     with pytest.raises(InputError, match="b: was made on other examples of t than a's; evaluate again"):
         shared_examples(places)

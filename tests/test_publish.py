@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -23,16 +24,18 @@ from stages.finetune import finetune
 from stages.fisher import fisher
 from stages.merging import merge_checkpoints
 from stages.params import FisherSettings
-from stages.params.loading import parse_params
+from stages.params.loading import load_params, parse_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS, TASKS
 from stages.prepare import prepare
-from stages.publish import main, publish
-from stages.results.model_card import ESTIMATORS
+from stages.publish import main, open_publication, publish
+from stages.results.model_card import ESTIMATORS, model_card
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.digests import write_contents
 from stages.storage.tensors import WEIGHTS, TensorFiles, TensorWriter
+from stages.tasks.kinds import metrics_of
 from tests.cards import reseal, rewrite_card
+from tests.metrics import CrossEntropy, kind_with
 from tests.project import tiny_params
 from tests.tiny import tiny_bert
 
@@ -218,6 +221,13 @@ def test_metrics_of_an_earlier_training_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "out", r"metrics\.json: is of an earlier books; run `dvc repro models/dvc\.yaml:evaluate-books`")
 
 
+def test_metrics_without_one_that_the_kind_has_meanwhile_are_refused(tmp_path: Path) -> None:
+    content = read_json(EVAL / "books/metrics.json")
+    del content["tasks"]["books"]["macro_f1"]
+    write_json(EVAL / "books/metrics.json", content)
+    refused(tmp_path / "out", r"metrics\.json: tasks\.books: lacks macro_f1, .* run `dvc repro models/dvc\.yaml:eval")
+
+
 def test_the_fisher_of_another_model_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(FISHERS / "books")
     shutil.copytree(FISHERS / "films", FISHERS / "books")
@@ -385,6 +395,25 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == "error: params.yaml: models: there is no model 'boks'"
+
+
+def test_the_card_has_the_metrics_of_the_models_kind(tmp_path: Path) -> None:
+    """Numbers as they are, each under its title."""
+    card = read_json(FINETUNED / "books/checkpoint.json")
+    origin = {key: value for key, value in card["origin"].items() if not key.startswith("validation_")}
+    entry = {"cross_entropy": 0.61234, "cross_entropy_low": 0.5, "cross_entropy_high": 1.25, "examples": 1200}
+    write_json(FINETUNED / "books/checkpoint.json", card | {"origin": origin | {"validation_cross_entropy": 0.5}})
+    write_contents(FINETUNED / "books", besides=WEIGHTS)
+    shutil.rmtree(EVAL / "books")
+    with kind_with("text-classification", CrossEntropy(), *metrics_of("text-classification")):
+        found = open_publication("books", load_params())
+        metrics = {"books": entry | {"accuracy": 0.75, "macro_f1": 0.5}}
+        text = model_card(replace(found, metrics=metrics), {"path": "it", "sha256": "0"})
+    assert "| task | cross-entropy | accuracy, % | macro F1, % | examples |" in text
+    assert "| books | 0.6123 (0.5000–1.250) | 75.0 | 50.0 | 1,200 |" in text
+    assert "Cross-entropy with its 95 % bootstrap interval." in text
+    assert "- **Validation cross-entropy:** 0.5000.\n" in text
+    assert "validation cross" not in text
 
 
 def test_a_masked_lm_model_is_published(project: Path) -> None:

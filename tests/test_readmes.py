@@ -18,7 +18,11 @@ READMES = sorted(
     for place in (".", "data", "models", "recipes", "stages", "stages/*", "tests", "tests/bench")
     for file in ROOT.glob(f"{place}/README.md")
 )
-SCRIPTS = ("stages/curvature/README.md", "stages/merging/README.md")  # each begins with a complete one
+SCRIPTS = (
+    "stages/README.md",
+    "stages/curvature/README.md",
+    "stages/merging/README.md",
+)  # each begins with a complete one
 METHOD = "magnitude"  # of stages/README.md: its example of a merge method
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from stages.report import write_report
-from stages.results.scores import Result, Scores, read_scores
+from stages.results.scores import Contributions, Result, Scores, read_scores
 from stages.running.errors import InputError
 from stages.storage.cards import write_json
 
@@ -25,8 +25,11 @@ def entry(accuracy: float) -> dict[str, float]:
     }
 
 
-def correct(**rights: int) -> dict[str, dict[str, str]]:
-    return {task: {"examples": task, "correct": "1" * right + "0" * (100 - right)} for task, right in rights.items()}
+def per_example(**rights: int) -> dict[str, Contributions]:
+    return {
+        task: {"examples": task, "metric": "accuracy", "values": [1] * right + [0] * (100 - right)}
+        for task, right in rights.items()
+    }
 
 
 RESULTS = [
@@ -43,14 +46,14 @@ RESULTS = [
             "learning_rate": 1e-4,
             "seed": 0,
         },
-        correct=correct(books=90, films=70),
+        per_example=per_example(books=90, films=70),
     ),
     Result(
         "films",
         "model",
         {"films": entry(0.85)},
         {"method": "brought in", "base": "b"},
-        correct=correct(films=85),
+        per_example=per_example(films=85),
     ),
     Result(
         "both",
@@ -66,7 +69,7 @@ RESULTS = [
                 "books": {"fisher": {"estimator": "exact", "likelihood": "categorical", "examples": 7, "seed": 3}}
             },
         },
-        correct=correct(books=80, films=80),
+        per_example=per_example(books=80, films=80),
     ),
 ]
 
@@ -80,8 +83,8 @@ def test_tables(tmp_path: Path) -> None:
     assert "| books | Fisher | exact | categorical | 7 | 3 |" in text
     assert "| books | reading | finetuned | tiny | 40 | 2 | 0.0001 | – | 0 |" in text
     assert "| both | 0.0 |  |" in text  # the matrix of differences: 10 points lost on one task, 10 won on the other
-    assert len(pd.read_csv(tmp_path / "accuracy.csv")) == 5
-    assert pd.read_csv(tmp_path / "mean_accuracy.csv")["mean accuracy"].tolist() == [0.8, 0.85, 0.8]
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == 5
+    assert pd.read_csv(tmp_path / "means.csv")["mean"].tolist() == [0.8, 0.85, 0.8]
 
 
 class Page(HTMLParser):
@@ -145,19 +148,23 @@ def test_same_bits_twice(tmp_path: Path) -> None:
 
 def test_scores_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "scores.json", {"format_version": 1, "results": [], "sweeps": {}, "fishers": {}})
-    with pytest.raises(InputError, match=r"scores\.json: is no collection of results as they are now; remove .*repro"):
+    with pytest.raises(
+        InputError, match=r"scores\.json: is no collection of results as they are now; make or fetch .* again"
+    ):
         read_scores(tmp_path)
 
 
 @pytest.mark.parametrize("task", ["mean", "name", "role", "task", "accuracy", "score"])
 def test_a_task_may_have_the_name_of_any_column(tmp_path: Path, task: str) -> None:
     """Nothing of it is lost, and nothing of the mean's."""
-    one = replace(RESULTS[0], metrics={"books": entry(0.9), task: entry(0.5)}, correct=correct(books=90, **{task: 50}))
+    one = replace(
+        RESULTS[0], metrics={"books": entry(0.9), task: entry(0.5)}, per_example=per_example(books=90, **{task: 50})
+    )
     two = replace(one, name="again", metrics={"books": entry(0.7), task: entry(0.5)})
     write_report(Scores([one, two]), tmp_path)
-    table = pd.read_csv(tmp_path / "accuracy.csv")
+    table = pd.read_csv(tmp_path / "scores.csv")
     assert table[["task", "accuracy"]].values.tolist() == [["books", 0.9], [task, 0.5], ["books", 0.7], [task, 0.5]]
-    assert pd.read_csv(tmp_path / "mean_accuracy.csv")["mean accuracy"].tolist() == [0.7, 0.6]
+    assert pd.read_csv(tmp_path / "means.csv")["mean"].tolist() == [0.7, 0.6]
     text = (tmp_path / "report.md").read_text()
     assert f"|  |  | books | {task} | mean of tasks |" in text
     assert "| **90.0**\u00a0(85.0–95.0) | **50.0**\u00a0(45.0–55.0) | **70.0** |" in text

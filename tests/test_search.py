@@ -2,13 +2,29 @@
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from stages.running.errors import InputError
-from tests.workshop import OUT, TASKS_OF_TWO, THREE, accuracy_of, merged_with, params_of, predicted, searched, λ_of
+from stages.searching.sampling import Grid, Learning
+from stages.tasks.kinds import metrics_of
+from stages.tasks.metrics import Accuracy
+from tests.metrics import CrossEntropy, kind_with
+from tests.workshop import (
+    OUT,
+    TASKS_OF_TWO,
+    THREE,
+    accuracy_of,
+    logits_of,
+    merged_with,
+    params_of,
+    predicted,
+    searched,
+    λ_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +123,56 @@ def test_macro_f1_is_maximised_where_it_is_asked_for(inside: Path) -> None:
         for k in range(2)
     ]
     assert found["score"] == pytest.approx(np.mean(f1)) == sweep["films macro_f1"].max()
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_metric_that_is_better_when_smaller_is_minimised(
+    inside: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default it is the primary one; a sampler that learns is told the negated score."""
+    told: list[float] = []
+    for kind in (Grid, Learning):
+        plain = kind.tell
+
+        def tell(self: Any, score: float, plain: Any = plain) -> None:
+            told.append(score)
+            plain(self, score)
+
+        monkeypatch.setattr(kind, "tell", tell)
+    with kind_with("text-classification", CrossEntropy(), *metrics_of("text-classification")):
+        params = params_of({"ann": 1, "bob": 1}, {"sampler": sampler, "points": 9})
+        found, sweep = searched(params)
+        _, relative = searched(
+            params_of({"ann": 1, "bob": 1}, {"sampler": sampler, "points": 9, "normalize": True}), Path("results/other")
+        )
+        named = params_of({"ann": 1, "bob": 1}, {"sampler": sampler, "points": 9, "metric": "accuracy"})
+        most, _ = searched(named, Path("results/third"))
+    assert told[:9] == (-sweep["score"]).tolist()
+    assert found["metric"] == "cross_entropy"
+    assert list(sweep.columns[-3:]) == ["books cross_entropy", "films cross_entropy", "score"]
+    assert found["score"] == sweep["score"].min() < sweep["score"].max()
+    checkpoint = merged_with(params, found["coefficients"])
+    by_hand = []
+    for task in TASKS_OF_TWO:
+        logits, labels = logits_of(checkpoint, task)
+        p = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
+        by_hand.append(-np.log(p[np.arange(len(labels)), labels]).mean())
+    assert found["score"] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert told[9:18] == (-relative["score"]).tolist(), "relative to the experts, less is better too"
+    assert most["metric"] == "accuracy"
+    assert most["score"] == max(told[18:])
+    assert "cross-entropy, validation" in (OUT / "sweep.svg").read_text()
+    assert "%" not in "".join(ET.fromstring((OUT / "sweep.svg").read_text()).itertext())
+
+
+@pytest.mark.parametrize("worth", [0.0, -0.25])
+def test_an_expert_that_scores_nothing_is_no_measure(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, worth: float
+) -> None:
+    monkeypatch.setattr(Accuracy, "summary", lambda *_: worth)
+    params = params_of({"ann": 1, "bob": 1}, {"sampler": "grid", "points": 3, "normalize": True})
+    with pytest.raises(InputError, match=rf"ann: has accuracy {worth:.4g} on books; `search\.normalize` cannot"):
+        searched(params)
 
 
 @pytest.mark.parametrize(

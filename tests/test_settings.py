@@ -10,6 +10,8 @@ import pytest
 from stages.params import FisherSettings, Params, load_params, parse_params
 from stages.pipeline.graph import planned_stages
 from stages.pipeline.stage_settings import settings_text
+from stages.tasks.kinds import metrics_of
+from tests.metrics import kind_with
 from tests.project import ROOT, Project, tiny_params
 
 HALVES = {"books": 0.5, "films": 0.5}
@@ -146,6 +148,19 @@ def test_a_coefficient_is_told_to_its_merge(content: dict[str, Any]) -> None:
     assert coefficient_of("fisher") == {"merge-fisher"}
     assert coefficient_of("ensemble") == {"evaluate-ensemble"}
     assert coefficient_of("sought") == {"search-sought"}, "the merge takes what it finds"
+
+
+def test_a_search_is_told_its_metric(content: dict[str, Any]) -> None:
+    def naming(metric: str) -> set[str]:
+        return changed(content, lambda params: params["merges"]["sought"]["search"].update(metric=metric))
+
+    before = told(parse_params(content))
+    assert json.loads(before["search-sought"])["search"]["metric"] == "accuracy"
+    assert naming("accuracy") == set(), "the default, written down"
+    assert naming("macro_f1") == {"search-sought"}
+    with kind_with("text-classification", *reversed(metrics_of("text-classification"))):
+        after = told(parse_params(content))
+    assert [stage for stage in before if before[stage] != after[stage]] == ["search-sought"]
 
 
 def turned(params: dict[str, Any], *keys: str) -> None:

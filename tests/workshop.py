@@ -109,8 +109,8 @@ def merged_with(params: Params, coefficients: dict[str, float]) -> Path:
     return Path("merged")
 
 
-def predicted(checkpoint: Path, task: str, head: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and labels on a task's validation split, a sentence at a time."""
+def logits_of(checkpoint: Path, task: str, head: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels on a task's validation split, a sentence at a time."""
     labels = TASKS[task]
     model = AutoModelForSequenceClassification.from_pretrained(
         checkpoint, num_labels=len(labels), ignore_mismatched_sizes=True
@@ -121,7 +121,13 @@ def predicted(checkpoint: Path, task: str, head: Path | None = None) -> tuple[np
     frame = pd.read_parquet(Path("data/tasks") / task / "validation.parquet")
     with torch.no_grad():
         logits = [model.eval()(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in frame["text"]]
-    return np.stack(logits).argmax(-1), frame["label"].to_numpy()
+    return np.stack(logits), frame["label"].to_numpy()
+
+
+def predicted(checkpoint: Path, task: str, head: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and labels on a task's validation split."""
+    logits, labels = logits_of(checkpoint, task, head)
+    return logits.argmax(-1), labels
 
 
 def accuracy_of(checkpoint: Path, task: str, head: Path | None = None) -> float:

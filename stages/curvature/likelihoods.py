@@ -9,7 +9,10 @@ for a batch, tensors of the outputs' shape:
 - `empirical`: ∇_z log p(y|z) of the observed label. This is not the Fisher, but what some papers use for it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -19,10 +22,22 @@ from stages.curvature.draws import Draws
 from stages.curvature.errors import CurvatureError
 
 MOST_TOKEN_COLUMNS = 16  # of an exact token-level Fisher: a backward pass each
+NO_PARAMETERS: Mapping[str, float] = MappingProxyType({})
 
 
 class Likelihood(Protocol):
-    """A likelihood of a batch's outputs. `batch` is the model's input, with `labels` where they are needed."""
+    """A likelihood of a batch's outputs. `batch` is the model's input, with `labels` where they are needed.
+
+    An object of any class that has these is one: nothing has to be told of it.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the card of a Fisher calls it."""
+
+    @property
+    def parameters(self) -> Mapping[str, float]:
+        """What tells it from others of its name, for the card too; empty where there is only one."""
 
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """The columns of L."""
@@ -93,8 +108,12 @@ def _categorical_score(logits: Tensor, labels: Tensor) -> Tensor:
     return (torch.nn.functional.one_hot(labels, logits.shape[-1]) - p).to(logits.dtype)
 
 
+@dataclass(frozen=True)
 class Categorical:
     """One label per example: logits [B, K]."""
+
+    name = "categorical"
+    parameters = NO_PARAMETERS
 
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
         _expect(logits, 2, "[examples, classes]")
@@ -113,8 +132,12 @@ class Categorical:
         return _categorical_score(logits, _labels(batch))
 
 
+@dataclass(frozen=True)
 class Bernoulli:
     """Independent yes-or-no labels (multi-label classification): logits [B, K], Σ = diag(p (1 − p))."""
+
+    name = "bernoulli"
+    parameters = NO_PARAMETERS
 
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
         _expect(logits, 2, "[examples, labels]")
@@ -138,23 +161,45 @@ class Bernoulli:
         return torch.exp((torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)) / 2)
 
 
+@dataclass(frozen=True)
 class Gaussian:
-    """Regression with unit variance: outputs [B, K], Σ = I."""
+    """Regression: outputs [B, K] are the means of independent Gaussians with one variance v, Σ = I / v.
+
+    Attributes:
+        variance: v, in the square of the targets' unit.
+
+    Raises:
+        CurvatureError: on construction, the variance is not positive and finite.
+    """
+
+    variance: float = 1.0
+    name = "gaussian"
+
+    def __post_init__(self) -> None:
+        if not (self.variance > 0 and math.isfinite(self.variance)):
+            raise CurvatureError(f"variance = {self.variance}: must be positive and finite")
+
+    @property
+    def parameters(self) -> Mapping[str, float]:
+        """The variance."""
+        return {"variance": self.variance}
 
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
         _expect(logits, 2, "[examples, outputs]")
-        yield from torch.diag_embed(torch.ones_like(logits)).unbind(-1)
+        yield from torch.diag_embed(torch.full_like(logits, self.variance**-0.5)).unbind(-1)
 
     def sketch(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
-        return draws.signs(logits.shape).to(logits)
+        return draws.signs(logits.shape).to(logits) * self.variance**-0.5
 
     def sampled(self, logits: Tensor, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
-        return draws.normal(logits.shape).to(logits)
+        return draws.normal(logits.shape).to(logits) * self.variance**-0.5
 
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        return (_labels(batch).reshape(logits.shape) - logits.double()).to(logits.dtype)
+        residual = _labels(batch).reshape(logits.shape) - logits.double()
+        return (residual / self.variance).to(logits.dtype)
 
 
+@dataclass(frozen=True)
 class TokenCategorical:
     """A label per position: logits [B, T, K]. The log-likelihood of a sequence is the SUM over its positions.
 
@@ -166,8 +211,13 @@ class TokenCategorical:
     predict the next one's beginning, where several are packed into one row and `position_ids` start anew.
     """
 
-    def __init__(self, shift: bool = False) -> None:
-        self._shift = shift
+    shift: bool = False
+    parameters = NO_PARAMETERS
+
+    @property
+    def name(self) -> str:
+        """`causal` with `shift`, else `token`."""
+        return "causal" if self.shift else "token"
 
     def columns(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
         counted = self._counted(logits, batch)
@@ -197,7 +247,7 @@ class TokenCategorical:
     def observed(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         counted = self._counted(logits, batch)
         labels = _labels(batch)
-        if self._shift:
+        if self.shift:
             labels = torch.nn.functional.pad(labels[:, 1:], (0, 1))
         return _categorical_score(logits, labels.clamp_min(0)) * counted[..., None]
 
@@ -206,7 +256,7 @@ class TokenCategorical:
         _expect(logits, 3, "[examples, positions, classes]")
         real = _no_padding(logits, batch)
         counted = _labels_of(logits, batch) != -100 if "labels" in batch else real
-        if not self._shift:
+        if not self.shift:
             return counted
         follows = counted[:, 1:] & real[:, :-1]
         if (position_ids := batch.get("position_ids")) is not None and position_ids.shape[1:] == counted.shape[1:]:
@@ -217,15 +267,6 @@ class TokenCategorical:
     def _of_texts(draws: Draws, logits: Tensor, batch: Mapping[str, Tensor]) -> Draws:
         """The draws that belong to texts wherever these begin: padding on the left moves them along."""
         return draws.starting_at(_no_padding(logits, batch).int().argmax(1).tolist())
-
-
-LIKELIHOODS: dict[str, Likelihood] = {
-    "categorical": Categorical(),
-    "bernoulli": Bernoulli(),
-    "gaussian": Gaussian(),
-    "token": TokenCategorical(),
-    "causal": TokenCategorical(shift=True),
-}
 
 
 def _expect(logits: Tensor, dimensions: int, shape: str) -> None:

@@ -8,14 +8,17 @@ from tqdm.auto import tqdm
 from stages.curvature.accumulators import Accumulator
 from stages.curvature.batches import Batch, batch_size
 from stages.curvature.estimation import DIAGONAL, CurvatureStatistics, Estimation
+from stages.curvature.likelihoods import Categorical, Likelihood
 from stages.curvature.vectors import BackwardVectors, Estimator
+
+CATEGORICAL = Categorical()
 
 
 def diagonal_fisher(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
-    likelihood: str = "categorical",
+    likelihood: Likelihood = CATEGORICAL,
     estimator: Estimator = "exact",
     samples: int = 1,
     parameters: Collection[str] | None = None,
@@ -42,8 +45,9 @@ def diagonal_fisher(
         batches: dicts of batch-first tensors, and of what is the same for all examples (a tensor [1, …], a setting).
             `labels` are not shown to the model; only `empirical` and token-level likelihoods look at them. No batch
             may be empty.
-        likelihood: `categorical` (logits [B, K]), `bernoulli` ([B, K], multi-label), `gaussian` ([B, K], variance 1),
-            `token` and `causal` ([B, T, K], summed over positions; in `causal`, position t predicts label t + 1).
+        likelihood: what the outputs mean: `Categorical()` (logits [B, K]), `Bernoulli()` ([B, K], multi-label),
+            `Gaussian(variance)` ([B, K]), `TokenCategorical()` ([B, T, K], summed over positions; with `shift`,
+            position t predicts label t + 1), or one of your own.
         estimator: see `stages.curvature.likelihoods`.
         samples: draws per example, for `sketch` and `sampled`; one backward pass each.
         parameters: names to restrict to; all parameters without it.
@@ -55,7 +59,7 @@ def diagonal_fisher(
 
     Raises:
         UnsupportedModelError: the model mixes its examples (an output depends on the other examples of the batch).
-        ValueError: unknown likelihood, estimator or parameter names, outputs of another shape than the likelihood's, an
+        ValueError: unknown estimator or parameter names, outputs of another shape than the likelihood's, an
             exact token-level Fisher of too many outputs, or no examples.
     """
     vectors = BackwardVectors(likelihood, estimator, samples, seed)
@@ -66,7 +70,7 @@ def curvature_statistics(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
-    likelihood: str = "categorical",
+    likelihood: Likelihood = CATEGORICAL,
     estimator: Estimator = "exact",
     samples: int = 1,
     parameters: Collection[str] | None = None,

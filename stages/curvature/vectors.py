@@ -1,7 +1,7 @@
 """Where backward passes start: the vectors at a model's outputs that an estimator takes for a batch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.curvature.draws import Draws
 from stages.curvature.errors import CurvatureError
-from stages.curvature.likelihoods import LIKELIHOODS
+from stages.curvature.likelihoods import Categorical, Likelihood
 
 Estimator = Literal["exact", "sketch", "sampled", "empirical"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -20,23 +20,23 @@ class BackwardVectors:
     """Vectors s of the outputs' shape, such that the squares (Jᵀ s)² of their backward passes add up to the Fisher.
 
     Attributes:
-        likelihood: the outputs' meaning, one of `stages.curvature.likelihoods.LIKELIHOODS`.
+        likelihood: the outputs' meaning; `stages.curvature.likelihoods` has some.
         estimator: see `stages.curvature.likelihoods`.
         samples: draws per example, for `sketch` and `sampled`.
         seed: of the draws.
 
     Raises:
-        CurvatureError: on construction, an unknown likelihood or estimator, or no samples.
+        CurvatureError: on construction, a likelihood that is only a name, an unknown estimator, or no samples.
     """
 
-    likelihood: str = "categorical"
+    likelihood: Likelihood = field(default_factory=Categorical)
     estimator: Estimator = "exact"
     samples: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.likelihood not in LIKELIHOODS:
-            raise CurvatureError(f"unknown likelihood {self.likelihood!r}; known: {', '.join(sorted(LIKELIHOODS))}")
+        if isinstance(self.likelihood, str):
+            raise CurvatureError(f"likelihood = {self.likelihood!r}: must be an object, such as `Categorical()`")
         if self.estimator not in ESTIMATORS:
             raise CurvatureError(f"unknown estimator {self.estimator!r}; known: {', '.join(ESTIMATORS)}")
         if self.samples < 1:
@@ -54,7 +54,7 @@ class BackwardVectors:
             CurvatureError: the outputs have another shape than the likelihood's, labels are missing, or an exact
                 token-level Fisher would take too many vectors.
         """
-        likelihood = LIKELIHOODS[self.likelihood]
+        likelihood = self.likelihood
         with torch.no_grad():
             match self.estimator:
                 case "exact":

@@ -29,7 +29,7 @@ from stages.storage.saved_progress import Progress
 from stages.storage.statistic import StatisticKind
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint
-from stages.tasks import module_of, task_kind
+from stages.tasks import likelihood_module, module_of, task_kind, task_likelihood
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.loading import Model
 from stages.tasks.prediction import batches
@@ -87,7 +87,7 @@ def estimated_statistics(
         InputError: the checkpoint or the examples cannot be used.
     """
     assert settings.estimator != "adam"
-    kind, wanted = task_kind(task.kind), [STATISTICS[name] for name in statistics]
+    wanted = [STATISTICS[name] for name in statistics]
     examples = _Examples(checkpoint, task, settings)
     processes = PartialState(cpu=compute_device().type == "cpu")
     verify_checkpoint(checkpoint)
@@ -101,7 +101,7 @@ def estimated_statistics(
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
     name = " and ".join(statistic.title for statistic in wanted)
-    vectors = BackwardVectors(kind.likelihood, settings.estimator, settings.samples, settings.seed)
+    vectors = BackwardVectors(task_likelihood(task.kind), settings.estimator, settings.samples, settings.seed)
     model, batch = examples.model, partial(examples.batch, device=processes.device)
     diagonal = DIAGONAL if any(statistic.is_of_parameters for statistic in wanted) else ()
     factors = [each for statistic in wanted for each in accumulators(statistic).values()]
@@ -135,12 +135,13 @@ class _Examples:
     """
 
     def __init__(self, checkpoint: Path, task: TaskData, settings: FisherSettings) -> None:
-        kind = task_kind(task.kind)
+        kind, likelihood = task_kind(task.kind), task_likelihood(task.kind)
         frame = draw_examples(task.read("train"), settings.examples, settings.seed)
         self.card = estimate_card(task, settings) | {
             "examples": len(frame),
             "examples_fingerprint": examples_fingerprint(frame),
-            "likelihood": kind.likelihood,
+            "likelihood": likelihood.name,
+            **({"likelihood_parameters": dict(likelihood.parameters)} if likelihood.parameters else {}),
         }
         self.model = kind.load_model(checkpoint, task.labels)
         processor = kind.load_processor(checkpoint)
@@ -160,7 +161,7 @@ def _circumstances(processes: PartialState, kind: str, statistics: Iterable[Stat
     return {
         "processes": processes.num_processes,
         "device": processes.device.type,
-        "code": code_sha256("estimation.passes", module_of(kind), *own),
+        "code": code_sha256("estimation.passes", module_of(kind), likelihood_module(kind), *own),
     }
 
 

@@ -73,7 +73,7 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
         }[origin["heads"]],
         *([f"So is what another model lacks: {', '.join(origin['kept'])}."] if "kept" in origin else []),
         "",
-        "| model | λ | task | examples | validation accuracy | weights |",
+        "| model | λ | task | examples | validation | weights |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [*_model_rows(origin, trained), *_statistics_table(origin)]
@@ -93,10 +93,16 @@ def _model_rows(origin: Mapping[str, Any], trained: Mapping[str, Mapping[str, An
             f"{origin['coefficients'][name]:.4g}",
             entry["task"],
             made.get("examples"),
-            made.get("validation_accuracy"),
+            _validation(made),
             f"`{entry['checkpoint'][:12]}`",
         ]
         yield f"| {' | '.join('–' if cell is None else _cell(cell) for cell in cells)} |"
+
+
+def _validation(made: Mapping[str, Any]) -> str | None:
+    """What a model scored on its validation split and by which metric (or its loss), if its origin says so."""
+    found = [(key.removeprefix("validation_"), made[key]) for key in made if key.startswith("validation_")]
+    return " ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in found[:1]) or None
 
 
 def _statistics_table(origin: Mapping[str, Any]) -> Iterator[str]:

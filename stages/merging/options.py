@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from stages.running.section import Section
+from stages.storage.statistics import STATISTICS
 
 
 class MethodOptions(Section):
@@ -23,6 +24,14 @@ class MethodOptions(Section):
     most_models: ClassVar[int | None] = None
 
     method: str = ""
+
+    def __init_subclass__(cls) -> None:
+        """Refuse statistics that there are none of, where the method is declared."""
+        super().__init_subclass__()
+        if unknown := sorted(set(cls.statistics) - STATISTICS.keys()):
+            raise TypeError(
+                f"{cls.__name__}: statistics: there is no statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}"
+            )
 
     @property
     def keeps_single_model(self) -> bool:

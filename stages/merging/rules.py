@@ -1,5 +1,7 @@
 """What a method's name or options stand for: the options, and the rule that merges a tensor."""
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from stages.merging.methods import METHODS
@@ -22,9 +24,15 @@ def method_options(method: str | MethodOptions) -> MethodOptions:
 
 
 def method_rule(options: MethodOptions, models: Models) -> Rule:
-    """How the method merges a tensor: `rule` of its folder's `rule.py`, which is imported only now.
+    """How the method merges a tensor: by `rule` of the module that declares its options, or of `rule.py` beside it.
+
+    A folder's `rule.py` is imported only now.
 
     Raises:
         InputError: the method cannot use what it finds in the models' statistics.
     """
-    return import_module(f"stages.merging.methods.{options.method}.rule").rule(options, models)
+    module = sys.modules[type(options).__module__]
+    if not hasattr(module, "rule"):
+        module = import_module(f"{module.__package__}.rule")
+    rule: Callable[[MethodOptions, Models], Rule] = module.rule
+    return rule(options, models)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from stages.params.merges import ENSEMBLE, Merge, Weighted
-from stages.params.problems import KEYS, explained, listed
+from stages.params.merges import ENSEMBLE, Merge, Search, Weighted
+from stages.params.problems import KEYS, explained, listed, shortened
 from stages.params.schema import OverrideError, Params
 from stages.running.errors import InputError
 from stages.storage.statistics import STATISTICS
@@ -136,10 +136,10 @@ def _check_references(params: Params, path: Path) -> None:
             known(model_name, params.models, f"merges.{name}.coefficients.{model_name}", "model")
     for name, ensemble in params.ensembles.items():
         for member in ensemble.models:
-            if not params.tasks[params.models[member].task].is_evaluated:
+            if not params.tasks[params.models[member].task].has_probabilities:
                 raise InputError(
-                    f"{path}: merges.{name}: {member} is of a kind that is not evaluated, so it has no part in an "
-                    "ensemble; remove it"
+                    f"{path}: merges.{name}: {member} predicts no probabilities, so it has no part in an ensemble; "
+                    "remove it"
                 )
     for merge_name, merge in params.merges.items():
         place = f"merges.{merge_name}"
@@ -148,13 +148,7 @@ def _check_references(params: Params, path: Path) -> None:
         if merge.search is not None:
             for task_name in merge.search.tasks or []:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
-                if not params.tasks[task_name].is_evaluated:
-                    raise InputError(f"{path}: {place}.search.tasks: {task_name} is of a kind that is not evaluated")
-                if merge.search.normalize and task_name not in {params.models[name].task for name in merge.models}:
-                    raise InputError(
-                        f"{path}: {place}.search.normalize: {task_name} is the task of none of the merged models, so "
-                        "there is no expert to measure by"
-                    )
+            _check_search(params, merge, merge.search, f"{path}: {place}.search")
         _check_inputs(params, merge, f"{path}: {place}")
 
 
@@ -177,6 +171,37 @@ def _check_estimator(params: Params, model: str, place: str) -> None:
         raise InputError(
             f"{place}.fisher.estimator = 'exact': an exact Fisher takes a backward pass for each output, and a model "
             f"of the kind {task.kind} has too many; put `fisher: {{estimator: sketch}}` under the model"
+        )
+
+
+def _check_search(params: Params, merge: Merge, search: Search, place: str) -> None:
+    """Refuse a search on tasks that have no common metric to score λ by."""
+    own = {params.models[model].task for model in merge.models}
+    tasks = search.tasks or [task for task in params.tasks if task in own and params.tasks[task].metrics]
+    if not tasks:
+        raise InputError(f"{place}.tasks: missing, and no task of the merged models has a metric to score λ by")
+    primary = {}
+    for task in tasks:
+        kind = params.tasks[task].kind
+        found = {metric.name: metric for metric in params.tasks[task].metrics}
+        if not found:
+            raise InputError(f"{place}.tasks: {task} has no metric to score λ by: its kind is {kind}")
+        if search.metric is not None and search.metric not in found:
+            raise InputError(
+                f"{place}.metric = {shortened(repr(search.metric))}: {task}, whose kind is {kind}, has no such "
+                f"metric; its metrics: {', '.join(found)}"
+            )
+        if search.normalize and task not in own:
+            raise InputError(
+                f"{place}.normalize: {task} is the task of none of the merged models, so there is no expert to measure "
+                "by"
+            )
+        primary[task] = next(iter(found))
+    if search.metric is None and len(set(primary.values())) > 1:
+        listed = ", ".join(f"{task}: {name}" for task, name in primary.items())
+        raise InputError(
+            f"{place}.metric: missing, and the tasks have different primary metrics ({listed}); name one that all of "
+            "them have, or list other tasks under `search.tasks`"
         )
 
 

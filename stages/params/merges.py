@@ -32,7 +32,7 @@ class Search(Section):
     sampler: `grid`, evenly spaced points of the segment between two models; `simplex`, points drawn evenly from all λ
         that sum to 1; `tpe` and `cma-es`, Optuna's samplers, which learn from the points they have seen.
     points: how many λ are tried. The merge's own `coefficients` are the first of those that are drawn.
-    metric: what is maximised, as a mean over the tasks.
+    metric: by which metric, as a mean over the tasks; by default their primary one.
     tasks: names; by default those of the merged models.
     normalize: divide a task's score by that of the task's own expert.
     seed: of the draws.
@@ -40,7 +40,7 @@ class Search(Section):
 
     sampler: Literal["grid", "simplex", "tpe", "cma-es"]
     points: int = Field(default=50, ge=2)
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    metric: str | None = None
     tasks: list[Name] | None = Field(default=None, min_length=1)
     normalize: bool = False
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -31,7 +31,7 @@ def explained(problems: Iterable[Mapping[str, Any]], path: Path) -> str:
     for problem in problems:
         place, explanation = _explain(problem)
         lines[place] = f"{lines[place]}, or {problem['msg'].lower()}" if place in lines else explanation
-    found = [f"{_shortened(place)}{explanation}" for place, explanation in lines.items()]
+    found = [f"{shortened(place)}{explanation}" for place, explanation in lines.items()]
     more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
     return f"{path}: {'; '.join(found[:MAX_PROBLEMS] + more)}"
 
@@ -63,10 +63,11 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         return place, f": {context['error']}"
     if "[key]" in problem["loc"]:
         return place, ": bad name; allowed: a letter a-z, then letters a-z, digits and hyphens (at most 64)"
-    return place, f" = {_shortened(repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return place, f" = {shortened(repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """A value as a message shows it, at most 80 characters."""
     return text if len(text) <= 80 else text[:77] + "..."
 
 

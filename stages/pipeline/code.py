@@ -15,6 +15,7 @@ UNFOLLOWED = {
     "stages.running.interruption": "what is said of an interrupt",
     "stages.running.errors": "the words of an error",
     "stages.pipeline.code": "which saved state is taken up; whichever is, the result is the same",
+    "stages.tasks.kinds": "which kinds there are; of which of them its tasks are is in a stage's entry of dvc.yaml",
     "stages.params": "the values that it makes of params.yaml are in the stage's settings, which it depends on",
     "stages.pipeline.places": "where inputs and outputs lie is in the stage's entry of dvc.yaml",
     "stages.pipeline.needs": "which these are is there too, and in what order, if that counts, in the stage's settings",

@@ -13,6 +13,7 @@ from stages.pipeline.code import code_of
 from stages.pipeline.needs import (
     base_directory,
     base_place,
+    ensemble_kinds,
     evaluated_models,
     evaluated_tasks,
     models_with_fishers,
@@ -33,15 +34,15 @@ from stages.pipeline.places import (
     TASKS,
     TRAINING,
 )
-from stages.storage.cards import COEFFICIENTS, CORRECT, METRICS, ORIGIN, PREDICTIONS, SWEEP
+from stages.storage.cards import COEFFICIENTS, METRICS, ORIGIN, PER_EXAMPLE, PREDICTIONS, SWEEP
 from stages.storage.digests import CONTENTS
 from stages.storage.statistic import StatisticKind
 from stages.storage.statistics import FACTORS, STATISTICS
-from stages.tasks import module_of
+from stages.tasks import likelihood_module, module_of, settings_module
 
 PLAN_FILE = Path("models/dvc.yaml")
 FISHER_CODE = STATISTICS["diagonal"].code
-RESULT_FILES = (CONTENTS, METRICS, CORRECT, ORIGIN)  # of an evaluation, that the scores are collected from
+RESULT_FILES = (CONTENTS, METRICS, PER_EXAMPLE, ORIGIN)  # of an evaluation, that the scores are collected from
 
 
 def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
@@ -64,7 +65,7 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         stages[f"merge-{name}"] = _merge_stage(name, merge, params)
         stages[f"evaluate-{name}"] = _evaluate_stage(name, MERGED / name, params)
     for name, ensemble in params.ensembles.items():
-        stages[f"evaluate-{name}"] = _ensemble_stage(name, ensemble)
+        stages[f"evaluate-{name}"] = _ensemble_stage(name, ensemble, params)
     if fishers:
         stages["similarity"] = _similarity_stage(params)
     stages["scores"] = _scores_stage(params)
@@ -143,14 +144,20 @@ def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
 
 
 def _fisher_stage(model: str, params: Params) -> dict[str, Any]:
-    code = ["fisher", *FISHER_CODE, *_kinds([params.models[model].task], params)]
+    code = ["fisher", *FISHER_CODE, *_estimated_kind(model, params)]
     return _stage(f"fisher-{model}", f"fisher {model}", _estimation_inputs(model, params), code, [str(FISHERS / model)])
 
 
 def _factors_stage(kind: StatisticKind, model: str, params: Params) -> dict[str, Any]:
-    code = ["factors", *kind.code, *_kinds([params.models[model].task], params)]
+    code = ["factors", *kind.code, *_estimated_kind(model, params)]
     out, command = STATISTIC_PLACES[kind.name] / model, f"factors {kind.name} {model}"
     return _stage(f"{kind.stem}-{model}", command, _estimation_inputs(model, params), code, [str(out)])
+
+
+def _estimated_kind(model: str, params: Params) -> list[str]:
+    """The modules of the kind of the model's task, with its likelihood."""
+    kind = params.tasks[params.models[model].task].kind
+    return [module_of(kind), likelihood_module(kind)]
 
 
 def _estimation_inputs(model: str, params: Params) -> list[str]:
@@ -179,13 +186,16 @@ def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, An
     return _result_stage(name, inputs, _kinds(tasks, params))
 
 
-def _ensemble_stage(name: str, ensemble: Ensemble) -> dict[str, Any]:
-    predictions = [str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, CORRECT)]
-    return _result_stage(name, predictions, [])
+def _ensemble_stage(name: str, ensemble: Ensemble, params: Params) -> dict[str, Any]:
+    kinds = sorted(set(ensemble_kinds(ensemble, params).values()))
+    predictions = [
+        str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, PER_EXAMPLE)
+    ]
+    return _result_stage(name, predictions, [settings_module(kind) for kind in kinds])
 
 
 def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, Any]:
-    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, CORRECT, ORIGIN)]
+    outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN)]
     return _stage(f"evaluate-{name}", f"evaluate {name}", inputs, ["evaluate", *kinds], outs)
 
 
@@ -201,4 +211,4 @@ def _scores_stage(params: Params) -> dict[str, Any]:
         *(str(SEARCH / name / file) for name in searched for file in (CONTENTS, SWEEP)),
         *([str(SIMILARITY)] if models_with_fishers(params) else []),
     ]
-    return _stage("scores", "scores", inputs, ["scores"], [str(SCORES)])
+    return _stage("scores", "scores", inputs, ["scores", "tasks.kinds"], [str(SCORES)])

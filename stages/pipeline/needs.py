@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.params import Merge, Params
+from stages.params import Ensemble, Merge, Params
 from stages.pipeline.places import (
     FINETUNED,
     FISHERS,
@@ -10,6 +10,8 @@ from stages.pipeline.places import (
     SOURCES,
     STATISTIC_PLACES,
 )
+from stages.tasks.kinds import metric_named
+from stages.tasks.metrics import Metric
 
 
 def statistics_directories(merge: Merge) -> dict[str, list[Path]]:
@@ -32,8 +34,8 @@ def base_place(name: str, params: Params) -> Path:
 
 
 def evaluated_models(params: Params) -> list[str]:
-    """The models whose kind is evaluated; others (masked-lm) are evaluated by what they are merged into."""
-    return [model for model, section in params.models.items() if params.tasks[section.task].is_evaluated]
+    """The models whose kind of task has a metric; others (masked-lm) are evaluated by what they are merged into."""
+    return [model for model, section in params.models.items() if params.tasks[section.task].metrics]
 
 
 def roles(params: Params) -> dict[str, str]:
@@ -56,16 +58,31 @@ def evaluated_tasks(name: str, params: Params) -> list[str]:
     merge = params.merges.get(name)
     if merge is not None and merge.heads == "each":
         own = {params.models[model].task for model in merge.models}
-        return [task for task, found in params.tasks.items() if task in own and found.is_evaluated]
+        return [task for task, found in params.tasks.items() if task in own and found.metrics]
     task = params.tasks[params.models[name if merge is None else merge.target_model].task]
     return [other for other, found in params.tasks.items() if found.has_outputs_of(task)]
+
+
+def ensemble_kinds(ensemble: Ensemble, params: Params) -> dict[str, str]:
+    """Task → kind, of the tasks that all models of an ensemble are evaluated on."""
+    tasks = [set(evaluated_tasks(model, params)) for model in ensemble.models]
+    return {task: found.kind for task, found in params.tasks.items() if all(task in those for those in tasks)}
 
 
 def search_tasks(merge: Merge, params: Params) -> list[str]:
     """The tasks on whose validation splits the merge's λ are scored."""
     assert merge.search is not None
     own = {params.models[model].task for model in merge.models}
-    return merge.search.tasks or [task for task, found in params.tasks.items() if task in own and found.is_evaluated]
+    scored = [task for task, found in params.tasks.items() if task in own and found.metrics]
+    return merge.search.tasks or scored
+
+
+def search_metric(merge: Merge, params: Params) -> Metric:
+    """The metric by which the merge's λ are searched: the named one, or the primary one of the tasks."""
+    assert merge.search is not None
+    if merge.search.metric is not None:
+        return metric_named(merge.search.metric)
+    return params.tasks[search_tasks(merge, params)[0]].metrics[0]
 
 
 def models_with_fishers(params: Params) -> list[str]:

@@ -75,10 +75,10 @@ def _entries(section: object, prefix: str) -> dict[str, Any]:
 def check_ends() -> None:
     """Raise `InputError` unless the stages of dvc.yaml depend on their settings and on all the code that they run."""
     wanted = {
-        "settings": [str(PARAMS_FILE), *code_of("settings", "params", *READERS)],
+        "settings": [str(PARAMS_FILE), *code_of("settings", "params", "tasks.kinds", *READERS)],
         "fetch": [str(settings_file("fetch@${key}")), *code_of("fetch", "storage.sources")],
         "prepare": [str(settings_file("prepare@${key}")), str(SOURCES / "${item.source}"), *code_of("prepare")],
-        "report": [str(SCORES), *code_of("report")],
+        "report": [str(SCORES), *code_of("report", "tasks.kinds")],
     }
     stages = _entries(_read(ENDS_FILE).get("stages"), "")
     for name, deps in wanted.items():

@@ -9,9 +9,11 @@ from stages.merging.sizes import bytes_of
 from stages.params import Params, Weighted, load_params
 from stages.pipeline.needs import (
     base_directory,
+    ensemble_kinds,
     evaluated_tasks,
     models_with_fishers,
     roles,
+    search_metric,
     search_tasks,
     settings_file,
 )
@@ -116,7 +118,7 @@ def _search(name: str, params: Params) -> dict[str, Any]:
     if merge.search is None:
         raise KeyError(name)
     return _merge(name, params) | {
-        "search": merge.search.model_dump(mode="json"),
+        "search": merge.search.model_dump(mode="json") | {"metric": search_metric(merge, params).name},
         "start": _coefficients(merge),
         "tasks": search_tasks(merge, params),
         "experts": [[model, params.models[model].task] for model in merge.models],
@@ -125,7 +127,8 @@ def _search(name: str, params: Params) -> dict[str, Any]:
 
 def _evaluate(name: str, params: Params) -> dict[str, Any]:
     if name in params.ensembles:
-        return {"ensemble": _coefficients(params.ensembles[name])}
+        ensemble = params.ensembles[name]
+        return {"ensemble": _coefficients(ensemble), "kinds": ensemble_kinds(ensemble, params)}
     return {"merged": name in params.merges, "tasks": evaluated_tasks(name, params)}
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from stages.reporting.blocks import Block, Section, Table, Text
 from stages.reporting.figures import bars_figure
-from stages.reporting.wording import MISSING, UNBROKEN
+from stages.reporting.wording import UNBROKEN
 from stages.results.costs import Cost, ResultCost
+from stages.results.shown import MISSING
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

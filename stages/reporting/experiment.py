@@ -1,14 +1,14 @@
 """One experiment's part of a report: from its scores to sections."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from stages.reporting.blocks import Block, Section, Text
 from stages.reporting.costs import costs_section, results_section
 from stages.reporting.figures import (
-    accuracy_figure,
     mass_figure,
+    score_figure,
     search_figure,
     similarity_figure,
     sweep_figure,
@@ -16,22 +16,24 @@ from stages.reporting.figures import (
 )
 from stages.reporting.finding import main_finding, what_was_merged
 from stages.reporting.fisher_mass import mass_by_layer
+from stages.reporting.metric_words import difference_introduction, slug, table_introduction, title
 from stages.reporting.significance import RESAMPLES, Group, comparable_groups
-from stages.reporting.sweeps import find_sweeps, without_sweeps
+from stages.reporting.sweeps import Sweep, find_sweeps, without_sweeps
 from stages.reporting.tables import (
-    accuracy_table,
     difference_matrix,
-    f1_table,
     merges_table,
     models_table,
     pairs_table,
+    score_table,
+    secondary_tables,
     similarity_note,
     statistics_table,
 )
 from stages.reporting.transfers import transfer_figures
 from stages.reporting.wording import escaped, listing
 from stages.results.costs import Cost, ResultCost
-from stages.results.scores import Result, Scores
+from stages.results.scores import Result, Scores, tasks_by_metric
+from stages.tasks.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -77,32 +79,11 @@ def _sections(experiment: Experiment) -> list[Section]:
         if table is not None
     ]
 
-    accuracy: list[Block] = [
-        Text(
-            "Test accuracy in per cent, with 95 % bootstrap intervals over the examples; the mean is over the tasks. "
-            "The best of each column is bold. Choices belong to the validation splits; these are only reported."
-        ),
-        accuracy_table(main, tasks),
-    ]
-    if len(main) < len(results):
-        accuracy += [
-            Text(
-                "Of merges that differ in λ only, here and in the comparisons stands the one nearest to λ = ½, which "
-                "no result has chosen."
-            ),
-            accuracy_table(results, tasks, summary=f"All {len(results)} results"),
-        ]
-    accuracy += [accuracy_figure(main, tasks), f1_table(main, tasks)]
-
-    found = [Section("overview", "In short", overview), Section("accuracy", "Accuracy", accuracy)]
+    found = [Section("overview", "In short", overview)]
+    found += [_scores_section(metric, of_it, main, results) for metric, of_it in tasks_by_metric(results).items()]
     if groups:
         found.append(Section("significance", "Which differences are more than noise", _significance(groups)))
-    along: list[Block] = []
-    for sweep in sweeps:
-        along.append(sweep_figure(sweep, results, tasks))
-        trade_off = trade_off_figure(sweep, results, tasks)
-        if trade_off is not None:
-            along.append(trade_off)
+    along = _along(sweeps, results)
     along += [search_figure(name, points) for name, points in experiment.scores.sweeps.items() if points]
     if along:
         found.append(Section("coefficients", "Along λ", along))
@@ -123,32 +104,65 @@ def _sections(experiment: Experiment) -> list[Section]:
     return found
 
 
+def _scores_section(metric: Metric, tasks: Sequence[str], main: Sequence[Result], results: Sequence[Result]) -> Section:
+    """A metric's section: the tasks whose primary metric it is.
+
+    Args:
+        metric: of the section.
+        tasks: all that have it.
+        main: the results without those that differ in λ only.
+        results: all of them.
+    """
+    main, results = ([result for result in several if result.tasks_of(metric)] for several in (main, results))
+    blocks: list[Block] = [Text(table_introduction(metric)), score_table(metric, main, tasks)]
+    if len(main) < len(results):
+        blocks += [
+            Text(
+                "Of merges that differ in λ only, here and in the comparisons stands the one nearest to λ = ½, which "
+                "no result has chosen."
+            ),
+            score_table(metric, results, tasks, summary=f"All {len(results)} results"),
+        ]
+    blocks += [score_figure(metric, main, tasks), *secondary_tables(main, tasks)]
+    return Section(slug(metric), title(metric), blocks)
+
+
+def _along(sweeps: Sequence[Sweep], results: Sequence[Result]) -> list[Block]:
+    """The pictures along λ, sweep by sweep and metric by metric; names of the first metric's have none in them."""
+    found: list[Block] = []
+    for sweep in sweeps:
+        for number, (metric, tasks) in enumerate(tasks_by_metric(results).items()):
+            figures = (sweep_figure(metric, sweep, results, tasks), trade_off_figure(metric, sweep, results, tasks))
+            for figure in figures:
+                if figure is not None and figure.pictures:
+                    name = f"{figure.name}-{slug(metric)}" if number else figure.name
+                    found.append(replace(figure, name=name))
+    return found
+
+
 def _of_other_merges(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose merges are not all in one before them, on more tasks."""
+    """The groups whose merges are not all in one before them of the same metric, on more tasks."""
     kept: list[Group] = []
-    seen: set[str] = set()
+    seen: dict[Metric, set[str]] = {}
     for group in groups:
         merges = {result.name for result in group.results if result.role == "merge"}
-        if not merges <= seen:
+        before = seen.setdefault(group.metric, set())
+        if not merges <= before:
             kept.append(group)
-            seen |= merges
+            before |= merges
     return kept
 
 
 def _significance(groups: Sequence[Group]) -> list[Block]:
-    blocks: list[Block] = [
-        Text(
-            "Row minus column: the difference in accuracy, in percentage points. **Bold**: its 95 % interval leaves "
-            "out zero. The comparison is a paired bootstrap: the same test examples are drawn "
-            f"{RESAMPLES:,} times with replacement, within each task, and both results are scored on what was drawn. "
-            "The intervals are about other test examples, not about another training run, and each is of its pair "
-            "alone."
-        )
-    ]
+    blocks: list[Block] = []
+    introduced: set[Metric] = set()
     for group in groups:
+        if group.metric not in introduced:
+            blocks.append(Text(difference_introduction(group.metric, RESAMPLES)))
+            introduced.add(group.metric)
         over = group.tasks[0] if len(group.tasks) == 1 else f"the mean over {listing(group.tasks)}"
         blocks += [
-            Text(f"Accuracy on {escaped(over)}:"),
+            Text(f"{title(group.metric)} on {escaped(over)}:"),
             difference_matrix(group),
             pairs_table(group),
         ]

@@ -11,10 +11,13 @@ import pandas as pd
 
 from stages.reporting.blocks import Figure, Picture
 from stages.reporting.fisher_mass import SHOWN_KINDS
+from stages.reporting.metric_words import slug, title, trade_off_direction
 from stages.reporting.palette import LIGHT, SERIES, with_variables
 from stages.reporting.sweeps import Sweep, own_task
-from stages.reporting.wording import listing, percent, points
-from stages.results.scores import Result
+from stages.reporting.wording import listing
+from stages.results.scores import Result, searched_metric
+from stages.results.shown import shown, shown_difference, with_unit
+from stages.tasks.metrics import Metric
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.FacetChart
 SHAPES = {"model": "circle", "merge": "square", "baseline": "diamond"}
@@ -49,86 +52,97 @@ def inline(svg: str, prefix: str, description: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
 
 
-def accuracy_figure(results: Sequence[Result], tasks: Sequence[str]) -> Figure:
-    """Every result's accuracy with its interval, a picture a task."""
-    rows = [
-        {"name": r.name, "role": r.role, **{key: r.metrics[task][key] for key in ("accuracy", *_ENDS)}, "task": task}
-        for r in results
-        for task in tasks
-        if task in r.metrics
-    ]
+def score_figure(metric: Metric, results: Sequence[Result], tasks: Sequence[str]) -> Figure:
+    """Every result's value of the metric, the tasks' primary one, with its interval, a picture a task."""
+    pictures = []
+    for task in tasks:
+        rows = [
+            {"name": r.name, "role": r.role, **{key: r.metrics[task][key] for key in _fields(metric)}, "task": task}
+            for r in results
+            if task in r.metrics
+        ]
+        said = f"{title(metric)} on {task} of each model, merge and baseline, with 95 % intervals"
+        pictures.append(picture(_score_chart(metric, pd.DataFrame(rows), results, task), said))
     return Figure(
-        "accuracy",
-        [
-            picture(_accuracy_chart(pd.DataFrame([row for row in rows if row["task"] == task]), results, task), words)
-            for task in tasks
-            for words in [f"Accuracy on {task} of each model, merge and baseline, with 95 % intervals"]
-        ],
-        "Test accuracy with 95 % intervals. Circles are single models, squares merges, diamonds baselines.",
+        slug(metric),
+        pictures,
+        f"Test {metric.title} with 95 % intervals. Circles are single models, squares merges, diamonds baselines.",
     )
 
 
-_ENDS = ("accuracy_low", "accuracy_high")
+def _fields(metric: Metric) -> tuple[str, str, str]:
+    """The metric and the ends of its interval, as a result's entry for a task has them."""
+    return metric.name, f"{metric.name}_low", f"{metric.name}_high"
 
 
-def _accuracy_chart(rows: pd.DataFrame, results: Sequence[Result], task: str) -> Chart:
+def _axis(metric: Metric, format_: str, ticks: int) -> alt.Axis:
+    """An axis of a metric's values, in per cent by `format_` if they are shares."""
+    return alt.Axis(format=format_, tickCount=ticks) if metric.unit == "share" else alt.Axis(tickCount=ticks)
+
+
+def _score_chart(metric: Metric, rows: pd.DataFrame, results: Sequence[Result], task: str) -> Chart:
+    value, low, high = _fields(metric)
     names = [result.name for result in results if result.name in set(rows["name"])]
     y = alt.Y("name:N", sort=names, title=None, axis=_names_axis())
     roles = list(SHAPES)
     colour = alt.Color("role:N", legend=None, scale=alt.Scale(domain=roles, range=[LIGHT[role] for role in roles]))
     shape = alt.Shape("role:N", legend=None, scale=alt.Scale(domain=roles, range=list(SHAPES.values())))
-    axis = alt.Axis(format="%", tickCount=4, grid=True)
+    axis = alt.Axis(format="%", tickCount=4, grid=True) if metric.unit == "share" else alt.Axis(tickCount=4, grid=True)
     base = alt.Chart(rows)
     return alt.layer(
         base.mark_rule(strokeWidth=2).encode(
-            x=alt.X("accuracy_low:Q", scale=alt.Scale(zero=False, nice=True), title="accuracy", axis=axis),
-            x2="accuracy_high:Q",
+            x=alt.X(f"{low}:Q", scale=alt.Scale(zero=False, nice=True), title=metric.title, axis=axis),
+            x2=f"{high}:Q",
             y=y,
             color=colour,
         ),
-        base.mark_point(filled=True, size=70, opacity=1).encode(x="accuracy:Q", y=y, color=colour, shape=shape),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=f"{value}:Q", y=y, color=colour, shape=shape),
     ).properties(width=WIDTH, height=alt.Step(24), title=task)
 
 
-def sweep_figure(sweep: Sweep, results: Sequence[Result], tasks: Sequence[str]) -> Figure:
-    """Accuracy along λ with its interval, a picture a task, a line a method; the two models are marked at the ends."""
+def sweep_figure(metric: Metric, sweep: Sweep, results: Sequence[Result], tasks: Sequence[str]) -> Figure:
+    """A metric along λ with its interval, a picture a task, a line a method; the two models are marked at the ends.
+
+    Args:
+        metric: the tasks' primary one.
+        sweep: merges along λ.
+        results: the models are among them.
+        tasks: all that have this metric.
+    """
     ends = {result.name: result for result in results if result.name in (sweep.target, sweep.other)}
     found = []
     for task in tasks:
         rows = [
-            {"λ": λ, "method": line.label, **{key: merge.metrics[task][key] for key in ("accuracy", *_ENDS)}}
+            {"λ": λ, "method": line.label, **{key: merge.metrics[task][key] for key in _fields(metric)}}
             for line in sweep.lines
             for λ, merge in line.merges
             if task in merge.metrics
         ]
         marks = [
-            {"λ": 1.0 if name == sweep.target else 0.0, "model": name, "accuracy": ends[name].metrics[task]["accuracy"]}
+            {"λ": 1.0 if name == sweep.target else 0.0, "model": name, metric.name: ends[name].score(task)}
             for name in (sweep.other, sweep.target)
             if name in ends and task in ends[name].metrics
         ]
         if rows:
-            words = f"Accuracy on {task} along λ of {sweep.target}, by {listing([line.label for line in sweep.lines])}"
-            found.append(picture(_sweep_chart(rows, marks, sweep, task), words))
+            methods = listing([line.label for line in sweep.lines])
+            words = f"{title(metric)} on {task} along λ of {sweep.target}, by {methods}"
+            found.append(picture(_sweep_chart(metric, rows, marks, sweep, task), words))
     return Figure(
         f"along-{sweep.target}-{sweep.other}",
         found,
-        f"Test accuracy as λ of {sweep.target} goes from 0 to 1; the rest of the weight is {sweep.other}’s. Bands are "
-        "95 % intervals. Open circles: the two models themselves.",
+        f"Test {metric.title} as λ of {sweep.target} goes from 0 to 1; the rest of the weight is {sweep.other}’s. "
+        "Bands are 95 % intervals. Open circles: the two models themselves.",
     )
 
 
-def _sweep_chart(rows: Sequence[Any], marks: Sequence[Any], sweep: Sweep, task: str) -> Chart:
+def _sweep_chart(metric: Metric, rows: Sequence[Any], marks: Sequence[Any], sweep: Sweep, task: str) -> Chart:
     colour = _by_method([line.label for line in sweep.lines])
     x = alt.X("λ:Q", title=f"λ of {sweep.target}", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=6))
-    y = alt.Y(
-        "accuracy:Q",
-        title="accuracy",
-        scale=alt.Scale(zero=False),
-        axis=alt.Axis(format=".0%", tickCount=6),
-    )
+    value, low, high = _fields(metric)
+    y = alt.Y(f"{value}:Q", title=metric.title, scale=alt.Scale(zero=False), axis=_axis(metric, ".0%", 6))
     base = alt.Chart(pd.DataFrame(rows))
     layers: list[Any] = [
-        base.mark_area(opacity=0.13).encode(x=x, y=alt.Y("accuracy_low:Q"), y2="accuracy_high:Q", color=colour),
+        base.mark_area(opacity=0.13).encode(x=x, y=alt.Y(f"{low}:Q"), y2=f"{high}:Q", color=colour),
         base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(x=x, y=y, color=colour),
     ]
     if marks:
@@ -140,16 +154,22 @@ def _sweep_chart(rows: Sequence[Any], marks: Sequence[Any], sweep: Sweep, task: 
     return alt.layer(*layers).properties(width=WIDTH, height=190, title=task)
 
 
-def trade_off_figure(sweep: Sweep, results: Sequence[Result], tasks: Sequence[str]) -> Figure | None:
-    """The target's own task against the mean of the other tasks along λ; None where there is no such mean."""
+def trade_off_figure(metric: Metric, sweep: Sweep, results: Sequence[Result], tasks: Sequence[str]) -> Figure | None:
+    """The target's own task against the mean of the other tasks along λ; None where there is no such mean.
+
+    Args:
+        metric: the tasks' primary one.
+        sweep: merges along λ.
+        results: the models are among them.
+        tasks: all that have this metric.
+    """
     own = own_task(sweep.target, results)
     others = [task for task in tasks if task != own]
 
     def place(result: Result) -> dict[str, float] | None:
-        if own is None or not others or not all(task in result.metrics for task in tasks):
+        if own is None or own not in tasks or not others or not all(task in result.metrics for task in tasks):
             return None
-        mean = sum(result.metrics[task]["accuracy"] for task in others) / len(others)
-        return {"own": result.metrics[own]["accuracy"], "others": mean}
+        return {"own": result.score(own), "others": sum(result.score(task) for task in others) / len(others)}
 
     rows = [
         {"λ": λ, "shown": f"{λ:g}", "method": line.label, **found}
@@ -164,21 +184,24 @@ def trade_off_figure(sweep: Sweep, results: Sequence[Result], tasks: Sequence[st
     ]
     if not rows:
         return None
-    words = f"Accuracy on {own} against the mean over {listing(others)}, along λ of {sweep.target}"
+    words = f"{title(metric)} on {own} against the mean over {listing(others)}, along λ of {sweep.target}"
     return Figure(
         f"trade-off-{sweep.target}-{sweep.other}",
-        [picture(_trade_off_chart(rows, ends, sweep, str(own), others), words)],
-        f"What {sweep.target} gives up on its own task, {own}, for the others: up and to the right is better. A curve "
+        [picture(_trade_off_chart(metric, rows, ends, sweep, str(own), others), words)],
+        f"What {sweep.target} gives up on its own task, {own}, for the others: {trade_off_direction(metric)}. A curve "
         f"is one method, its points are merges, the largest for λ = 1 of {sweep.target} and the smallest for λ = 0. "
         "Open circles: the two models themselves.",
     )
 
 
-def _trade_off_chart(rows: Sequence[Any], ends: Sequence[Any], sweep: Sweep, own: str, others: Sequence[str]) -> Chart:
-    title = f"accuracy on {others[0]}" if len(others) == 1 else f"mean accuracy on the {len(others)} other tasks"
-    zoomed, format_ = alt.Scale(zero=False, padding=14), alt.Axis(format=".0%", tickCount=6)
-    x = alt.X("others:Q", title=title, scale=zoomed, axis=format_)
-    y = alt.Y("own:Q", title=f"accuracy on {own}", scale=zoomed, axis=format_)
+def _trade_off_chart(
+    metric: Metric, rows: Sequence[Any], ends: Sequence[Any], sweep: Sweep, own: str, others: Sequence[str]
+) -> Chart:
+    alone = len(others) == 1
+    along = f"{metric.title} on {others[0]}" if alone else f"mean {metric.title} on the {len(others)} other tasks"
+    zoomed, axis = alt.Scale(zero=False, padding=14), _axis(metric, ".0%", 6)
+    x = alt.X("others:Q", title=along, scale=zoomed, axis=axis)
+    y = alt.Y("own:Q", title=f"{metric.title} on {own}", scale=zoomed, axis=axis)
     colour = _by_method([line.label for line in sweep.lines])
     base = alt.Chart(pd.DataFrame(rows))
     layers: list[Any] = [
@@ -205,7 +228,9 @@ def _by_method(labels: Sequence[str]) -> alt.Color:
 def search_figure(name: str, points: Sequence[Mapping[str, float]]) -> Figure:
     """The score on the validation splits against each model's λ: a picture a model, one alone where there are two."""
     models = [column.removeprefix("λ ") for column in points[0] if column.startswith("λ ")]
-    best = max(point["score"] for point in points)
+    metric = searched_metric(points)
+    best = metric.best(point["score"] for point in points)
+    axis = alt.Axis(format=".1%") if metric.unit == "share" else alt.Axis()
     winner = next(i for i, point in enumerate(points) if point["score"] == best)
     frame = pd.DataFrame(points).assign(chosen=[i == winner for i in range(len(points))])
     shown = models[:1] if len(models) == 2 else models
@@ -221,7 +246,7 @@ def search_figure(name: str, points: Sequence[Mapping[str, float]]) -> Figure:
             .mark_circle(opacity=0.8)
             .encode(
                 x=alt.X("λ:Q", title=f"λ of {model}", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=6)),
-                y=alt.Y("score:Q", title="mean score", scale=alt.Scale(zero=False), axis=alt.Axis(format=".1%")),
+                y=alt.Y("score:Q", title="mean score", scale=alt.Scale(zero=False), axis=axis),
                 color=alt.Color("chosen:N", legend=None, scale=tones),
                 size=alt.Size("chosen:N", legend=None, scale=sizes),
             )
@@ -232,7 +257,7 @@ def search_figure(name: str, points: Sequence[Mapping[str, float]]) -> Figure:
         f"search-{name}",
         [picture(chart(model), f"Validation score of every point against λ of {model}") for model in shown],
         f"The search for {name}: {len(points)} points, each a merge scored on validation splits. The best, "
-        f"{percent(best)} %, is marked.",
+        f"{with_unit(metric, best)}, is marked.",
     )
 
 
@@ -292,23 +317,24 @@ def similarity_figure(fishers: Mapping[str, Any]) -> Figure:
 
 
 def gain_picture(
-    cells: Sequence[Any], targets: Sequence[str], donors: Sequence[str], most: float, method: str
+    metric: Metric, cells: Sequence[Any], targets: Sequence[str], donors: Sequence[str], most: float, method: str
 ) -> Picture:
-    """A grid of targets (rows) and donors: the accuracy, its gain in brackets, and the deeper, the larger the gain.
+    """A grid of targets (rows) and donors: the score, its difference in brackets, the deeper the larger that is.
 
     Args:
-        cells: with `target`, `donor`, `accuracy` and `gain`, both as shares.
+        metric: of all of the cells.
+        cells: with `target`, `donor`, `score` and `difference` from the target alone.
         targets: in the order of the rows.
         donors: in the order of the columns.
-        most: the largest gain or loss of all pictures beside each other.
+        most: the largest gain or loss of all pictures beside each other, without its sign.
         method: the title.
     """
     rows = [
         {
             **cell,
-            "size": abs(cell["gain"]),
-            "tone": "better" if cell["gain"] >= 0 else "worse",
-            "shown": f"{percent(cell['accuracy'])} ({points(cell['gain'])})",
+            "size": abs(cell["difference"]),
+            "tone": "better" if metric.gain(cell["difference"]) >= 0 else "worse",
+            "shown": f"{shown(metric, cell['score'])} ({shown_difference(metric, cell['difference'])})",
         }
         for cell in cells
     ]
@@ -324,7 +350,7 @@ def gain_picture(
         ),
         base.mark_text(fontSize=11).encode(text="shown:N"),
     ).properties(width=alt.Step(84), height=alt.Step(34), title=method)
-    return picture(chart, f"Accuracy on each target’s task, by donor: {method}")
+    return picture(chart, f"{title(metric)} on each target’s task, by donor: {method}")
 
 
 def _heat_map(

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
-from stages.reporting.significance import Comparison, Group, mean_accuracy
-from stages.reporting.wording import escaped, listing, number_of, p_value, percent, points
+from stages.reporting.metric_words import words
+from stages.reporting.significance import Comparison, Group, mean_score
+from stages.reporting.wording import escaped, listing, number_of, p_value
 from stages.results.scores import Result
+from stages.results.shown import is_shown_as_zero, shown_difference, with_unit
+from stages.tasks.metrics import Metric
 
 
 def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:
@@ -49,7 +52,7 @@ def what_was_merged(results: Sequence[Result], tasks: Sequence[str]) -> str:
 
 def main_finding(group: Group) -> str:
     """The best merge of a group, and whether it differs from the others by more than noise: Markdown."""
-    tasks, comparisons = group.tasks, group.comparisons
+    metric, tasks, comparisons = group.metric, group.tasks, group.comparisons
     merges, baselines, models = (
         [result for result in group.results if result.role == role] for role in ("merge", "baseline", "model")
     )
@@ -57,9 +60,8 @@ def main_finding(group: Group) -> str:
         return ""
     best = merges[0]
     where = f"on {escaped(tasks[0])}" if len(tasks) == 1 else f"on the mean over the {len(tasks)} tasks"
-    accuracy = f"{percent(mean_accuracy(best, tasks))} %"
     if merges[1:]:
-        opening = f"Of the {len(merges)} merges compared, **{escaped(best.name)}** is the most accurate {where}"
+        opening = f"Of the {len(merges)} merges compared, **{escaped(best.name)}** {words(metric).is_best} {where}"
     else:
         opening = f"The merge **{escaped(best.name)}** was measured {where}"
     averages = [merge for merge in merges[2:] if merge.origin.get("method") == "isotropic"]
@@ -70,15 +72,15 @@ def main_finding(group: Group) -> str:
         ("The best single model", models[:1]),
     ]
     lines = [
-        f"- {what}, {escaped(rival.name)}, has {percent(mean_accuracy(rival, tasks))} %: "
-        f"{_verdict(comparisons[best.name, rival.name])}."
+        f"- {what}, {escaped(rival.name)}, has {with_unit(metric, mean_score(rival, tasks))}: "
+        f"{_verdict(metric, comparisons[best.name, rival.name])}."
         for what, found in rivals
         for rival in found
     ]
     paragraphs = [
-        f"{opening}: {accuracy}.",
+        f"{opening}: {with_unit(metric, mean_score(best, tasks))}.",
         "\n".join(lines),
-        _specialists(models, merges, tasks),
+        _specialists(metric, models, merges, tasks),
         "Which merge is best was read off these same test examples, which flatters it a little; the p-values are of "
         "each pair by itself."
         if merges[1:]
@@ -87,27 +89,28 @@ def main_finding(group: Group) -> str:
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def _verdict(found: Comparison) -> str:
-    difference = points(found.difference)
-    ahead = "no difference" if difference == "0.0" else f"{difference} points for the merge"
-    numbers = f"{ahead} (95 % interval {points(found.low)} to {points(found.high)}, {p_value(found.p_value)})"
+def _verdict(metric: Metric, found: Comparison) -> str:
+    low, difference, high = (shown_difference(metric, value) for value in (found.low, found.difference, found.high))
+    points = " points" if metric.unit == "share" else ""
+    ahead = "no difference" if is_shown_as_zero(metric, found.difference) else f"{difference}{points} for the merge"
+    numbers = f"{ahead} (95 % interval {low} to {high}, {p_value(found.p_value)})"
     if not found.is_beyond_noise:
         return f"{numbers}, which is within noise"
-    return f"{numbers}, which is more than noise" + ("; the merge is worse" if found.difference < 0 else "")
+    worse = metric.gain(found.difference) < 0
+    return f"{numbers}, which is more than noise" + ("; the merge is worse" if worse else "")
 
 
-def _specialists(models: Sequence[Result], merges: Sequence[Result], tasks: Sequence[str]) -> str:
+def _specialists(metric: Metric, models: Sequence[Result], merges: Sequence[Result], tasks: Sequence[str]) -> str:
     """On which tasks a single model is ahead of every merge; nothing for one task, of which all has been said."""
     if not models or len(tasks) < 2:
         return ""
-    ahead = [
-        task
-        for task in tasks
-        if max(model.metrics[task]["accuracy"] for model in models)
-        > max(merge.metrics[task]["accuracy"] for merge in merges)
-    ]
+
+    def best(results: Sequence[Result], task: str) -> float:
+        return metric.best(result.score(task) for result in results)
+
+    ahead = [task for task in tasks if metric.gain(best(models, task) - best(merges, task)) > 0]
     if not ahead:
-        return "On every task, some merge is as accurate as the best single model or more."
+        return f"On every task, some merge is {words(metric).as_good}."
     if len(ahead) == len(tasks):
         return "On each task by itself, a single model is still ahead of every merge."
     return f"By itself, a single model is still ahead of every merge on {escaped(listing(ahead))}."

@@ -11,19 +11,22 @@ from functools import cached_property
 
 import numpy as np
 
-from stages.results.scores import Result
+from stages.results.scores import Result, tasks_by_metric
+from stages.tasks.metrics import Metric
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 0
 
+PerExample = Sequence[float] | Sequence[Sequence[float]] | np.ndarray  # what examples contribute, [N] or [N, S]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much more accurate the first of two results is than the second.
+    """By how much the first of two results exceeds the second, whether that is better or worse.
 
     Attributes:
-        difference: of the accuracies, first minus second.
+        difference: of the metric's values, first minus second.
         low, high: the 95 % percentile interval of it.
         p_value: two-sided, for the hypothesis that there is no difference; of this pair alone.
     """
@@ -43,33 +46,28 @@ class Comparison:
         return Comparison(-self.difference, -self.high, -self.low, self.p_value)
 
 
-def compare(first: Sequence[str], second: Sequence[str]) -> Comparison:
+def compare(metric: Metric, first: Sequence[PerExample], second: Sequence[PerExample]) -> Comparison:
     """Compare two results by the paired bootstrap, on one task or on the mean over several.
 
-    Examples are resampled within each task, the tasks are fixed and count alike. An example's contribution to the
-    difference is −1, 0 or 1; so, drawing n of n examples with replacement, the numbers of −1, 0 and 1 are multinomial
-    with the observed shares, and are drawn as such. The p-value is the share of resampled differences that lie as far
-    from the observed one as that lies from zero, (1 + count) / (1 + resamples): the bootstrap's distribution, moved to
-    where the hypothesis has it (Efron & Tibshirani, chapter 16).
+    Examples are resampled within each task, the tasks are fixed and count alike. The p-value is the share of resampled
+    differences that lie as far from the observed one as that lies from zero, (1 + count) / (1 + resamples): the
+    bootstrap's distribution, moved to where the hypothesis has it (Efron & Tibshirani, chapter 16).
 
     Args:
-        first: per task a string with a 1 for every right and a 0 for every wrong prediction.
+        metric: what the results are compared by.
+        first: per task, what every example contributes to the metric.
         second: the other result's, of the same tasks and examples in the same order.
 
     Raises:
-        ValueError: the strings are not of the same number of examples.
+        ValueError: the results are not of the same number of examples.
     """
     generator = np.random.default_rng(SEED)
     observed, resampled = 0.0, np.zeros(RESAMPLES)
-    for ours, theirs in zip(first, second, strict=True):
-        if len(ours) != len(theirs) or not ours:
+    for ours, theirs in zip(map(np.asarray, first), map(np.asarray, second), strict=True):
+        if len(ours) != len(theirs) or not len(ours):
             raise ValueError(f"{len(ours)} and {len(theirs)} predictions cannot be paired")
-        examples = len(ours)
-        gains, losses = _count(ours, theirs), _count(theirs, ours)
-        shares = np.array([gains, losses, examples - gains - losses]) / examples
-        drawn = generator.multinomial(examples, shares, size=RESAMPLES)
-        observed += (gains - losses) / examples / len(first)
-        resampled += (drawn[:, 0] - drawn[:, 1]) / examples / len(first)
+        observed += metric.difference(ours, theirs) / len(first)
+        resampled += metric.resampled_differences(ours, theirs, generator, RESAMPLES) / len(first)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     tolerance = 1e-12  # sums of the same numbers in another order are the same difference
@@ -77,19 +75,17 @@ def compare(first: Sequence[str], second: Sequence[str]) -> Comparison:
     return Comparison(observed, float(low), float(high), (1 + extreme) / (1 + RESAMPLES))
 
 
-def _count(right: str, wrong: str) -> int:
-    return sum(a == "1" and b == "0" for a, b in zip(right, wrong, strict=True))
-
-
 @dataclass(frozen=True)
 class Group:
     """Results that can be compared with each other: all have these tasks, on the same test examples.
 
     Attributes:
+        metric: the tasks' primary one.
         tasks: what a mean over is the same thing for all of them.
-        results: by falling mean accuracy over the tasks.
+        results: by their mean over the tasks, the best first.
     """
 
+    metric: Metric
     tasks: Sequence[str]
     results: Sequence[Result]
 
@@ -99,18 +95,23 @@ class Group:
         found: dict[tuple[str, str], Comparison] = {}
         for i, first in enumerate(self.results):
             for second in self.results[i + 1 :]:
-                comparison = compare_on(self.tasks, first, second)
+                comparison = compare_on(self.metric, self.tasks, first, second)
                 found |= {(first.name, second.name): comparison, (second.name, first.name): -comparison}
         return found
 
 
 def comparable_groups(results: Sequence[Result]) -> list[Group]:
-    """The groups in which results can be compared on a mean over tasks: those with most tasks first.
+    """The groups in which results can be compared on a mean over tasks of one metric, metric by metric.
 
-    Each set of tasks (and test examples) that some result has is a group of all results that have it, and perhaps more,
-    but for a set whose group is the same as that of a larger one. A group is of two results or more.
+    Of a metric, those with most tasks come first. Each set of tasks (and test examples) that some result has is a group
+    of all results that have it, and perhaps more, but for a set whose group is the same as that of a larger one. A
+    group is of two results or more.
     """
-    examples = [{task: entry["examples"] for task, entry in result.correct.items()} for result in results]
+    return [group for metric in tasks_by_metric(results) for group in _groups_by(metric, results)]
+
+
+def _groups_by(metric: Metric, results: Sequence[Result]) -> list[Group]:
+    examples = [{task: result.per_example[task]["examples"] for task in result.tasks_of(metric)} for result in results]
     groups: dict[tuple[str, ...], Group] = {}
     for wanted in sorted(examples, key=len, reverse=True):
         members = [
@@ -120,16 +121,16 @@ def comparable_groups(results: Sequence[Result]) -> list[Group]:
         ]
         names = tuple(result.name for result in members)
         if len(members) > 1 and names not in groups:
-            ranked = sorted(members, key=lambda result: mean_accuracy(result, list(wanted)), reverse=True)
-            groups[names] = Group(list(wanted), ranked)
+            ranked = sorted(members, key=lambda result: metric.gain(mean_score(result, list(wanted))), reverse=True)
+            groups[names] = Group(metric, list(wanted), ranked)
     return list(groups.values())
 
 
-def compare_on(tasks: Sequence[str], first: Result, second: Result) -> Comparison:
+def compare_on(metric: Metric, tasks: Sequence[str], first: Result, second: Result) -> Comparison:
     """Compare two results of a group on the mean over some of its tasks."""
-    return compare(*([result.correct[task]["correct"] for task in tasks] for result in (first, second)))
+    return compare(metric, *([result.per_example[task]["values"] for task in tasks] for result in (first, second)))
 
 
-def mean_accuracy(result: Result, tasks: Sequence[str]) -> float:
-    """The mean over tasks that the result has."""
-    return sum(result.metrics[task]["accuracy"] for task in tasks) / len(tasks)
+def mean_score(result: Result, tasks: Sequence[str]) -> float:
+    """The mean over tasks of one metric that the result has."""
+    return sum(result.score(task) for task in tasks) / len(tasks)

@@ -4,51 +4,73 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from stages.reporting.blocks import Cell, Table
+from stages.reporting.metric_words import words
 from stages.reporting.significance import Comparison, Group, compare_on
-from stages.reporting.wording import MEAN, MISSING, UNBROKEN, p_value, percent, plain, points, share
+from stages.reporting.wording import MEAN, UNBROKEN, p_value, plain, share
 from stages.results.scores import Result
+from stages.results.shown import MISSING, capital, shown, shown_difference
 from stages.storage.statistics import STATISTICS
+from stages.tasks.metrics import Metric
 
 HEADS = {"merge": "merged", "target": "the target's", "each": "each task's own"}
 
 
-def accuracy_table(results: Sequence[Result], tasks: Sequence[str], summary: str = "") -> Table:
-    """Accuracy in per cent with its interval, by task, and the mean over all; the best of each column is bold."""
-    columns: dict[str, dict[str, Mapping[str, float]]] = {
-        task: {r.name: r.metrics[task] for r in results if task in r.metrics} for task in tasks
+def score_table(metric: Metric, results: Sequence[Result], tasks: Sequence[str], summary: str = "") -> Table:
+    """The metric with its interval, by task, and the mean over all; the best of each column is bold.
+
+    Args:
+        metric: the tasks' primary one.
+        results: each with some of the tasks.
+        tasks: all that have this metric.
+        summary: what stands in the table's place until it is opened.
+    """
+    columns: dict[str, dict[str, float]] = {
+        task: {r.name: r.score(task) for r in results if task in r.metrics} for task in tasks
     }
+    entries = {(r.name, task): r.metrics[task] for r in results for task in tasks if task in r.metrics}
     # A mean over fewer tasks is not comparable, so it is not shown beside the others.
     whole = [r for r in results if all(task in r.metrics for task in tasks)]
     if whole and len(tasks) > 1:
-        columns[MEAN] = {r.name: {"accuracy": r.mean_accuracy} for r in whole}
+        columns[MEAN] = {r.name: r.means[metric.name] for r in whole}
 
     def cell(name: str, column: str) -> Cell:
-        entry = columns[column].get(name)
-        if entry is None:
+        value = columns[column].get(name)
+        if value is None:
             return Cell(MISSING)
-        best = max(other["accuracy"] for other in columns[column].values())
-        interval = f"({percent(entry['accuracy_low'])}–{percent(entry['accuracy_high'])})" if column != MEAN else ""
-        return Cell(percent(entry["accuracy"]), interval, strong=entry["accuracy"] == best)
+        ends = [entries[name, column][f"{metric.name}_{end}"] for end in ("low", "high") if column != MEAN]
+        interval = f"({'–'.join(shown(metric, end) for end in ends)})" if ends else ""
+        return Cell(shown(metric, value), interval, strong=value == metric.best(columns[column].values()))
 
     rows: list[list[Cell | str]] = [[r.name, r.role, *(cell(r.name, column) for column in columns)] for r in results]
     return Table(["", "", *columns], rows, named_by=2, summary=summary)
 
 
-def f1_table(results: Sequence[Result], tasks: Sequence[str]) -> Table:
-    """Macro-averaged F1 in per cent, by task."""
-    rows = [[r.name, *(percent(r.metrics.get(task, {}).get("macro_f1")) for task in tasks)] for r in results]
-    return Table(["", *tasks], rows, summary="Macro-averaged F1, in per cent")
+def secondary_tables(results: Sequence[Result], tasks: Sequence[str]) -> list[Table]:
+    """The metrics beside the primary one, a table each, by task."""
+    found = dict.fromkeys(
+        metric for r in results for task in tasks if task in r.metrics for metric in r.secondary(task)
+    )
+    return [_secondary_table(metric, results, tasks) for metric in found]
+
+
+def _secondary_table(metric: Metric, results: Sequence[Result], tasks: Sequence[str]) -> Table:
+    rows = [[r.name, *(shown(metric, r.metrics.get(task, {}).get(metric.name)) for task in tasks)] for r in results]
+    unit = ", in per cent" if metric.unit == "share" else ""
+    return Table(["", *tasks], rows, summary=f"{capital(words(metric).in_full)}{unit}")
 
 
 def difference_matrix(group: Group) -> Table:
-    """How much more accurate each row's result is than each column's, on the mean, in percentage points."""
+    """By how much each row's result exceeds each column's, on the mean; in percentage points if these are shares."""
+    metric = group.metric
 
     def cell(first: Result, second: Result) -> Cell:
         if first is second:
             return Cell("")
         found = group.comparisons[first.name, second.name]
-        tone: Literal["", "better", "worse"] = "better" if found.low > 0 else "worse" if found.high < 0 else ""
-        return Cell(points(found.difference), strong=found.is_beyond_noise, tone=tone)
+        tone: Literal["", "better", "worse"] = ""
+        if found.is_beyond_noise:  # so both ends of the interval are on one side
+            tone = "better" if metric.gain(found.low) > 0 else "worse"
+        return Cell(shown_difference(metric, found.difference), strong=found.is_beyond_noise, tone=tone)
 
     rows: list[list[Cell | str]] = [
         [first.name, *(cell(first, second) for second in group.results)] for first in group.results
@@ -58,18 +80,18 @@ def difference_matrix(group: Group) -> Table:
 
 def pairs_table(group: Group) -> Table:
     """Every pair's difference with interval and p-value: on the mean, and task by task."""
-    tasks = group.tasks
+    tasks, metric = group.tasks, group.metric
 
     def cell(found: Comparison) -> Cell:
-        interval = f"({points(found.low)}{UNBROKEN}to{UNBROKEN}{points(found.high)})"
-        note = f"{interval} {p_value(found.p_value)}"
-        return Cell(points(found.difference), note, strong=found.is_beyond_noise)
+        ends = f"{UNBROKEN}to{UNBROKEN}".join(shown_difference(metric, end) for end in (found.low, found.high))
+        note = f"({ends}) {p_value(found.p_value)}"
+        return Cell(shown_difference(metric, found.difference), note, strong=found.is_beyond_noise)
 
     rows: list[list[Cell | str]] = [
         [
             f"{first.name} − {second.name}",
             cell(group.comparisons[first.name, second.name]),
-            *(cell(compare_on([task], first, second)) for task in tasks if len(tasks) > 1),
+            *(cell(compare_on(metric, [task], first, second)) for task in tasks if len(tasks) > 1),
         ]
         for i, first in enumerate(group.results)
         for second in group.results[i + 1 :]

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from stages.reporting.blocks import Figure
 from stages.reporting.figures import gain_picture
+from stages.reporting.metric_words import slug, transfer_caption
 from stages.reporting.sweeps import own_task
-from stages.results.scores import Result
+from stages.results.scores import Result, tasks_by_metric
+from stages.tasks.metrics import Metric
 
 FEWEST = 2  # donors, or targets, that are a grid
 
@@ -18,15 +20,17 @@ class Transfer:
     Attributes:
         method: of the merge; or of what is compared with it.
         target, donor: models.
-        accuracy: on the target's task.
-        gain: of that accuracy over the target's own.
+        metric: the primary one of the target's task.
+        score: on the target's task.
+        difference: of that score from the target's own.
     """
 
     method: str
     target: str
     donor: str
-    accuracy: float
-    gain: float
+    metric: Metric
+    score: float
+    difference: float
 
 
 def find_transfers(results: Sequence[Result]) -> list[Transfer]:
@@ -44,44 +48,51 @@ def find_transfers(results: Sequence[Result]) -> list[Transfer]:
         if result.origin.get("heads") != "target" or len(donors) != 1 or task is None:
             continue
         pairs[task, donors[0]] = target
-        alone = models[target].metrics[task]["accuracy"]
-        accuracy = result.metrics[task]["accuracy"]
-        found.append(Transfer(str(result.origin["method"]), target, donors[0], accuracy, accuracy - alone))
+        found.append(_transfer(str(result.origin["method"]), models[target], donors[0], result, task))
     for model in models.values():
         for (task, donor), target in pairs.items():
             if model.origin.get("base") == donor and own_task(model.name, results) == task and model.name != target:
-                alone, accuracy = models[target].metrics[task]["accuracy"], model.metrics[task]["accuracy"]
-                found.append(Transfer("fine-tuned after the donor", target, donor, accuracy, accuracy - alone))
+                found.append(_transfer("fine-tuned after the donor", models[target], donor, model, task))
     return found
 
 
+def _transfer(method: str, target: Result, donor: str, result: Result, task: str) -> Transfer:
+    score = result.score(task)
+    return Transfer(method, target.name, donor, result.metric(task), score, score - target.score(task))
+
+
 def transfer_figures(results: Sequence[Result]) -> list[Figure]:
-    """A heat map per method, if there are enough targets or donors."""
+    """A heat map per method for each metric, if there are enough targets or donors."""
     transfers = find_transfers(results)
-    targets = list(dict.fromkeys(transfer.target for transfer in transfers))
-    donors = list(dict.fromkeys(transfer.donor for transfer in transfers))
-    if max(len(targets), len(donors)) < FEWEST:
-        return []
-    most = max(abs(transfer.gain) for transfer in transfers)
+    found: list[Figure] = []
+    for metric in tasks_by_metric(results):
+        of_it = [transfer for transfer in transfers if transfer.metric is metric]
+        targets = list(dict.fromkeys(transfer.target for transfer in of_it))
+        donors = list(dict.fromkeys(transfer.donor for transfer in of_it))
+        if max(len(targets), len(donors)) >= FEWEST:
+            name = f"transfers-{slug(metric)}" if found else "transfers"
+            found.append(_figure(name, metric, of_it, targets, donors))
+    return found
+
+
+def _figure(
+    name: str, metric: Metric, transfers: Sequence[Transfer], targets: Sequence[str], donors: Sequence[str]
+) -> Figure:
+    most = max(abs(transfer.difference) for transfer in transfers)
     methods = list(dict.fromkeys(transfer.method for transfer in transfers))
-    return [
-        Figure(
-            "transfers",
+    pictures = [
+        gain_picture(
+            metric,
             [
-                gain_picture(
-                    [
-                        {"target": t.target, "donor": t.donor, "gain": t.gain, "accuracy": t.accuracy}
-                        for t in transfers
-                        if t.method == method
-                    ],
-                    targets,
-                    donors,
-                    most,
-                    method,
-                )
-                for method in methods
+                {"target": t.target, "donor": t.donor, "difference": t.difference, "score": t.score}
+                for t in transfers
+                if t.method == method
             ],
-            "What a donor (column) gives a target (row): the accuracy on the target’s test split, in per cent, and in "
-            "brackets its difference from the target alone, in percentage points. Green is better, orange is worse.",
+            targets,
+            donors,
+            most,
+            method,
         )
+        for method in methods
     ]
+    return Figure(name, pictures, transfer_caption(metric))

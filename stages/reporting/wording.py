@@ -3,21 +3,10 @@
 import re
 from collections.abc import Sequence
 
-MISSING = "–"
+from stages.results.shown import MISSING
+
 MEAN = "mean of tasks"  # the title of a column beside those of tasks, whose names have no spaces
 UNBROKEN = "\u00a0"  # a space at which a browser does not break the line
-MINUS = "\u2212"
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent, with one decimal."""
-    return MISSING if value is None else f"{100 * value:.1f}"
-
-
-def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign; what rounds to zero has none."""
-    shown = f"{100 * difference:+.1f}"
-    return "0.0" if shown in ("+0.0", "-0.0") else shown.replace("-", MINUS)
 
 
 def p_value(value: float) -> str:

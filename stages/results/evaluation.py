@@ -2,27 +2,25 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stages.running.errors import InputError, anew
-from stages.storage.cards import (
-    CHECKPOINT_CARD,
-    CORRECT,
-    PREDICTIONS,
-    read_json,
-)
+from stages.running.errors import DamagedError, InputError
+from stages.storage.cards import CHECKPOINT_CARD, PER_EXAMPLE, PREDICTIONS, read_json
 from stages.storage.digests import verify_contents
 from stages.storage.tensors import TensorFiles, verify_checkpoint
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
-from stages.tasks.metrics import classification_metrics
+from stages.tasks.kinds import metrics_of
+
+if TYPE_CHECKING:  # a type alone: an evaluation runs no code of the scores
+    from stages.results.scores import Contributions
 
 
 def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The checkpoint's logits on the test splits of the tasks whose labels it has.
+    """The checkpoint's outputs on the test splits of the tasks that it can do.
 
     Returns:
         Columns task, label, logits; and task → tokens, of the tasks whose texts it got no more of than it reads.
@@ -51,18 +49,19 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
-    """Each task that the checkpoint can do, with its model: one for all, or one per task of kept heads."""
+    """Each task with a metric that the checkpoint can do, with its model: one for all, or one per kept head."""
     card = read_json(checkpoint / CHECKPOINT_CARD)
     if card["origin"].get("heads") == "each":
         head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
         for task in tasks:
-            if task.name in head_of:
+            if metrics_of(task.kind) and task.name in head_of:
                 head = TensorFiles(checkpoint / "heads", head_of[task.name])
                 tensors = {name: head.read(name) for name in head.specs}
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
         return
     kinds = {task.kind for task in tasks if task.name == card["task"]}
-    known = [task for task in tasks if list(task.labels) == card["labels"] and task.kind in kinds]
+    alike = [task for task in tasks if list(task.labels) == card["labels"] and task.kind in kinds]
+    known = [task for task in alike if metrics_of(task.kind)]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)
@@ -103,8 +102,8 @@ def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
         InputError: there is no such task, or two of them were made on other examples of one.
     """
     for directory in evaluations.values():
-        verify_contents(directory, [CORRECT])
-    found = {model: read_json(directory / CORRECT)["tasks"] for model, directory in evaluations.items()}
+        verify_contents(directory, [PER_EXAMPLE])
+    found = {model: read_json(directory / PER_EXAMPLE)["tasks"] for model, directory in evaluations.items()}
     first_name, first = next(iter(found.items()))
     common = [task for task in first if all(task in tasks for tasks in found.values())]
     if not common:
@@ -124,7 +123,7 @@ def _read_predictions(directory: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())}); {anew(directory)}") from None
+        raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", directory) from None
 
 
 def _probabilities(table: pd.DataFrame) -> np.ndarray:
@@ -135,31 +134,50 @@ def _probabilities(table: pd.DataFrame) -> np.ndarray:
     )
 
 
-def metrics(predictions: pd.DataFrame) -> dict[str, dict[str, float | int]]:
-    """Task → what its predictions (columns task, label, logits) are worth."""
-    return {
-        str(task): classification_metrics(np.stack(rows["logits"].to_list()), rows["label"].to_numpy())
-        for task, rows in predictions.groupby("task", sort=False)
-    }
-
-
-def correct(predictions: pd.DataFrame, fingerprints: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Per task, which predictions are right.
+def metrics(predictions: pd.DataFrame, kinds: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
+    """What predictions are worth.
 
     Args:
         predictions: columns task, label, logits.
-        fingerprints: task → fingerprint of its test examples.
+        kinds: task → its kind.
 
     Returns:
-        Task → `examples`, the fingerprint, and `correct`, a 1 for every example whose largest logit is its label's and
-        a 0 for every other, in the examples' order.
+        Task → by metric's name: the primary metric, its 95 % bootstrap interval over the examples (`NAME_low`,
+        `NAME_high`), and the other metrics; and `examples`, their number.
     """
-    return {
-        str(task): {
-            "examples": fingerprints[str(task)],
-            "correct": "".join(
-                str(int(logits.argmax() == label)) for logits, label in zip(rows["logits"], rows["label"], strict=True)
-            ),
+    found = {}
+    for task, rows in predictions.groupby("task", sort=False):
+        outputs, targets = _outputs(rows), rows["label"].to_numpy()
+        primary, *others = metrics_of(kinds[str(task)])
+        per_example = primary.per_example(outputs, targets)
+        low, high = primary.interval(per_example)
+        found[str(task)] = {
+            primary.name: primary.summary(per_example),
+            f"{primary.name}_low": low,
+            f"{primary.name}_high": high,
+            **{metric.name: metric.value(outputs, targets) for metric in others},
+            "examples": len(targets),
         }
-        for task, rows in predictions.groupby("task", sort=False)
-    }
+    return found
+
+
+def contributions(
+    predictions: pd.DataFrame, kinds: Mapping[str, str], fingerprints: Mapping[str, str]
+) -> "dict[str, Contributions]":
+    """Task → what every example contributes to its primary metric.
+
+    Args:
+        predictions: columns task, label, logits.
+        kinds: task → its kind.
+        fingerprints: task → fingerprint of its test examples.
+    """
+    found: dict[str, Contributions] = {}
+    for task, rows in predictions.groupby("task", sort=False):
+        primary = metrics_of(kinds[str(task)])[0]
+        values = primary.per_example(_outputs(rows), rows["label"].to_numpy())
+        found[str(task)] = {"examples": fingerprints[str(task)], "metric": primary.name, "values": values.tolist()}
+    return found
+
+
+def _outputs(rows: pd.DataFrame) -> np.ndarray:
+    return np.stack(rows["logits"].to_list())

@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stages.results.shown import capital, shown, unit_sign, with_unit
 from stages.storage.cards import CHECKPOINT_CARD
 from stages.storage.source import Source
+from stages.tasks.kinds import metrics_of
+from stages.tasks.metrics import Metric
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from stages.storage.checkpoint import Checkpoint, StatisticFiles
@@ -80,7 +83,7 @@ models of one base are merged into one ([Matena & Raffel 2022](https://arxiv.org
 
 - **Task:** {card["task"]}.{_labels(card["labels"])}
 {_making(publication)}
-{_test_results(publication.metrics)}
+{_test_results(publication)}
 ## The Fisher
 
 `{publication.fisher.tensors.stem}.safetensors` has a tensor per parameter, under the parameter's name and in its shape.
@@ -117,17 +120,18 @@ def _labels(labels: Sequence[str]) -> str:
 
 
 def _making(publication: Publication) -> str:
-    """Base, fine-tuning and validation accuracy (or loss), as items of a list."""
+    """Base, fine-tuning and the validation split's metric (or loss), as items of a list."""
     origin = dict(publication.checkpoint.card["origin"])
     method, base = origin.pop("method"), origin.pop("base")
     items = [f"**Base:** {base}{_where(publication.base)}."]
     if method == "finetuned":
-        examples, accuracy = origin.pop("examples"), origin.pop("validation_accuracy", None)
-        loss = origin.pop("validation_loss", None)
+        examples, loss = origin.pop("examples"), origin.pop("validation_loss", None)
+        scores = {metric: origin.pop(f"validation_{metric.name}", None) for metric in metrics_of(publication.kind)}
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
         items.append(f"**Fine-tuning:** of all weights, by AdamW, on {examples:,} training examples; {settings}.")
-        if accuracy is not None:
-            items.append(f"**Validation accuracy:** {_percent(accuracy)} %.")
+        for metric, score in scores.items():
+            if score is not None:
+                items.append(f"**Validation {metric.title}:** {with_unit(metric, score)}.")
         if loss is not None:
             items.append(f"**Validation loss:** {loss:.4g} per hidden token.")
     else:
@@ -143,19 +147,28 @@ def _where(base: Source | None) -> str:
     return f" (from the package `{base.package}`)" if base.package else f" (a local checkpoint, sha256 `{base.sha256}`)"
 
 
-def _test_results(metrics: Mapping[str, Mapping[str, float]]) -> str:
+def _test_results(publication: Publication) -> str:
     """The section on the test splits; nothing where there are no results."""
-    rows = []
-    for task, entry in metrics.items():
-        interval = f"{_percent(entry['accuracy_low'])}–{_percent(entry['accuracy_high'])}"
-        accuracy = f"{_percent(entry['accuracy'])} ({interval})"
-        rows.append(f"| {task} | {accuracy} | {_percent(entry['macro_f1'])} | {entry['examples']:,} |")
-    if not rows:
+    if not publication.metrics:
         return ""
-    header = ["| task | accuracy, % | macro F1, % | examples |", "| --- | --- | --- | --- |"]
-    return "\n".join(
-        ["", "## On the test splits", "", "Accuracy with its 95 % bootstrap interval.", "", *header, *rows, ""]
-    )
+    metrics = metrics_of(publication.kind)
+    primary = metrics[0]
+
+    def row(task: str, entry: Mapping[str, float]) -> str:
+        low, high = (shown(primary, entry[f"{primary.name}_{end}"]) for end in ("low", "high"))
+        first, *others = (shown(metric, entry[metric.name]) for metric in metrics)
+        return f"| {' | '.join([task, f'{first} ({low}–{high})', *others, format(entry['examples'], ',')])} |"
+
+    titles = ["task", *(_with_sign(metric) for metric in metrics), "examples"]
+    header = [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
+    rows = [row(task, entry) for task, entry in publication.metrics.items()]
+    said = f"{capital(primary.title)} with its 95 % bootstrap interval."
+    return "\n".join(["", "## On the test splits", "", said, "", *header, *rows, ""])
+
+
+def _with_sign(metric: Metric) -> str:
+    sign = unit_sign(metric).strip()
+    return f"{metric.title}, {sign}" if sign else metric.title
 
 
 def _fisher_facts(card: Mapping[str, Any]) -> str:
@@ -177,10 +190,6 @@ def _fisher_facts(card: Mapping[str, Any]) -> str:
     }
     rows = [f"| {fact} | {value} |" for fact, value in facts.items() if value is not None]
     return "\n".join(["| | |", "| --- | --- |", *rows])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _json(value: object) -> str:

@@ -4,16 +4,32 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from stages.pipeline.places import EVAL, SCORES, SIMILARITY
-from stages.running.errors import InputError, anew
-from stages.storage.cards import CORRECT, METRICS, ORIGIN, SIMILARITY_FILE, read_json
+from stages.running.errors import DamagedError, InputError
+from stages.storage.cards import METRICS, ORIGIN, PER_EXAMPLE, SIMILARITY_FILE, read_json
 from stages.storage.digests import verify_contents
+from stages.tasks.kinds import metric_named
+from stages.tasks.metrics import Metric
 
 FILE = "scores.json"
-MEANS = "mean_accuracy.json"  # one figure a result: the metric that `dvc metrics show` and `dvc exp show` have
-SCORES_VERSION = 2  # of the file; 1 had the mean among the tasks
+MEANS = "means.json"  # a figure for each result and metric: what `dvc metrics show` and `dvc exp show` have
+SCORES_VERSION = 3  # of the file; 2 had one metric only, 1 the mean among the tasks
+
+
+class Contributions(TypedDict):
+    """What the examples of a task contribute to its primary metric.
+
+    Attributes:
+        examples: a fingerprint of the examples.
+        metric: the metric's name.
+        values: of each example in their order, as the metric's `per_example` gives it: a number or a list of numbers.
+    """
+
+    examples: str
+    metric: str
+    values: Sequence[float] | Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -23,10 +39,10 @@ class Result:
     Attributes:
         name: in params.yaml.
         role: `model`, `merge` or `baseline`.
-        metrics: task → its metrics.
+        metrics: task → its metrics by name, and `examples`, the number of examples.
         origin: how it was made.
         searched: whether its λ were found by a search.
-        correct: task → `examples`, a fingerprint of the test examples, and `correct`, a 0 or 1 for each.
+        per_example: task → its primary metric's name, and what every test example contributes to that.
     """
 
     name: str
@@ -34,12 +50,33 @@ class Result:
     metrics: Mapping[str, Mapping[str, float]]
     origin: Mapping[str, Any]
     searched: bool = False
-    correct: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    per_example: Mapping[str, Contributions] = field(default_factory=dict)
+
+    def metric(self, task: str) -> Metric:
+        """The primary metric of one of its tasks."""
+        return metric_named(self.per_example[task]["metric"])
+
+    def score(self, task: str) -> float:
+        """The primary metric's value on one of its tasks."""
+        return self.metrics[task][self.metric(task).name]
+
+    def secondary(self, task: str) -> list[Metric]:
+        """The other metrics of one of its tasks."""
+        primary = self.metric(task).name
+        besides = {primary, f"{primary}_low", f"{primary}_high", "examples"}
+        return [metric_named(name) for name in self.metrics[task] if name not in besides]
+
+    def tasks_of(self, metric: Metric) -> list[str]:
+        """Its tasks with that primary metric."""
+        return [task for task in self.metrics if self.per_example[task]["metric"] == metric.name]
 
     @property
-    def mean_accuracy(self) -> float:
-        """The mean over its tasks, each of which counts alike."""
-        return sum(entry["accuracy"] for entry in self.metrics.values()) / len(self.metrics)
+    def means(self) -> dict[str, float]:
+        """Metric's name → its mean over the tasks whose primary metric it is, each of which counts alike."""
+        found: dict[str, list[float]] = {}
+        for task in self.metrics:
+            found.setdefault(self.metric(task).name, []).append(self.score(task))
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -49,7 +86,7 @@ class Scores:
     Attributes:
         results: in params.yaml's order.
         sweeps: merge whose λ were searched → its points, by column: `point`, `λ MODEL`, `TASK METRIC`, and `score`,
-            the mean that was maximised; all on validation splits.
+            the mean that counts; all on validation splits.
         fishers: what `stages.similarity` found, or nothing.
     """
 
@@ -58,13 +95,22 @@ class Scores:
     fishers: Mapping[str, Any] = field(default_factory=dict)
 
 
+def tasks_by_metric(results: Sequence[Result]) -> dict[Metric, list[str]]:
+    """Metric → the tasks whose primary metric it is; both in the order in which the results have them."""
+    found: dict[Metric, dict[str, None]] = {}
+    for result in results:
+        for task in result.metrics:
+            found.setdefault(result.metric(task), {})[task] = None
+    return {metric: list(tasks) for metric, tasks in found.items()}
+
+
 def read_scores(directory: Path = SCORES) -> Scores:
     """What `scores` has written. Raises `InputError` if it is missing, damaged or of another version."""
     file = directory / FILE
     verify_contents(directory)
     content = read_json(file)
     if content.get("format_version") != SCORES_VERSION:
-        raise InputError(f"{file}: is no collection of results as they are now; {anew(directory)}")
+        raise DamagedError(f"{file}: is no collection of results as they are now", directory)
     results = [Result(**result) for result in content["results"]]
     return Scores(results, content["sweeps"], content["fishers"])
 
@@ -72,14 +118,14 @@ def read_scores(directory: Path = SCORES) -> Scores:
 def read_result(name: str, role: str, searched: bool) -> Result:
     """What there is of a model, merge or baseline; `searched`: whether its λ was searched for."""
     place = EVAL / name
-    verify_contents(place, [METRICS, CORRECT, ORIGIN])
+    verify_contents(place, [METRICS, PER_EXAMPLE, ORIGIN])
     return Result(
         name,
         role,
         read_json(place / METRICS)["tasks"],
         read_json(place / ORIGIN),
         searched,
-        read_json(place / CORRECT)["tasks"],
+        read_json(place / PER_EXAMPLE)["tasks"],
     )
 
 
@@ -87,6 +133,12 @@ def read_similarity() -> dict[str, Any]:
     """How alike the models' Fishers are, by the stage `similarity`."""
     verify_contents(SIMILARITY)
     return read_json(SIMILARITY / SIMILARITY_FILE)
+
+
+def searched_metric(points: Sequence[Mapping[str, float]]) -> Metric:
+    """The metric that a sweep's points were scored by, from its columns `TASK METRIC`; there is a point at least."""
+    columns = [column for column in points[0] if " " in column and not column.startswith("λ ")]
+    return metric_named(columns[0].split(" ")[1])
 
 
 def read_sweep(file: Path) -> list[dict[str, float]]:
@@ -98,4 +150,4 @@ def read_sweep(file: Path) -> list[dict[str, float]]:
     except FileNotFoundError:
         raise InputError(f"{file}: not found") from None
     except (ValueError, TypeError, csv.Error):
-        raise InputError(f"{file}: is no table of numbers; {anew(file.parent)}") from None
+        raise DamagedError(f"{file}: is no table of numbers", file.parent) from None

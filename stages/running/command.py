@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, said
 from stages.running.interruption import EXIT_STATUS, INTERRUPTED
 
 LOCKS = Path(".dvc/tmp/stages")  # a file per stage, held by the process that runs it
@@ -43,7 +43,7 @@ def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
         with _alone(" ".join([name, *arguments])):
             stage(*arguments)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {said(error)}")
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(EXIT_STATUS)

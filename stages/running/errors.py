@@ -17,6 +17,25 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 1]}…")
 
 
-def anew(directory: Path) -> str:
-    """What to do about a damaged file in the directory of a stage's output."""
-    return f"remove {directory} and run `dvc repro`, after `make check-cache` if that does not mend it"
+class DamagedError(InputError):
+    """A file that is not as it was written; to be made or fetched again.
+
+    Attributes:
+        directory: what to make again; of a stage of the pipeline it is the output.
+    """
+
+    def __init__(self, message: str, directory: Path) -> None:
+        super().__init__(f"{message}; make or fetch {directory} again")
+        self._message = message
+        self.directory = directory
+
+    @property
+    def in_a_pipeline(self) -> str:
+        """The message, with what to do where a stage has made the directory."""
+        remedy = f"remove {self.directory} and run `dvc repro`, after `make check-cache` if that does not mend it"
+        return str(InputError(f"{self._message}; {remedy}"))
+
+
+def said(error: InputError) -> str:
+    """What a stage or command says of an error: one line."""
+    return error.in_a_pipeline if isinstance(error, DamagedError) else str(error)

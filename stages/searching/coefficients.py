@@ -12,7 +12,7 @@ from tqdm import tqdm
 from stages.merging.ingredients import Ingredients
 from stages.params import Merge, Params, Search
 from stages.pipeline.code import code_sha256
-from stages.pipeline.needs import base_directory, statistics_directories
+from stages.pipeline.needs import base_directory, search_metric, statistics_directories
 from stages.pipeline.places import FINETUNED
 from stages.searching.live_model import LiveModel, expert_score
 from stages.searching.sampling import Coefficients, Sampler, best, make_sampler
@@ -24,6 +24,7 @@ from stages.storage.saved_progress import Progress
 from stages.storage.tensors import fingerprint
 from stages.tasks import module_of
 from stages.tasks.data import TASK_CARD, TaskData
+from stages.tasks.metrics import Metric
 
 
 def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData], out: Path) -> None:
@@ -36,6 +37,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
     """
     settings = merge.search
     assert settings is not None
+    metric = search_metric(merge, params)
     ingredients = Ingredients(
         {model: FINETUNED / model for model in merge.models},
         merge.options,
@@ -45,20 +47,23 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
     )
     ingredients.verify()
     expert_of = {params.models[model].task: model for model in reversed(merge.models)}
-    live = LiveModel(ingredients, merge.heads, {task: expert_of.get(task.name) for task in tasks}, settings)
+    live = LiveModel(ingredients, merge.heads, {task: expert_of.get(task.name) for task in tasks}, metric)
     experts = [1.0 for _ in tasks]
     if settings.normalize:
-        experts = [expert_score(FINETUNED / expert_of[task.name], task, settings) for task in tasks]
+        experts = [expert_score(FINETUNED / expert_of[task.name], task, metric) for task in tasks]
     start = {model: merge.coefficients[model] for model in merge.models}
-    progress = Progress(out, "sweep", _identity(merge, ingredients, tasks))
+    progress = Progress(out, "sweep", _identity(merge, metric, ingredients, tasks))
     sampler = make_sampler(settings, start)
 
     def score(point: Coefficients) -> list[float]:
         live.load(ingredients.at(point, merge.precision))
         return live.scores()
 
-    points, scores = _sweep(settings.points, sampler, score, lambda scored: mean_score(scored, experts), progress)
-    _write(out, settings, start, [task.name for task in tasks], points, scores, experts)
+    def gain(scored: list[float]) -> float:
+        return metric.gain(mean_score(scored, experts))
+
+    points, scores = _sweep(settings.points, sampler, score, gain, progress)
+    _write(out, settings, metric, start, [task.name for task in tasks], points, scores, experts)
     progress.remove()
     tqdm.write(f"merging took {live.merging_share:.1%} of a point's time", file=sys.stderr)
 
@@ -66,6 +71,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
 def _write(
     out: Path,
     settings: Search,
+    metric: Metric,
     start: Coefficients,
     tasks: Sequence[str],
     points: Sequence[Coefficients],
@@ -77,6 +83,7 @@ def _write(
     Args:
         out: the search's output.
         settings: how was searched.
+        metric: that the scores are of.
         start: the merge's own λ.
         tasks: that were scored on.
         points: that were tried.
@@ -84,7 +91,7 @@ def _write(
         experts: what a task's score is divided by.
     """
     means = [mean_score(scored, experts) for scored in scores]
-    winner = best(points, means, start)
+    winner = best(points, [metric.gain(mean) for mean in means], start)
     with atomic_directory(out) as partial:
         write_json(
             partial / COEFFICIENTS,
@@ -93,16 +100,16 @@ def _write(
                 "coefficients": points[winner],
                 "score": means[winner],
                 "start": score_at(start, points, means),
-                "metric": settings.metric,
+                "metric": metric.name,
                 "tasks": list(tasks),
                 "points": settings.points,
                 "sampler": settings.sampler,
             },
         )
-        columns = [f"{task} {settings.metric}" for task in tasks]
+        columns = [f"{task} {metric.name}" for task in tasks]
         table = sweep_table(points, scores, means, columns)
         table.to_csv(partial / SWEEP, index=False)
-        sweep_chart(table, list(start), columns, settings.metric, winner).save(partial / "sweep.svg")
+        sweep_chart(table, list(start), columns, metric, winner).save(partial / "sweep.svg")
         write_contents(partial)
 
 
@@ -110,10 +117,17 @@ def _sweep(
     count: int,
     sampler: Sampler,
     score: Callable[[Coefficients], list[float]],
-    mean: Callable[[list[float]], float],
+    gain: Callable[[list[float]], float],
     progress: Progress,
 ) -> tuple[list[Coefficients], list[list[float]]]:
     """Ask for `count` points and score them, but those whose scores were saved: the sampler goes the same way again.
+
+    Args:
+        count: of points.
+        sampler: where they are.
+        score: a point's scores, one a task.
+        gain: how good these scores are together, better the larger it is.
+        progress: where scores are saved.
 
     Returns:
         The points, and per point the tasks' scores.
@@ -125,18 +139,19 @@ def _sweep(
     for number in tqdm(range(count), desc="search", unit="point"):
         points.append(sampler.ask())
         scores.append(saved[number] if number < len(saved) else score(points[-1]))
-        sampler.tell(mean(scores[-1]))
+        sampler.tell(gain(scores[-1]))
         if number >= len(saved) and progress.due:  # before, it would replace what was saved by less
             progress.save({"scores": torch.tensor(scores, dtype=torch.float64)}, {"done": len(scores)})
     return points, scores
 
 
-def _identity(merge: Merge, ingredients: Ingredients, tasks: Sequence[TaskData]) -> dict[str, Any]:
+def _identity(merge: Merge, metric: Metric, ingredients: Ingredients, tasks: Sequence[TaskData]) -> dict[str, Any]:
     """All that points and their scores depend on."""
     statistics = [statistic for found in ingredients.statistics.values() for statistic in found.values()]
     statistics += ingredients.further.values()
     return {
         "merge": merge.model_dump(),
+        "metric": metric.name,
         "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
         "base": fingerprint(ingredients.base.tensors) if ingredients.base is not None else None,
         "statistics": [statistic.card.get("fingerprint") for statistic in statistics],

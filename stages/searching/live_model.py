@@ -10,13 +10,12 @@ import torch
 
 from stages.merging.ingredients import Ingredients, Merging
 from stages.merging.streaming import on_all_cores
-from stages.params import Search
 from stages.running.device import compute_device
 from stages.running.errors import InputError
 from stages.storage.naming import as_loaded, places
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
-from stages.tasks.metrics import SCORES
+from stages.tasks.metrics import Metric
 from stages.tasks.prediction import Examples, examples_for, predict
 
 
@@ -27,12 +26,12 @@ class LiveModel:
     """
 
     def __init__(
-        self, ingredients: Ingredients, heads: str, experts: Mapping[TaskData, str | None], settings: Search
+        self, ingredients: Ingredients, heads: str, experts: Mapping[TaskData, str | None], metric: Metric
     ) -> None:
-        self._score = SCORES[settings.metric]
+        self._metric = metric
         self._device = compute_device()
         self._merging = self._evaluating = 0.0  # seconds
-        self._tasks: list[tuple[Any, Examples, np.ndarray]] = []  # model, examples, labels
+        self._tasks: list[tuple[Any, Examples, np.ndarray]] = []  # model, examples, targets
         target = ingredients.target
         body = None
         for task, expert in experts.items():
@@ -104,7 +103,7 @@ class LiveModel:
     def scores(self) -> list[float]:
         """Every task's score."""
         began = time.perf_counter()
-        found = [self._score(predict(model, examples), labels) for model, examples, labels in self._tasks]
+        found = [self._metric.value(predict(model, examples), targets) for model, examples, targets in self._tasks]
         self._evaluating += time.perf_counter() - began
         return found
 
@@ -114,18 +113,20 @@ class LiveModel:
         return self._merging / max(self._merging + self._evaluating, 1e-9)
 
 
-def expert_score(checkpoint: Path, task: TaskData, settings: Search) -> float:
+def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
     """What a task's own model scores on its validation split.
 
     Raises:
-        InputError: it scores zero, so nothing can be measured by it.
+        InputError: it scores zero or less, so nothing can be measured by it.
     """
     kind = task_kind(task.kind)
     device = compute_device()
     model = kind.load_model(checkpoint, task.labels).to(device)
     frame = task.read("validation")
     examples = examples_for(kind, checkpoint, model, frame, task, device)
-    score = SCORES[settings.metric](predict(model, examples), kind.targets(frame))
-    if score == 0:
-        raise InputError(f"{checkpoint}: has a {settings.metric} of 0 on {task.name}; `search.normalize` cannot be had")
+    score = metric.value(predict(model, examples), kind.targets(frame))
+    if score <= 0:
+        raise InputError(
+            f"{checkpoint}: has {metric.name} {score:.4g} on {task.name}; `search.normalize` cannot be had"
+        )
     return score

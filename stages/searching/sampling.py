@@ -20,7 +20,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def tell(self, score: float) -> None:
-        """The score of the point that was asked for last, which is better the larger it is."""
+        """The score of the point that was asked for last, which is better the larger it is, whatever it is of."""
 
 
 def make_sampler(search: Search, coefficients: Mapping[str, float]) -> Sampler:
@@ -110,7 +110,7 @@ class Learning(Sampler):
 
 
 def best(points: Sequence[Coefficients], scores: Sequence[float], start: Mapping[str, float]) -> int:
-    """The position of the best score; of several, the one nearest to where the search started, then the first."""
+    """The position of the largest score; of several, the one nearest to where the search started, then the first."""
     total = sum(start.values())
 
     def distance(point: Coefficients) -> float:

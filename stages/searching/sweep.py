@@ -6,6 +6,7 @@ import altair as alt
 import pandas as pd
 
 from stages.searching.sampling import Coefficients
+from stages.tasks.metrics import Metric
 
 
 def sweep_table(
@@ -24,18 +25,19 @@ def sweep_table(
 
 
 def sweep_chart(
-    table: pd.DataFrame, models: Sequence[str], columns: Sequence[str], metric: str, winner: int
+    table: pd.DataFrame, models: Sequence[str], columns: Sequence[str], metric: Metric, winner: int
 ) -> alt.FacetChart | alt.LayerChart | alt.HConcatChart:
     """The score against λ: a curve per task for two models, else a panel per model; the winner is marked."""
     chosen = table.assign(chosen=table["point"] == winner)
     score = alt.Scale(zero=False)
+    axis = alt.Axis(format=".1%") if metric.unit == "share" else alt.Axis()
     colours = alt.Scale(domain=[False, True], range=["#4c78a8", "#e45756"])
     if len(models) == 2:
         long = chosen.melt(
-            id_vars=[f"λ {models[0]}", "chosen"], value_vars=[*columns, "score"], var_name="on", value_name=metric
+            id_vars=[f"λ {models[0]}", "chosen"], value_vars=[*columns, "score"], var_name="on", value_name=metric.name
         )
         x = alt.X(f"λ {models[0]}:Q", title=f"λ of {models[0]} (the rest: {models[1]})")
-        y = alt.Y(f"{metric}:Q", scale=score, axis=alt.Axis(format=".1%"), title=f"{metric}, validation")
+        y = alt.Y(f"{metric.name}:Q", scale=score, axis=axis, title=f"{metric.title}, validation")
         colour = alt.Color("on:N", title=None, sort=[*columns, "score"])
         mark = alt.Chart(long).transform_filter("datum.chosen").mark_rule(strokeDash=[4, 4], color="gray").encode(x=x)
         return alt.layer(alt.Chart(long).mark_line(point=True).encode(x=x, y=y, color=colour), mark).properties(
@@ -49,8 +51,8 @@ def sweep_chart(
             y=alt.Y(
                 "score:Q",
                 scale=score,
-                axis=alt.Axis(format=".1%"),
-                title=f"mean {metric}, validation" if model == models[0] else None,
+                axis=axis,
+                title=f"mean {metric.title}, validation" if model == models[0] else None,
             ),
             color=alt.Color("chosen:N", legend=None, scale=colours),
             size=alt.Size("chosen:N", legend=None, scale=alt.Scale(domain=[False, True], range=[40, 160])),

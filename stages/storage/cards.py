@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.running.errors import InputError, anew
+from stages.running.errors import DamagedError, InputError
 
 FORMAT_VERSION = 1  # of the cards beside the tensors
 CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
-# Of an evaluation: logits; what they are worth; which of them are right, for comparisons; how the model was made.
-PREDICTIONS, METRICS, CORRECT, ORIGIN = "predictions.parquet", "metrics.json", "correct.json", "origin.json"
+# Of an evaluation: outputs; what they are worth; what each example contributes to that; how the model was made.
+PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN = "predictions.parquet", "metrics.json", "per_example.json", "origin.json"
 COEFFICIENTS, SWEEP = "coefficients.json", "sweep.csv"  # of a search: the best λ, and all points
 SIMILARITY_FILE = "similarity.json"
 POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS puts in a file's place
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of bytes, JSON, numbers of thousands of digits, and depth
         refuse_pointer(path)
-        raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())}); {anew(path.parent)}") from None
+        raise DamagedError(f"{path}: not valid JSON ({' '.join(str(error).split())})", path.parent) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an object")
     return content

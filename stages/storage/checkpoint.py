@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.running.errors import InputError, anew
+from stages.running.errors import DamagedError, InputError
 from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
 from stages.storage.digests import verify_contents
 from stages.storage.statistic import StatisticKind
@@ -259,7 +259,7 @@ def open_statistic(statistic: str, directories: Path | Sequence[Path]) -> Statis
             f"{card_file}: has format_version {card.get('format_version')}, not {FORMAT_VERSION}; estimate it again"
         )
     if SEAL in card and card[SEAL] != card_seal(card):
-        raise InputError(f"{card_file}: is not as it was written; {anew(directory)}")
+        raise DamagedError(f"{card_file}: is not as it was written", directory)
     return StatisticFiles(kind, TensorFiles(directory, stem), card, card_file)
 
 

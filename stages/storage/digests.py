@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xxhash import xxh3_128
 
-from stages.running.errors import InputError, anew
+from stages.running.errors import DamagedError
 from stages.storage.cards import FORMAT_VERSION, read_json, write_json
 
 CONTENTS = "contents.json"
@@ -38,10 +38,10 @@ def verify_contents(directory: Path, names: Iterable[str] | None = None) -> None
         return
     digests = read_json(card).get("files")
     if not isinstance(digests, dict):
-        raise InputError(f"{card}: lists no files; {anew(directory)}")
+        raise DamagedError(f"{card}: lists no files", directory)
     for name in digests if names is None else names:
         if (directory / name).is_file() and digests.get(name) != _digest(directory / name):
-            raise InputError(f"{directory / name}: its contents are not what {CONTENTS} says; {anew(directory)}")
+            raise DamagedError(f"{directory / name}: its contents are not what {CONTENTS} says", directory)
 
 
 def _digest(file: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from stages.running.errors import InputError, anew
+from stages.running.errors import DamagedError, InputError
 from stages.storage.cards import CHECKPOINT_CARD, read_json, refuse_pointer, write_json
 from stages.storage.digests import verify_contents
 from stages.storage.outputs import copy_files
@@ -92,7 +92,7 @@ class TensorFiles:
                 if file.is_file():
                     refuse_pointer(file)
                 reason = " ".join(str(error).split())
-                raise InputError(f"{file}: not a whole safetensors file ({reason}); {anew(directory)}") from None
+                raise DamagedError(f"{file}: not a whole safetensors file ({reason})", directory) from None
             for name in shard.keys():  # noqa: SIM118 (it is no mapping)
                 view = shard.get_slice(name)
                 if view.get_dtype().startswith(_QUANTISED):
@@ -191,7 +191,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
 def check_fingerprint(tensors: TensorFiles, card: Mapping[str, Any], card_name: str) -> None:
     """Raise `InputError` if the tensors' fingerprint is another than the card's, where that has one."""
     if "fingerprint" in card and card["fingerprint"] != fingerprint(tensors):
-        raise InputError(f"{tensors.file}: its contents are not what {card_name} says; {anew(tensors.directory)}")
+        raise DamagedError(f"{tensors.file}: its contents are not what {card_name} says", tensors.directory)
 
 
 def tensor_digest(tensor: "torch.Tensor") -> str:

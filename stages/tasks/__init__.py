@@ -1,4 +1,5 @@
-"""What a task is: `kinds/` has a folder for each kind, with its settings, its reading of tables and its models.
+"""What a task is: `kinds/` has a folder for each kind, with its settings, its reading of tables, its models and
+their likelihood.
 
 `task` says what the settings of every kind have, `reading` how a kind makes examples of tables, and `kind` what the
 stages ask of a kind's models, and nothing else. The rest is what several kinds share.
@@ -7,6 +8,7 @@ stages ask of a kind's models, and nothing else. The rest is what several kinds 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stages.curvature.likelihoods import Likelihood
     from stages.tasks.kind import Kind
 
 
@@ -18,6 +20,24 @@ def task_kind(kind: str) -> "Kind[Any]":
     return found
 
 
+def task_likelihood(kind: str) -> "Likelihood":
+    """The likelihood of a task kind's outputs, apart from its models: what it says decides no training."""
+    from importlib import import_module
+
+    found: Likelihood = import_module(f"stages.{likelihood_module(kind)}").LIKELIHOOD
+    return found
+
+
 def module_of(kind: str) -> str:
     """The name of a task kind's module, below `stages`."""
     return f"tasks.kinds.{kind.replace('-', '_')}.kind"
+
+
+def likelihood_module(kind: str) -> str:
+    """The name of the module of a task kind's likelihood, below `stages`."""
+    return f"tasks.kinds.{kind.replace('-', '_')}.likelihood"
+
+
+def settings_module(kind: str) -> str:
+    """The name of the module of a task kind's settings, with its metrics, below `stages`."""
+    return f"tasks.kinds.{kind.replace('-', '_')}.settings"

@@ -1,10 +1,11 @@
 """Classification: what params.yaml says of tasks whose examples have one label each."""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_serializer, model_validator
 
+from stages.tasks.metrics import Accuracy, MacroF1, Metric
 from stages.tasks.task import Task
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -18,6 +19,9 @@ class Classification(Task):
         names, or else their positions from 0, or false and true); or a mapping of names to intervals [low, high] of a
         numeric label column (rows outside all of them are dropped).
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Accuracy(), MacroF1())
+    has_probabilities: ClassVar[bool] = True
 
     label: str = "label"
     labels: list[str] | dict[str, Interval]

@@ -24,7 +24,6 @@ class Classifier(Kind[ProcessorT]):
         architecture: transformers' class of such models.
     """
 
-    likelihood = "categorical"
     architecture: ClassVar[Architecture]
 
     def load_model(

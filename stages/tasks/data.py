@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stages.running.errors import InputError, anew
+from stages.running.errors import DamagedError, InputError
 from stages.storage.cards import FORMAT_VERSION, read_json
 from stages.storage.digests import verify_contents
 from stages.tasks.task import Split
@@ -56,15 +56,13 @@ class TaskData:
         try:
             frame = pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-            raise InputError(
-                f"{file}: cannot be read ({' '.join(str(error).split())}); {anew(self.directory)}"
-            ) from None
+            raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", self.directory) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
         if self.labels and not frame["label"].between(0, len(self.labels) - 1).all():
-            raise InputError(f"{file}: has labels outside the task's {len(self.labels)}; {anew(self.directory)}")
+            raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
         if examples_fingerprint(frame) != self.fingerprints[split]:
-            raise InputError(f"{file}: its contents are not what {TASK_CARD} says; {anew(self.directory)}")
+            raise DamagedError(f"{file}: its contents are not what {TASK_CARD} says", self.directory)
         return frame
 
 

@@ -1,4 +1,4 @@
-"""What a kind of task is to the stages: its models, their inputs, and their likelihood."""
+"""What a kind of task is to the stages: its models and their inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,10 @@ class Kind(ABC, Generic[ProcessorT]):
 
     Attributes:
         settings: its section of params.yaml.
-        likelihood: of its model's outputs, one of `stages.curvature`'s.
         train_sampling: the order of training examples, as the Trainer's `train_sampling_strategy` names it.
     """
 
     settings: ClassVar[type[Task]]
-    likelihood: ClassVar[str]
     train_sampling: ClassVar[str] = "random"
 
     @abstractmethod

@@ -1,56 +1,204 @@
-"""What a set of predictions is worth."""
+"""Metrics: what predictions are worth, example by example and in all, and how sure that is.
 
-from collections.abc import Callable
+Everything that compares results asks a metric of a kind for it: evaluation, search, report. A kind of task names its
+metrics in its settings.
+"""
 
-import numpy as np
-from scipy.stats import bootstrap
-from sklearn.metrics import f1_score
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
 
-RESAMPLES = 2000
+if TYPE_CHECKING:  # params.yaml is checked without it
+    import numpy as np
+
+INTERVAL_RESAMPLES = 2000
 CONFIDENCE = 0.95
+FEW = 32  # distinct differences, up to which it is faster to draw how often each occurs
+DRAWN_AT_ONCE = 4_000_000  # numbers, 32 MB
 
 
-def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
-    """Accuracy with a 95 % percentile bootstrap interval over examples, and macro-averaged F1.
+class Metric(ABC):
+    """What the predictions on a set of examples are worth, made up of what every single example contributes.
 
-    Args:
-        logits: [examples, K].
-        labels: [examples], positions 0…K−1.
+    Attributes:
+        name: the key in metrics.json and params.yaml, a Python identifier, for example `macro_f1`.
+        title: for people, for example `macro F1`.
+        unit: a `share` is shown in per cent, and its differences in percentage points; a `number` as it is.
+        larger_is_better: whether the better of two is the larger one.
     """
-    predicted = logits.argmax(-1)
-    correct = (predicted == labels).astype(float)
-    low, high = accuracy_interval(correct)
-    return {
-        "accuracy": accuracy(logits, labels),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "macro_f1": macro_f1(logits, labels),
-        "examples": len(labels),
-    }
+
+    name: str
+    title: str
+    unit: Literal["share", "number"]
+    larger_is_better: bool
+
+    @abstractmethod
+    def per_example(self, outputs: "np.ndarray", targets: "np.ndarray") -> "np.ndarray":
+        """What every example contributes: a resample of the examples is a resample of these rows.
+
+        Args:
+            outputs: of the model, [N, …].
+            targets: of the examples, [N, …].
+
+        Returns:
+            Numbers [N] or [N, S].
+        """
+
+    @abstractmethod
+    def summary(self, per_example: "np.ndarray") -> float:
+        """The metric of the examples with these contributions, [N] or [N, S] with N at least 1."""
+
+    def value(self, outputs: "np.ndarray", targets: "np.ndarray") -> float:
+        """The metric of these outputs [N, …] for these targets [N, …]."""
+        return self.summary(self.per_example(outputs, targets))
+
+    def difference(self, first: "np.ndarray", second: "np.ndarray") -> float:
+        """By how much two results on the same examples differ, first minus second; each as `per_example` gives it."""
+        return self.summary(first) - self.summary(second)
+
+    def gain(self, difference: float) -> float:
+        """How much better is what exceeds another by `difference`: positive if it is better, in the metric's unit."""
+        return difference if self.larger_is_better else -difference
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values of the metric, of which there must be one at least."""
+        return max(values, key=self.gain)
+
+    def interval(self, per_example: "np.ndarray") -> tuple[float, float]:
+        """The 95 % percentile bootstrap interval over examples, the same in every run.
+
+        Args:
+            per_example: [N] or [N, S], as `per_example` gives it.
+
+        Returns:
+            The lower and the upper end; both are the metric itself if all examples contribute the same.
+        """
+        import numpy as np
+
+        if (per_example == per_example[:1]).all():
+            return (found := self.summary(per_example)), found
+        return _percentiles(np.arange(len(per_example)), lambda rows: self.summary(per_example[rows]))
+
+    def resampled_differences(
+        self, first: "np.ndarray", second: "np.ndarray", generator: "np.random.Generator", resamples: int
+    ) -> "np.ndarray":
+        """The paired bootstrap of `difference`: the same examples are drawn for both results, with replacement.
+
+        Args:
+            first: [N] or [N, S], as `per_example` gives it.
+            second: the other result's, of the same examples in the same order.
+            generator: what the examples are drawn by.
+            resamples: how many times N of N examples are drawn.
+
+        Returns:
+            The differences [resamples].
+        """
+        import numpy as np
+
+        drawn = (generator.integers(0, len(first), len(first)) for _ in range(resamples))
+        return np.array([self.summary(first[rows]) - self.summary(second[rows]) for rows in drawn])
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the examples whose largest logit is their label's."""
-    return float((logits.argmax(-1) == labels).mean())
+class Mean(Metric):
+    """A metric that is the mean of one number an example."""
+
+    def summary(self, per_example: "np.ndarray") -> float:
+        """The mean of the numbers [N]."""
+        return float(per_example.mean())
+
+    def difference(self, first: "np.ndarray", second: "np.ndarray") -> float:
+        """The mean of the examples' differences, first minus second, [N] each."""
+        return float((first - second).mean())
+
+    def interval(self, per_example: "np.ndarray") -> tuple[float, float]:
+        """The 95 % percentile bootstrap interval of the mean of the numbers [N], the same in every run."""
+        import numpy as np
+
+        if (per_example == per_example[:1]).all():
+            return float(per_example[0]), float(per_example[0])
+        return _percentiles(per_example, np.mean)
+
+    def resampled_differences(
+        self, first: "np.ndarray", second: "np.ndarray", generator: "np.random.Generator", resamples: int
+    ) -> "np.ndarray":
+        """The paired bootstrap of the mean difference.
+
+        Drawing N of N examples with replacement, the numbers of times that the distinct differences occur are
+        multinomial with the observed shares. Where these are few, as of 0s and 1s, the numbers are drawn as such: far
+        fewer draws. Where they are many, examples are drawn.
+
+        Args:
+            first: [N], as `per_example` gives it.
+            second: the other result's, of the same examples in the same order.
+            generator: what the examples are drawn by.
+            resamples: how many times N of N examples are drawn.
+
+        Returns:
+            The differences [resamples].
+        """
+        import numpy as np
+
+        examples, differences = len(first), (first - second).astype(float)
+        values, counts = np.unique(np.append(differences, 0), return_counts=True)
+        if len(values) > FEW:
+            sizes = _steps(resamples, examples)
+            drawn = [differences[generator.integers(0, examples, (size, examples))].mean(axis=1) for size in sizes]
+            return np.concatenate(drawn)
+        counts[values == 0] -= 1  # no difference is always among them, as often as it occurs
+        order = np.lexsort((-values, -np.abs(values)))  # 1, −1, 0: a draw depends on the order
+        values, shares = values[order], counts[order] / examples
+        return generator.multinomial(examples, shares, size=resamples) @ values / examples
 
 
-def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over all K labels of the F1 score; that of a label that neither occurs nor is predicted is zero."""
-    classes = np.arange(logits.shape[-1])
-    return float(f1_score(labels, logits.argmax(-1), average="macro", labels=classes, zero_division=0.0))
+class Accuracy(Mean):
+    """The share of the examples whose largest logit is their label's."""
+
+    name, title, unit, larger_is_better = "accuracy", "accuracy", "share", True
+
+    def per_example(self, outputs: "np.ndarray", targets: "np.ndarray") -> "np.ndarray":
+        """A 1 for every example that is right and a 0 for every other, of logits [N, K] and label positions [N]."""
+        return (outputs.argmax(-1) == targets).astype(int)
 
 
-SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
+class MacroF1(Metric):
+    """The mean over all labels of the F1 score; that of a label that neither occurs nor is predicted is zero."""
+
+    name, title, unit, larger_is_better = "macro_f1", "macro F1", "share", True
+
+    def per_example(self, outputs: "np.ndarray", targets: "np.ndarray") -> "np.ndarray":
+        """Label, predicted label and the number of labels K, [N, 3], of logits [N, K] and label positions [N]."""
+        import numpy as np
+
+        predicted = outputs.argmax(-1)
+        # In a table with other kinds' targets, the positions may be floating-point numbers.
+        return np.stack([targets, predicted, np.full_like(predicted, outputs.shape[-1])], axis=-1).astype(int)
+
+    def summary(self, per_example: "np.ndarray") -> float:
+        """The macro-averaged F1 of labels and predictions [N, 3], as `per_example` gives them."""
+        import numpy as np
+
+        number = int(per_example[0, 2])
+        labels, predicted = per_example[:, 0], per_example[:, 1]
+        hits = np.bincount(labels[labels == predicted], minlength=number)
+        sizes = np.bincount(labels, minlength=number) + np.bincount(predicted, minlength=number)
+        return float((2 * hits / np.maximum(sizes, 1)).mean())
 
 
-def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
-    """The interval for the mean of `correct`, which has a 0 or 1 for every example; the same in every run."""
-    if len(correct) < 2 or correct.min() == correct.max():
-        return float(correct.min()), float(correct.max())
+def _steps(resamples: int, examples: int) -> list[int]:
+    """How many resamples are drawn at once, time after time, so that the memory holds them."""
+    step = max(1, DRAWN_AT_ONCE // examples)
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
+
+
+def _percentiles(rows: "np.ndarray", statistic: "Callable[..., float | np.floating]") -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic of rows [N] that are drawn with replacement."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
-        (correct,),
-        np.mean,
-        n_resamples=RESAMPLES,
+        (rows,),
+        statistic,
+        n_resamples=INTERVAL_RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),

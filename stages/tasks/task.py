@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.running.section import Name, Section
 from stages.storage.source import InnerPath
+from stages.tasks.metrics import Metric
 
 Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
 Split = Literal["train", "validation", "test"]
@@ -42,7 +43,8 @@ class Task(Section):
     examples: use at most so many rows, drawn at random with `split.seed`.
     """
 
-    is_evaluated: ClassVar[bool] = True  # whether its models' predictions are scored
+    metrics: ClassVar[tuple[Metric, ...]] = ()  # the primary one first; without any, its models are not evaluated
+    has_probabilities: ClassVar[bool] = False  # whether the softmax of its models' outputs is: an ensemble averages it
 
     kind: str = ""
     source: Name

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from stages.storage.configuration import copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.naming import as_stored
 from stages.storage.tensors import ADAM, TensorFiles, fingerprint, verify_checkpoint, write_tensors
-from stages.tasks import metrics, module_of, task_kind
+from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
+from stages.tasks.metrics import Metric
 from stages.tasks.prediction import rows
 from stages.training.resuming import TrainingProgress
 
@@ -101,7 +102,7 @@ def _trainer(
         # Examples of a size together, or most of a batch is padding.
         eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
         data_collator=kind.collator(processor, model),
-        compute_metrics=_accuracy if kind.settings.is_evaluated else None,
+        compute_metrics=_score(kind.settings.metrics[0]) if kind.settings.metrics else None,
         preprocess_logits_for_metrics=_logits_alone,
     )
 
@@ -149,8 +150,13 @@ def training_arguments(settings: FinetuneSettings, progress: Path, sampling: str
     return one_gpu(arguments)
 
 
-def _accuracy(prediction: transformers.EvalPrediction) -> dict[str, float]:
-    return {"accuracy": metrics.accuracy(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
+def _score(metric: Metric) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
+    """What the Trainer makes of a split's predictions: the metric, under its name."""
+
+    def score(prediction: transformers.EvalPrediction) -> dict[str, float]:
+        return {metric.name: metric.value(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))}
+
+    return score
 
 
 def _logits_alone(outputs: Any, _: torch.Tensor) -> torch.Tensor:
@@ -171,7 +177,8 @@ def _origin(
     base: Path, task: TaskData, settings: FinetuneSettings, examples: int, history: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
     """How a checkpoint was trained and how well it did, for its card."""
-    score = "accuracy" if task_kind(task.kind).settings.is_evaluated else "loss"
+    metrics = task_kind(task.kind).settings.metrics
+    score = metrics[0].name if metrics else "loss"
     return {
         "method": "finetuned",
         "base": base.name,
@@ -228,7 +235,7 @@ def second_moments(
 
 
 def write_curves(history: Sequence[Mapping[str, float]], curves: Path) -> None:
-    """Write losses and any accuracy by training step; without run times, which would make no two runs' outputs alike.
+    """Write losses and any metric by training step; without run times, which would make no two runs' outputs alike.
 
     Args:
         history: what the Trainer has logged.

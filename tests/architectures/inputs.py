@@ -6,17 +6,18 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from stages.curvature import Categorical, Likelihood, TokenCategorical
 from tests.architectures.settings import Settings
 from tests.architectures.tiny import CLASSES, VOCABULARY
 
-LIKELIHOODS = {
-    "sequence": "categorical",
-    "image": "categorical",
-    "choice": "categorical",
-    "token": "token",
-    "masked": "token",
-    "seq2seq": "token",
-    "causal": "causal",
+LIKELIHOODS: dict[str, Likelihood] = {
+    "sequence": Categorical(),
+    "image": Categorical(),
+    "choice": Categorical(),
+    "token": TokenCategorical(),
+    "masked": TokenCategorical(),
+    "seq2seq": TokenCategorical(),
+    "causal": TokenCategorical(shift=True),
 }
 EXAMPLES = 3
 CHOICES = 2
@@ -93,7 +94,7 @@ def log_likelihood(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
     """Of one example's labels [1, …], written from the definitions."""
     log_p = torch.log_softmax(logits[0], -1)
     label = labels[0]
-    if LIKELIHOODS[kind] == "categorical":
+    if LIKELIHOODS[kind] == Categorical():
         return log_p[label]
     if kind == "causal":
         log_p, label = log_p[:-1], label[1:]

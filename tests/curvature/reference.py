@@ -24,12 +24,12 @@ def bernoulli(z: Tensor, _: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
     return outcomes
 
 
-def gaussian(z: Tensor, _: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
+def gaussian(z: Tensor, _: Mapping[str, Tensor], variance: float = 1.0) -> list[tuple[float, Tensor]]:
     """Two nodes of Gauss–Hermite quadrature per output: exact, since the squared score is quadratic in y."""
     outcomes = []
     for signs in product((-1.0, 1.0), repeat=len(z)):
-        y = z.detach() + torch.tensor(signs).to(z)
-        outcomes.append((0.5 ** len(z), -((y - z) ** 2).sum() / 2))
+        y = z.detach() + torch.tensor(signs).to(z) * variance**0.5
+        outcomes.append((0.5 ** len(z), -((y - z) ** 2).sum() / (2 * variance)))
     return outcomes
 
 

@@ -9,7 +9,7 @@ import torch
 import transformers as t
 from torch import Tensor, nn
 
-from stages.curvature import diagonal_fisher
+from stages.curvature import TokenCategorical, diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.curvature.test_architectures import SMALL, labels, randomised, texts
 
@@ -93,7 +93,7 @@ def test_prompts_before_the_tokens_of_a_language_model_need_labels() -> None:
         diagonal_fisher(
             model,
             texts(),
-            likelihood="causal",
+            likelihood=TokenCategorical(shift=True),
             estimator="sampled",
             parameters=["prompt_encoder.default.embedding.weight"],
         )
@@ -128,7 +128,7 @@ def test_a_sequence_to_sequence_model_with_labels_only() -> None:
     ids = torch.randint(3, 40, (3, 7))
     labelled: dict[str, Tensor] = {"input_ids": ids, "labels": ids[:, :5]}
     shifted = torch.cat([torch.zeros(3, 1, dtype=torch.long), ids[:, :4]], dim=1)
-    arguments: dict[str, Any] = {"likelihood": "token", "estimator": "empirical"}
+    arguments: dict[str, Any] = {"likelihood": TokenCategorical(), "estimator": "empirical"}
     found = diagonal_fisher(model, [labelled], **arguments)
     wanted = diagonal_fisher(model, [labelled | {"decoder_input_ids": shifted}], **arguments)
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

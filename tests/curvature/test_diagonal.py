@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.curvature import UnsupportedModelError, diagonal_fisher
+from stages.curvature import TokenCategorical, UnsupportedModelError, diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.tiny import batch, tiny_bert
 
@@ -107,8 +107,8 @@ def test_a_model_that_mixes_examples_is_refused_by_name() -> None:
 
 def test_wrong_arguments() -> None:
     model = _Classifier(nn.Linear(4, 4))
-    with pytest.raises(ValueError, match="unknown likelihood 'normal'"):
-        diagonal_fisher(model, [], likelihood="normal")
+    with pytest.raises(ValueError, match=r"likelihood = 'normal': must be an object, such as `Categorical\(\)`"):
+        diagonal_fisher(model, [], likelihood="normal")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown estimator 'rough'"):
         diagonal_fisher(model, [], estimator="rough")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="samples = 0"):
@@ -118,4 +118,4 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="no examples"):
         diagonal_fisher(model, [])
     with pytest.raises(ValueError, match=r"needs \[examples, positions, classes\]"):
-        diagonal_fisher(model, [{"x": torch.randn(5, 4)}], likelihood="token", estimator="sketch")
+        diagonal_fisher(model, [{"x": torch.randn(5, 4)}], likelihood=TokenCategorical(), estimator="sketch")

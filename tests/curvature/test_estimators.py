@@ -1,6 +1,7 @@
 """Every likelihood's exact Fisher against enumeration of its outcomes; the random estimators against the exact one."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import transformers as t
 from torch import Tensor, nn
 
-from stages.curvature import diagonal_fisher
+from stages.curvature import Bernoulli, Categorical, Gaussian, Likelihood, TokenCategorical, diagonal_fisher
 from stages.curvature.vectors import Estimator
 from tests.curvature.reference import (
     Outcomes,
@@ -45,20 +46,23 @@ def inputs(**more: Tensor) -> list[dict[str, Tensor]]:
 
 MASKED = torch.tensor([[0, 0, -100], [0, -100, 0], [-100, 0, 0], [0, 0, 0]])
 
-CASES: list[tuple[str, Outcomes, int, bool, dict[str, Tensor]]] = [
-    ("categorical", categorical, 2, False, {}),
-    ("categorical", categorical, 5, False, {}),
-    ("bernoulli", bernoulli, 1, False, {}),
-    ("bernoulli", bernoulli, 4, False, {}),
-    ("gaussian", gaussian, 1, False, {}),
-    ("gaussian", gaussian, 3, False, {}),
-    ("token", tokens, 2, True, {"labels": MASKED}),
-    ("token", tokens, 4, True, {"labels": MASKED}),
+CASES: list[tuple[Likelihood, Outcomes, int, bool, dict[str, Tensor]]] = [
+    (Categorical(), categorical, 2, False, {}),
+    (Categorical(), categorical, 5, False, {}),
+    (Bernoulli(), bernoulli, 1, False, {}),
+    (Bernoulli(), bernoulli, 4, False, {}),
+    (Gaussian(), gaussian, 1, False, {}),
+    (Gaussian(), gaussian, 3, False, {}),
+    (Gaussian(variance=0.3), partial(gaussian, variance=0.3), 2, False, {}),
+    (TokenCategorical(), tokens, 2, True, {"labels": MASKED}),
+    (TokenCategorical(), tokens, 4, True, {"labels": MASKED}),
 ]
 
 
 @pytest.mark.parametrize(("likelihood", "outcomes", "outputs", "per_position", "more"), CASES)
-def test_exact(likelihood: str, outcomes: Outcomes, outputs: int, per_position: bool, more: dict[str, Tensor]) -> None:
+def test_exact(
+    likelihood: Likelihood, outcomes: Outcomes, outputs: int, per_position: bool, more: dict[str, Tensor]
+) -> None:
     model = Small(outputs, per_position)
     found = diagonal_fisher(model, inputs(**more), likelihood=likelihood)
     assert_same_fisher(found, reference_fisher(model, inputs(**more), outcomes))
@@ -67,7 +71,7 @@ def test_exact(likelihood: str, outcomes: Outcomes, outputs: int, per_position: 
 @pytest.mark.parametrize(("likelihood", "outcomes", "outputs", "per_position", "more"), CASES)
 @pytest.mark.parametrize("estimator", ["sketch", "sampled"])
 def test_unbiased(
-    likelihood: str,
+    likelihood: Likelihood,
     outcomes: Outcomes,
     outputs: int,
     per_position: bool,
@@ -128,7 +132,7 @@ def test_empirical_uses_the_observed_labels() -> None:
 
 def test_too_many_token_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"3 positions with 40 labels each takes 117 .* estimator='sketch'"):
-        diagonal_fisher(Small(40, per_position=True), inputs(), likelihood="token")
+        diagonal_fisher(Small(40, per_position=True), inputs(), likelihood=TokenCategorical())
 
 
 def causal_outcome(z: Tensor, batch: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
@@ -155,7 +159,7 @@ def test_causal_language_models_with_a_tied_head(family: str) -> None:
     batches = [
         {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in texts()
     ]
-    found = diagonal_fisher(model, batches, likelihood="causal", estimator="empirical")
+    found = diagonal_fisher(model, batches, likelihood=TokenCategorical(shift=True), estimator="empirical")
     assert_same_fisher(found, reference_fisher(model, batches, causal_outcome))
 
 
@@ -172,7 +176,7 @@ def test_t5_with_tied_embeddings_and_shared_relative_bias() -> None:
     def observed(z: Tensor, batch: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
         return [(1.0, torch.log_softmax(z, -1)[torch.arange(4), batch["labels"][0]].sum())]
 
-    found = diagonal_fisher(model, batches, likelihood="token", estimator="empirical")
+    found = diagonal_fisher(model, batches, likelihood=TokenCategorical(), estimator="empirical")
     assert_same_fisher(found, reference_fisher(model, batches, observed))
 
 
@@ -184,5 +188,5 @@ def test_token_classification_of_bert() -> None:
         positions = torch.full_like(batch["input_ids"], -100)
         positions[:, 0] = positions[:, 2] = 0
         batches.append({**batch, "labels": positions})
-    found = diagonal_fisher(model, batches, likelihood="token")
+    found = diagonal_fisher(model, batches, likelihood=TokenCategorical())
     assert_same_fisher(found, reference_fisher(model, batches, tokens))

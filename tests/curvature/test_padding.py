@@ -9,7 +9,7 @@ import transformers as t
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
-from stages.curvature import BackwardVectors, curvature_statistics, diagonal_fisher
+from stages.curvature import BackwardVectors, TokenCategorical, curvature_statistics, diagonal_fisher
 from stages.curvature.vectors import ESTIMATORS, Estimator
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.curvature.test_architectures import randomised
@@ -80,7 +80,7 @@ def test_causal_models(family: str, estimator: Estimator) -> None:
     labelled = estimator == "empirical"
 
     def fisher(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return diagonal_fisher(model, batches, likelihood="causal", estimator=estimator, seed=3)
+        return diagonal_fisher(model, batches, likelihood=TokenCategorical(shift=True), estimator=estimator, seed=3)
 
     wanted = fisher(alone(labelled))
     assert max(float(value.max()) for value in wanted.values()) > 0
@@ -102,7 +102,7 @@ def test_causal_models_against_autograd(family: str, left: bool) -> None:
     torch.manual_seed(0)
     model = randomised(make())
     batches = [padded(TEXTS, left, with_positions, labelled=True)]
-    found = diagonal_fisher(model, batches, likelihood="causal", estimator="empirical")
+    found = diagonal_fisher(model, batches, likelihood=TokenCategorical(shift=True), estimator="empirical")
     assert_same_fisher(found, reference_fisher(model, batches, next_token))
 
 
@@ -113,7 +113,7 @@ def test_factors(family: str) -> None:
     model = randomised(make()).eval()
 
     def factors(batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        found = curvature_statistics(model, batches, likelihood="causal", statistics=["kfac"])
+        found = curvature_statistics(model, batches, likelihood=TokenCategorical(shift=True), statistics=["kfac"])
         return found.input_factors, found.output_factors
 
     wanted = factors(alone())
@@ -147,7 +147,7 @@ def test_token_classification_has_its_draws_wherever_a_text_begins(estimator: Es
     model = randomised(t.LlamaForTokenClassification(t.LlamaConfig(**{**WIDE, "num_labels": 3}))).eval()
 
     def fisher(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return diagonal_fisher(model, batches, likelihood="token", estimator=estimator, samples=2)
+        return diagonal_fisher(model, batches, likelihood=TokenCategorical(), estimator=estimator, samples=2)
 
     wanted = fisher(alone())
     for left in (True, False):
@@ -200,7 +200,7 @@ def test_positions_that_count(inputs: dict[str, list[int]], counted: list[int], 
     if estimator == "empirical" and "labels" not in batch:
         mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask", [I] * 6))
         batch["labels"] = torch.tensor([[0 if real else -100 for real in mask]])
-    vectors = BackwardVectors("causal", estimator).of(outputs, batch, 0)
+    vectors = BackwardVectors(TokenCategorical(shift=True), estimator).of(outputs, batch, 0)
     used = torch.stack(vectors).abs().sum((0, 1, 3)) > 0 if vectors else torch.zeros(6)
     assert used.int().tolist() == counted
 
@@ -215,7 +215,9 @@ def test_outputs_for_more_positions_than_the_batch_has_are_refused_by_name() -> 
     batch = padded(TEXTS, left=False, with_positions=False)
 
     def fisher(**labels: Tensor) -> dict[str, Tensor]:
-        return diagonal_fisher(model, [batch | labels], likelihood="causal", estimator="sampled", parameters=prompt)
+        return diagonal_fisher(
+            model, [batch | labels], likelihood=TokenCategorical(shift=True), estimator="sampled", parameters=prompt
+        )
 
     with pytest.raises(ValueError, match=r"outputs have shape \[3, 8, 5\] and `attention_mask` \[3, 5\], .* `labels`"):
         fisher()
@@ -228,7 +230,7 @@ def test_outputs_for_more_positions_than_the_batch_has_are_refused_by_name() -> 
 def test_a_mask_between_positions_needs_labels() -> None:
     outputs = torch.randn(1, 4, 3)
     packed = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).tril().bool()[None, None]
-    vectors = BackwardVectors("causal", "sampled")
+    vectors = BackwardVectors(TokenCategorical(shift=True), "sampled")
     with pytest.raises(ValueError, match=r"`attention_mask` \[1, 1, 4, 4\], so that it cannot be told"):
         vectors.of(outputs, {"attention_mask": packed}, 0)
     (vector,) = vectors.of(outputs, {"attention_mask": packed, "labels": torch.tensor([[-100, 1, -100, 1]])}, 0)

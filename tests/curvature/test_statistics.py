@@ -9,8 +9,16 @@ import transformers as t
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation, curvature_statistics, diagonal_fisher
+from stages.curvature import (
+    BackwardVectors,
+    CurvatureStatistics,
+    Estimation,
+    TokenCategorical,
+    curvature_statistics,
+    diagonal_fisher,
+)
 from stages.curvature.accumulators import ACCUMULATORS, Side
+from stages.curvature.likelihoods import Categorical
 from stages.estimation.accumulators import accumulators
 from stages.storage.statistics import FACTORS
 from tests.curvature.reference import assert_same_fisher, reference_fisher
@@ -142,7 +150,7 @@ def test_a_tied_weight_has_no_factors() -> None:
     )  # fmt: skip
     ids = torch.randint(1, 20, (3, 5))
     batch = {"input_ids": ids, "decoder_input_ids": ids[:, :4]}
-    found = curvature_statistics(model, [batch], likelihood="token", estimator="sketch", statistics=["kfac"])
+    found = curvature_statistics(model, [batch], likelihood=TokenCategorical(), estimator="sketch", statistics=["kfac"])
     assert "shared.weight" not in found.input_factors
     assert "decoder.block.0.layer.0.SelfAttention.q.weight" in found.output_factors
 
@@ -227,9 +235,9 @@ def test_accumulators_of_ones_own() -> None:
 def test_an_accumulator_of_inputs_takes_no_backward_pass() -> None:
     model = bert()
     found = curvature_statistics(model, texts(), statistics=(), accumulators=[Squares("inputs")], progress=False)
-    estimation = Estimation(model, BackwardVectors("categorical", "exact"), None, (), [Squares("inputs")])
+    estimation = Estimation(model, BackwardVectors(Categorical(), "exact"), None, (), [Squares("inputs")])
     assert not estimation.needs_gradients
-    assert Estimation(model, BackwardVectors("categorical", "exact"), None, (), [Squares("gradients")]).needs_gradients
+    assert Estimation(model, BackwardVectors(Categorical(), "exact"), None, (), [Squares("gradients")]).needs_gradients
     assert found.factors.keys() == {"squares of inputs"}
     assert not found.diagonal
 

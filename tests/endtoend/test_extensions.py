@@ -106,18 +106,39 @@ def test_its_code_is_what_its_merges_depend_on(project: Project) -> None:
     assert "stages/merging" in deps
 
 
+PARTS = {  # of stages/README.md's kind: what each begins its definition with
+    "settings": "class OpeningClassification",
+    "reading": "class OpeningReader",
+    "kind": "class OpeningKind",
+}
+
+
+METRICS = """from stages.tasks.kinds.opening_classification.mean_rank import MeanRank
+from stages.tasks.metrics import Accuracy"""
+
+
+def block(text: str) -> str:
+    """The one example of stages/README.md that has this text."""
+    (found,) = (example for example in blocks("stages/README.md") if text in example)
+    return found
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with the kind of task of stages/README.md, which all its tasks are of."""
+    """A project with the kind of task, metric and likelihood of stages/README.md, which all its tasks have."""
     root = tmp_path_factory.mktemp("kinds")
     project = Project(root / "project", tiny_params(root / "inputs"))
     folder = project.root / "stages/tasks/kinds/opening_classification"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    examples = [block for block in blocks("stages/README.md") if "opening_classification.settings" in block]
-    settings = next(block for block in blocks("stages/README.md") if "class OpeningClassification" in block)
-    reading, kind = examples
-    for name, text in {"settings": settings, "reading": reading, "kind": kind}.items():
+    found = {name: block(text) for name, text in PARTS.items()}
+    found["likelihood"] = block("class Tempered") + "\n\nLIKELIHOOD = Tempered(2.0)\n"
+    found["mean_rank"] = block("class MeanRank")
+    kind_line = '    kind: Literal["opening-classification"]'
+    assert kind_line in found["settings"]
+    found["settings"] = found["settings"].replace(kind_line, f"    metrics = (MeanRank(), Accuracy())\n{kind_line}")
+    found["settings"] = found["settings"].replace("\nfrom stages", f"\n{METRICS}\nfrom stages", 1)
+    for name, text in found.items():
         (folder / f"{name}.py").write_text(text)
 
     def edit(params: dict[str, Any]) -> None:
@@ -144,10 +165,22 @@ def test_a_kind_of_task_of_ones_own(opened: Project) -> None:
     card = json.loads((opened.root / "data/tasks/books/task.json").read_text())
     assert card["kind"] == "opening-classification"
     fisher = json.loads((opened.root / "models/fishers/books/fisher.json").read_text())
-    assert (fisher["likelihood"], fisher["estimator"]) == ("categorical", "exact")
+    assert (fisher["likelihood"], fisher["likelihood_parameters"]) == ("tempered", {"temperature": 2.0})
+    deps = YAML(typ="safe").load(opened.root / "models/dvc.yaml")["stages"]["fisher-books"]["deps"]
+    assert "stages/tasks/kinds/opening_classification/likelihood.py" in deps
     metrics = json.loads((opened.root / "results/eval/both/metrics.json").read_text())["tasks"]
     assert set(metrics) == {"books", "films"}
-    assert "both" in (opened.root / "results/report/report.html").read_text()
+    predictions = pd.read_parquet(opened.root / "results/eval/both/predictions.parquet")
+    for task, rows in predictions.groupby("task"):
+        logits, labels = np.stack(rows["logits"].to_list()), rows["label"].to_numpy()
+        ranks = [1 + sum(row > row[label]) for row, label in zip(logits, labels, strict=True)]
+        assert metrics[task]["mean_rank"] == pytest.approx(np.mean(ranks))
+        assert metrics[task]["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+    searched = json.loads((opened.root / "results/search/searched/coefficients.json").read_text())
+    sweep = pd.read_csv(opened.root / "results/search/searched/sweep.csv")
+    assert searched["metric"] == "mean_rank"
+    assert searched["score"] == pytest.approx(sweep["score"].min()), "smaller is better"
+    assert "mean rank" in (opened.root / "results/report/report.html").read_text()
     assert opened.repro() == []
 
 

@@ -75,4 +75,4 @@ def test_the_sweep_is_among_the_plots(project: Project) -> None:
     page = (project.root / "plots/index.html").read_text()
     assert "sweep.csv" in page
     assert "λ books" in page or "\\u03bb books" in page
-    assert "Mean accuracy on the test splits" in page
+    assert "Means over the tasks, on the test splits" in page

@@ -37,7 +37,7 @@ def test_everything_runs_once_and_then_nothing(project: Project) -> None:
 
 def test_outputs(project: Project) -> None:
     names = ["books", "films", "average", "fisher", "ensemble"]
-    means = json.loads((project.root / "results/scores/mean_accuracy.json").read_text())
+    means = json.loads((project.root / "results/scores/means.json").read_text())
     assert list(means) == names
     for name in names:
         metrics = json.loads((project.root / "results/eval" / name / "metrics.json").read_text())["tasks"]
@@ -47,14 +47,15 @@ def test_outputs(project: Project) -> None:
             assert entry.keys() == {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "examples"}
             assert 0 <= entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"] <= 1
             assert entry["examples"] == 12
-        assert means[name] == (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2
+        assert means[name] == {"accuracy": (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2}
         predictions = pd.read_parquet(project.root / "results/eval" / name / "predictions.parquet")
         assert list(predictions.columns) == ["task", "label", "logits"]
         assert len(predictions) == 24
-        correct = json.loads((project.root / "results/eval" / name / "correct.json").read_text())["tasks"]
+        correct = json.loads((project.root / "results/eval" / name / "per_example.json").read_text())["tasks"]
         for task in ("books", "films"):
-            right = correct[task]["correct"]
-            assert right.count("1") / len(right) == metrics[task]["accuracy"]
+            assert correct[task]["metric"] == "accuracy"
+            right = correct[task]["values"]
+            assert right.count(1) / len(right) == metrics[task]["accuracy"]
     fishers = json.loads((project.root / "results/scores/scores.json").read_text())["fishers"]
     assert 0 < fishers["overlap"]["books"]["films"] < 1
     model = AutoModelForSequenceClassification.from_pretrained(project.root / "models/merged/fisher")
@@ -70,11 +71,11 @@ def test_outputs(project: Project) -> None:
 
 def test_metrics_and_plots_are_shown(project: Project) -> None:
     shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
-    means = json.loads((project.root / "results/scores/mean_accuracy.json").read_text())
-    assert {file: found["data"] for file, found in shown.items()} == {"results/scores/mean_accuracy.json": means}
+    means = json.loads((project.root / "results/scores/means.json").read_text())
+    assert {file: found["data"] for file, found in shown.items()} == {"results/scores/means.json": means}
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.root / "plots/index.html").read_text()
-    assert "Mean accuracy on the test splits" in page
+    assert "Means over the tasks, on the test splits" in page
     assert "accuracy.tsv" in page
 
 

@@ -25,6 +25,7 @@ from stages.merging import (
 )
 from stages.merging.ingredients import Ingredients
 from stages.merging.methods import METHODS
+from stages.merging.options import MethodOptions
 from stages.merging.streaming import CHUNK_VALUES
 from stages.running.errors import InputError
 from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
@@ -65,6 +66,11 @@ def zoo_for(method: Any, root: Path) -> tuple[Zoo, dict[str, float]]:
     """Models and λ; two where the method takes no more."""
     names = ("ann", "bob") if isinstance(method, Slerp) else ("ann", "bob", "cid")
     return Zoo.of(root, *names), dict(zip(names, (0.5, 0.2, 0.3), strict=False))
+
+
+def test_a_method_that_needs_an_unknown_statistic_is_refused_where_it_is_declared() -> None:
+    with pytest.raises(TypeError, match=r"Odd: statistics: there is no statistic 'hessian'; known: diagonal, gram, "):
+        type("Odd", (MethodOptions,), {"statistics": ("hessian",)})
 
 
 def test_no_method_is_left_out() -> None:

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.curvature import diagonal_fisher
+from stages.curvature import TokenCategorical, diagonal_fisher
 from stages.merging import Fisher, merge_checkpoints, save_fisher
+from stages.merging.card import model_card
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
 from tests.merging.test_spelling import ELSEWHERE, GPT2, TEXT, TIED, assert_same, old_norms, small, twice
@@ -92,7 +93,9 @@ def test_a_fisher_that_has_been_estimated(tmp_path: Path, architecture: str) -> 
         model = MODELS[architecture](seed)
         model.save_pretrained(tmp_path / name)
         batches = [{"input_ids": torch.randint(3, 20, (2, 6), generator=generator)}]
-        fisher = diagonal_fisher(model, batches, likelihood="causal", estimator="sampled", progress=False)
+        fisher = diagonal_fisher(
+            model, batches, likelihood=TokenCategorical(shift=True), estimator="sampled", progress=False
+        )
         save_fisher(fisher, str(tmp_path / name), str(tmp_path / f"{name}-fisher"))
         total = sum(float(value.double().sum()) for value in fisher.values())
         saved = load_file(tmp_path / f"{name}-fisher/fisher.safetensors")
@@ -182,3 +185,25 @@ def test_a_conversion_that_computes_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("stages.storage.naming._PERMUTATIONS", {"MergeModulelist"})
     with pytest.raises(InputError, match=r"computes with the tensor .*experts.* when it loads it \(Concatenate\)"):
         save_fisher(random_fisher(model, 0), tmp_path / "ann", tmp_path / "fisher")
+
+
+def test_the_card_says_what_each_model_scored_and_by_which_metric() -> None:
+    scored: dict[str, dict[str, object]] = {
+        "ann": {"examples": 10, "validation_accuracy": 0.9125},
+        "bob": {"examples": 20, "validation_macro_f1": 0.5},
+        "cid": {"method": "brought in"},
+    }
+    origin = {
+        "method": "isotropic",
+        "options": {},
+        "precision": "float32",
+        "target": "ann",
+        "heads": "merge",
+        "coefficients": dict.fromkeys(scored, 1 / 3),
+        "models": {name: {"task": "books", "checkpoint": 64 * "0"} for name in scored},
+    }
+    text = model_card({"origin": origin, "labels": ["bad", "good"], "fingerprint": "f"}, scored)
+    assert "| model | λ | task | examples | validation | weights |" in text
+    assert "| ann | 0.3333 | books | 10 | accuracy 0.9125 |" in text
+    assert "| bob | 0.3333 | books | 20 | macro f1 0.5 |" in text
+    assert "| cid | 0.3333 | books | – | – |" in text

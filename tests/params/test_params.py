@@ -12,6 +12,7 @@ from stages.params import FinetuneSettings, FisherSettings, Merge, Params, Searc
 from stages.running.errors import InputError
 from stages.tasks.kinds.image_classification.settings import ImageClassification, Images
 from stages.tasks.kinds.text_classification.settings import TextClassification
+from tests.metrics import RootMeanSquaredError, kind_with
 from tests.project import ROOT
 
 CONTENT: dict[str, Any] = {
@@ -175,6 +176,12 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
             merging(search={"sampler": "grid", "tasks": ["reviews", "plays"], "normalize": True}),
             "merges.both.search.normalize: plays is the task of none of the merged models",
         ),
+        (
+            merging(search={"sampler": "grid", "metric": "f1"}),
+            "merges.both.search.metric = 'f1': reviews, whose kind is text-classification, has no such metric; "
+            "its metrics: accuracy, macro_f1$",
+        ),
+        (merging(search={"sampler": "grid", "metric": 1}), "merges.both.search.metric = 1: .*string"),
         (merging("one", "two", "three", method="slerp"), "merges.both: the method slerp merges 2 models, not 3"),
         (
             merging(method="uncertainty", prior="tree"),
@@ -207,11 +214,11 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ),
         (
             unlabelled(merging(search={"sampler": "grid", "tasks": ["texts"]}), estimator="sketch"),
-            r"merges\.both\.search\.tasks: texts is of a kind that is not evaluated",
+            r"merges\.both\.search\.tasks: texts has no metric to score λ by: its kind is masked-lm",
         ),
         (
             unlabelled(merging(method="ensemble"), estimator="sketch"),
-            r"merges\.both: two is of a kind that is not evaluated, so it has no part in an ensemble",
+            r"merges\.both: two predicts no probabilities, so it has no part in an ensemble",
         ),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
@@ -255,10 +262,47 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
 
 
 @pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            {"tasks": ["texts", "reviews"]},
+            r"merges\.both\.search\.metric: missing, and the tasks have different primary metrics \(texts: rmse, "
+            r"reviews: accuracy\); name one that all of them have, or list other tasks under `search\.tasks`$",
+        ),
+        (
+            {"metric": "accuracy"},
+            r"merges\.both\.search\.metric = 'accuracy': texts, whose kind is masked-lm, has no such metric; "
+            r"its metrics: rmse$",
+        ),
+        ({"tasks": ["texts"], "metric": "rmse"}, None),
+        ({"tasks": ["texts"]}, None),
+    ],
+)
+def test_the_metric_of_a_search_is_one_that_all_tasks_have(search: dict[str, Any], message: str | None) -> None:
+    content = edited(unlabelled(merging(search={"sampler": "grid", **search}), estimator="sketch"))
+    with kind_with("masked-lm", RootMeanSquaredError()):
+        if message is None:
+            parse_params(content)
+        else:
+            with pytest.raises(InputError, match=message) as caught:
+                parse_params(content)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_search_needs_a_task_with_a_metric() -> None:
+    with (
+        kind_with("text-classification"),
+        pytest.raises(InputError, match=r"both\.search\.tasks: missing, and no task"),
+    ):
+        parse_params(edited(merging(search={"sampler": "grid"})))
+
+
+@pytest.mark.parametrize(
     "edit",
     [
         merging("one", "two", "three", search={"sampler": "simplex", "tasks": ["plays"]}),
         merging(search={"sampler": "grid", "tasks": ["reviews"], "normalize": True}),
+        merging(search={"sampler": "grid", "metric": "macro_f1"}),
         merging(method="uncertainty", prior="three"),
         merging(max_shard_size="500MB"),
         unlabelled(merging(), estimator="empirical"),
@@ -329,7 +373,7 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "search": None,
     }
     search = Search(sampler="simplex").model_dump(exclude={"sampler"})
-    assert search == {"points": 50, "metric": "accuracy", "tasks": None, "normalize": False, "seed": 0}
+    assert search == {"points": 50, "metric": None, "tasks": None, "normalize": False, "seed": 0}
     weighted = {"floor": 1e-6, "favor_target": True, "normalize": "l2"}
     assert {name: options().model_dump(exclude={"method"}) for name, options in METHODS.items()} == {
         "isotropic": {},

@@ -42,6 +42,7 @@ def test_what_a_stage_depends_on() -> None:
     assert not any("report" in path or "search" in path or "merging" in path for path in fisher)
     assert {"stages/storage/checkpoint.py", "stages/training", "stages/tasks/metrics.py"} < set(finetune)
     assert not any("merging" in path for path in finetune), "no rule of a merge is code of a training"
+    assert not any("curvature" in path or "likelihood" in path for path in finetune), "nor is a likelihood"
     assert "stages/merging" in merge, "rules are chosen by name"
     assert "stages/tasks/kinds" in code_of("prepare"), "a new kind changes no dvc.yaml"
     images = code_of("finetune", "tasks.kinds.image_classification.kind")

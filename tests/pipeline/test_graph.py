@@ -64,14 +64,14 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     results = [
         f"results/eval/{name}/{file}.json"
         for name in ("books", "films", "average", "fisher", "ensemble")
-        for file in ("contents", "metrics", "correct", "origin")
+        for file in ("contents", "metrics", "per_example", "origin")
     ]
     assert artefacts("scores") == sorted([*results, "results/similarity"])
     assert artefacts("similarity") == ["models/fishers/books", "models/fishers/films"]
     assert artefacts("evaluate-ensemble") == [
         f"results/eval/{model}/{file}"
         for model in ("books", "films")
-        for file in ("contents.json", "correct.json", "predictions.parquet")
+        for file in ("contents.json", "per_example.json", "predictions.parquet")
     ]
     for name, stage in stages.items():
         assert stage["deps"][0] == f"results/settings/{name}.json"
@@ -108,7 +108,10 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         assert stages[name]["outs"] == [f"models/{kind}/{model}"]
         assert sorted(inputs(stages[name])) == [f"data/tasks/{model}", f"models/finetuned/{model}"]
         assert stages[name]["deps"][3:] == code_of(
-            "factors", f"storage.statistics.{kind}", "tasks.kinds.text_classification.kind"
+            "factors",
+            f"storage.statistics.{kind}",
+            "tasks.kinds.text_classification.kind",
+            "tasks.kinds.text_classification.likelihood",
         )
 
     def of_both(kind: str) -> list[str]:

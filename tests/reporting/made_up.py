@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.results.scores import Result, Scores
-from stages.tasks.metrics import accuracy_interval
+from stages.results.scores import Contributions, Result, Scores
+from stages.tasks.metrics import Accuracy
 
 TASKS = ("books", "films", "news", "posts")
 EXAMPLES = 200
@@ -22,15 +22,17 @@ def made_up_scores() -> Scores:
     def result(
         name: str, role: str, skills: dict[str, float], origin: dict[str, Any], searched: bool = False
     ) -> Result:
-        correct, metrics = {}, {}
+        per_example: dict[str, Contributions] = {}
+        metrics = {}
         for task, skill in skills.items():
-            right = (skill + 0.5 * random.normal(size=EXAMPLES) > difficulty[task]).astype(float)
-            low, high = accuracy_interval(right)
+            right = (skill + 0.5 * random.normal(size=EXAMPLES) > difficulty[task]).astype(int)
+            low, high = Accuracy().interval(right)
             accuracy = float(right.mean())
             metrics[task] = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
             metrics[task] |= {"macro_f1": accuracy - 0.01, "examples": EXAMPLES}
-            correct[task] = {"examples": f"the test split of {task}", "correct": "".join(f"{x:.0f}" for x in right)}
-        return Result(name, role, metrics, origin, searched, correct)
+            examples = f"the test split of {task}"
+            per_example[task] = {"examples": examples, "metric": "accuracy", "values": right.tolist()}
+        return Result(name, role, metrics, origin, searched, per_example)
 
     def skills(λ: dict[str, float], bonus: float = 0.0) -> dict[str, float]:
         return {task: 0.7 + bonus + 1.1 * λ.get(task, 0.0) ** 0.7 for task in TASKS}

@@ -13,10 +13,12 @@ from stages.reporting.figures import (
 )
 from stages.reporting.palette import COLOURS, standalone, with_variables
 from stages.reporting.sweeps import find_sweeps
+from stages.tasks.kinds import metric_named
 from tests.reporting.made_up import TASKS, made_up_scores
 
 SCORES = made_up_scores()
 (SWEEP,) = find_sweeps(SCORES.results)
+ACCURACY = metric_named("accuracy")
 
 
 def texts(svg: str) -> list[str]:
@@ -31,7 +33,7 @@ def marks(svg: str, kind: str) -> int:
 
 
 def test_a_sweep_has_a_curve_a_method_and_the_two_models() -> None:
-    figure = sweep_figure(SWEEP, SCORES.results, TASKS)
+    figure = sweep_figure(ACCURACY, SWEEP, SCORES.results, TASKS)
     assert len(figure.pictures) == len(TASKS)
     for task, picture in zip(TASKS, figure.pictures, strict=True):
         found = texts(picture.svg)
@@ -42,13 +44,13 @@ def test_a_sweep_has_a_curve_a_method_and_the_two_models() -> None:
 
 
 def test_the_trade_off_names_its_axes_and_ends() -> None:
-    figure = trade_off_figure(SWEEP, SCORES.results, TASKS)
+    figure = trade_off_figure(ACCURACY, SWEEP, SCORES.results, TASKS)
     assert figure is not None
     (picture,) = figure.pictures
     wanted = {"accuracy on books", "mean accuracy on the 3 other tasks", "books", "films", "isotropic", "fisher"}
     assert wanted <= set(texts(picture.svg))
     assert marks(picture.svg, "line") == 2
-    assert trade_off_figure(SWEEP, SCORES.results, TASKS[:1]) is None  # nothing to trade for
+    assert trade_off_figure(ACCURACY, SWEEP, SCORES.results, TASKS[:1]) is None  # nothing to trade for
 
 
 def test_a_search_between_two_models_has_one_axis() -> None:

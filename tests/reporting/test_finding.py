@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from stages.reporting.finding import main_finding, what_was_merged
 from stages.reporting.significance import comparable_groups
-from stages.results.scores import Result
+from stages.results.scores import Contributions, Result
 
 EXAMPLES = 400
 
@@ -12,10 +12,11 @@ EXAMPLES = 400
 def result(name: str, role: str, method: str = "finetuned", **rights: int) -> Result:
     """With the first so many predictions of a task right."""
     metrics = {task: {"accuracy": right / EXAMPLES, "examples": EXAMPLES} for task, right in rights.items()}
-    correct = {
-        task: {"examples": task, "correct": "1" * right + "0" * (EXAMPLES - right)} for task, right in rights.items()
+    per_example: dict[str, Contributions] = {
+        task: {"examples": task, "metric": "accuracy", "values": [1] * right + [0] * (EXAMPLES - right)}
+        for task, right in rights.items()
     }
-    return Result(name, role, metrics, {"method": method, "base": "small", "examples": 1000}, correct=correct)
+    return Result(name, role, metrics, {"method": method, "base": "small", "examples": 1000}, per_example=per_example)
 
 
 RESULTS = [

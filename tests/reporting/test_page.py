@@ -100,8 +100,8 @@ def test_results_that_do_different_tasks_are_compared_task_by_task() -> None:
     for result in made_up_scores().results:
         for task in ("books", "films"):
             if result.name in ("books", "films", "average", "fisher"):
-                metrics, correct = {task: result.metrics[task]}, {task: result.correct[task]}
-                parts.append(replace(result, name=f"{result.name}-{task}", correct=correct, metrics=metrics))
+                metrics, per_example = {task: result.metrics[task]}, {task: result.per_example[task]}
+                parts.append(replace(result, name=f"{result.name}-{task}", per_example=per_example, metrics=metrics))
     overview, _, significance, *_ = Experiment("Transfer", Scores(parts)).sections
     text = " ".join(block.markdown for block in overview.blocks if isinstance(block, Text))
     for task in ("books", "films"):

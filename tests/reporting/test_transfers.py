@@ -5,11 +5,15 @@ from typing import Any
 import pytest
 
 from stages.reporting.transfers import find_transfers, transfer_figures
-from stages.results.scores import Result
+from stages.results.scores import Contributions, Result
 
 
 def result(name: str, role: str, accuracies: dict[str, float], **origin: Any) -> Result:
-    return Result(name, role, {task: {"accuracy": value} for task, value in accuracies.items()}, origin)
+    per_example: dict[str, Contributions] = {
+        task: {"examples": task, "metric": "accuracy", "values": []} for task in accuracies
+    }
+    metrics = {task: {"accuracy": value} for task, value in accuracies.items()}
+    return Result(name, role, metrics, origin, per_example=per_example)
 
 
 MODELS = {"few": {"task": "plays"}, "news": {"task": "topics"}, "long": {"task": "books"}}
@@ -47,7 +51,7 @@ RESULTS = [
 
 def test_gains_are_over_the_target_alone() -> None:
     transfers = find_transfers(RESULTS)
-    found = {(t.method, t.target, t.donor): t.gain for t in transfers}
+    found = {(t.method, t.target, t.donor): t.difference for t in transfers}
     assert len(found) == len(transfers)
     assert found == pytest.approx(
         {

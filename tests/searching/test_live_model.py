@@ -13,17 +13,20 @@ from stages.estimation.diagonal import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
 from stages.merging.methods.isotropic.options import Isotropic
-from stages.params import FisherSettings, Search, parse_params
+from stages.params import FisherSettings, parse_params
 from stages.pipeline.needs import base_directory, statistics_directories
 from stages.running.errors import InputError
 from stages.searching.live_model import LiveModel, expert_score
 from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
+from stages.tasks.kinds import metric_named
 from stages.training.finetuning import bring_in
 from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_masked_lm, tiny_tokenizer
 from tests.workshop import accuracy_of, merged_with, params_of, searched
+
+ACCURACY = metric_named("accuracy")
 
 
 @pytest.mark.parametrize(
@@ -43,14 +46,13 @@ def test_the_live_model_has_the_weights_that_a_merge_writes(
 ) -> None:
     params = params_of({"ann": 1, "bob": 1}, {"sampler": "grid"}, **method)
     merge = params.merges["it"]
-    assert merge.search is not None
     ingredients = Ingredients(
         {model: Path("models/finetuned") / model for model in merge.models},
         merge.options,
         statistics_directories(merge),
         base_directory(merge, params),
     )
-    live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "ann"}, merge.search)
+    live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "ann"}, ACCURACY)
     live.load(ingredients.at({"ann": 0.9, "bob": 0.1}))  # of which nothing may be left
     live.load(ingredients.at(λ))
     wanted = load_file(merged_with(params, λ) / "model.safetensors")
@@ -81,7 +83,7 @@ def test_a_masked_lm_donor_is_searched_for_what_it_shares(inside: Path) -> None:
     assert found["coefficients"]["eve"] < 1
     alone = Ingredients({"ann": Path("models/finetuned/ann")}, Isotropic())
     with pytest.raises(InputError, match=r"predicts \['bad', 'good'\], but the task texts has \[\]; list other tasks"):
-        LiveModel(alone, "target", {texts: "eve"}, Search(sampler="grid"))
+        LiveModel(alone, "target", {texts: "eve"}, ACCURACY)
 
 
 def test_parameters_may_have_older_names_in_the_file(inside: Path) -> None:
@@ -149,7 +151,7 @@ def test_experts_that_the_files_have_one_by_one(inside: Path, family: str) -> No
     λ = {"eve": 0.25, "fay": 0.75}
     merge_checkpoints(checkpoints, Path("merged"), method="isotropic", coefficients=λ)
     ingredients = Ingredients(checkpoints, Isotropic())
-    live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "eve"}, Search(sampler="grid"))
+    live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "eve"}, ACCURACY)
     live.load(ingredients.at({"eve": 0.9, "fay": 0.1}))
     live.load(ingredients.at(λ))
     for name, value in model_class.from_pretrained("merged").state_dict().items():
@@ -163,6 +165,6 @@ def test_texts_that_are_longer_than_the_model_reads_are_said(
     task = make_task(tmp_path / "long", ["bad", "good"], max_length=64)
     tiny_bert(["bad", "good"], max_position_embeddings=6).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    assert expert_score(tmp_path / "model", task, Search(sampler="simplex")) > 0
+    assert expert_score(tmp_path / "model", task, ACCURACY) > 0
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "long: the model reads 6 tokens of its texts, which may have 64"

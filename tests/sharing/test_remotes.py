@@ -69,7 +69,7 @@ def test_a_changed_coefficient_downloads_what_its_merge_needs(first: Project, re
     results = [
         f"results/eval/{name}/{file}.json"
         for name in ("books", "films", "ensemble")
-        for file in ("contents", "metrics", "correct", "origin")
+        for file in ("contents", "metrics", "per_example", "origin")
     ]
     needed = made_of(third, "data/tasks", "models/finetuned", "models/fishers", "results/similarity", *results)
     made = ("results/settings", "models/merged/fisher", "results/eval/fisher", "results/scores", "results/report")

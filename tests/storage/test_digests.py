@@ -29,7 +29,7 @@ def test_a_flipped_bit_is_refused(directory: Path, name: str) -> None:
     content[-1] ^= 1
     (directory / name).write_bytes(content)
     for names in (None, [name]):
-        with pytest.raises(InputError, match=rf"{name}: its contents are not .*run `dvc repro`"):
+        with pytest.raises(InputError, match=rf"{name}: its contents are not .*; make or fetch .* again"):
             verify_contents(directory, names)
     verify_contents(directory, {"card.json", "heads/books.safetensors"} - {name})
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from stages.curvature import curvature_statistics, diagonal_fisher
+from stages.curvature import TokenCategorical, curvature_statistics, diagonal_fisher
 from stages.curvature.vectors import Estimator
 from stages.estimation.diagonal import estimate
 from stages.params import FisherSettings
@@ -211,7 +211,7 @@ def test_heads_of_all_families_see_the_hidden_positions_only(family: str, recwar
         batches.append({**batch, "output_positions": positions, "labels": labels})
     wanted = reference_fisher(copy.deepcopy(model), [whole(batch) for batch in batches], observed)
     select_positions(model)
-    found = diagonal_fisher(model, batches, likelihood="token", estimator="empirical")
+    found = diagonal_fisher(model, batches, likelihood=TokenCategorical(), estimator="empirical")
     assert_same_fisher(found, wanted)
     assert not any("one example at a time" in str(warning.message) for warning in recwarn)
 
@@ -223,7 +223,7 @@ def test_drawn_fishers_are_unbiased(checkpoint: Path, texts: TaskData, estimator
     exact = reference_fisher(AutoModelForMaskedLM.from_pretrained(checkpoint), [whole(batch)], tokens)
     model = KIND.load_model(checkpoint, [])
     draws = [
-        diagonal_fisher(model, [batch], likelihood="token", estimator=estimator, samples=2, seed=seed)
+        diagonal_fisher(model, [batch], likelihood=TokenCategorical(), estimator=estimator, samples=2, seed=seed)
         for seed in range(80)
     ]
     rounding = 1e-12 * sum(float(value.sum()) for value in exact.values())  # all that BERT's key biases have
@@ -255,7 +255,7 @@ def test_factors_of_the_head_leave_padding_out(checkpoint: Path, texts: TaskData
     """A of a Linear in the head is a mean over the hidden positions, one text at a time or padded together."""
     model, name = KIND.load_model(checkpoint, []), "cls.predictions.transform.dense.weight"
     alone, together = (
-        curvature_statistics(model, made_batches(texts, 12, size), likelihood="token", statistics=["gram"])
+        curvature_statistics(model, made_batches(texts, 12, size), likelihood=TokenCategorical(), statistics=["gram"])
         for size in (1, 12)
     )
     torch.testing.assert_close(together.input_factors[name], alone.input_factors[name], rtol=1e-4, atol=1e-5)

@@ -235,7 +235,7 @@ def test_a_written_task_is_read_back_and_checked(folder: Path, tmp_path: Path) -
     assert (data.name, data.labels, data.max_length) == ("reviews", ("bad", "good"), 33)
     assert data.read("test").equals(splits["test"])
     splits["test"][::-1].to_parquet(directory / "test.parquet")
-    with pytest.raises(InputError, match=r"not what task\.json says; remove .*reviews and run `dvc repro`"):
+    with pytest.raises(InputError, match=r"not what task\.json says; make or fetch .*reviews again"):
         data.read("test")
     splits["test"].assign(label=5).to_parquet(directory / "test.parquet")
     with pytest.raises(InputError, match="labels outside the task's 2"):

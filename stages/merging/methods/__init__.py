@@ -7,7 +7,6 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from stages.merging.options import MethodOptions
-from stages.storage.statistics import STATISTICS
 
 
 def _declared(name: str) -> type[MethodOptions]:
@@ -17,10 +16,6 @@ def _declared(name: str) -> type[MethodOptions]:
     own = [each for each in classes if each.model_fields["method"].default == name]
     if len(own) != 1:
         raise ImportError(f"{__name__}.{name}.options: must have one class of MethodOptions with the method {name!r}")
-    if unknown := sorted(set(own[0].statistics) - STATISTICS.keys()):
-        raise ImportError(
-            f"{__name__}.{name}.options: there is no statistic {unknown[0]!r}; known: {', '.join(STATISTICS)}"
-        )
     return own[0]
 
 

@@ -6,6 +6,8 @@ A new folder is a new kind, and nothing else has to be told of it. Settings are 
 from importlib import import_module
 from pkgutil import iter_modules
 
+from stages.running.errors import InputError
+from stages.tasks.metrics import Metric
 from stages.tasks.task import Task
 
 DEFAULT = "text-classification"  # of a task that does not say its kind
@@ -31,3 +33,16 @@ KINDS = {
 def kind_of(content: object) -> str:
     """The kind that a task in params.yaml says it is of; whatever it says, for the schema to refuse it by name."""
     return str(content.get("kind", DEFAULT) if isinstance(content, dict) else getattr(content, "kind", DEFAULT))
+
+
+def metrics_of(kind: str) -> tuple[Metric, ...]:
+    """The metrics of a kind of task, the primary one first; none if it is not evaluated."""
+    return KINDS[kind].metrics
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name. Raises `InputError` if no kind of task has it."""
+    known = {metric.name: metric for settings in KINDS.values() for metric in settings.metrics}
+    if name not in known:
+        raise InputError(f"there is no metric {name!r}; known: {', '.join(known)}")
+    return known[name]

@@ -9,7 +9,7 @@ from torch import Tensor
 from stages.merging.methods.fisher.options import FisherWeighted
 from stages.merging.models import Models, Rule
 from stages.merging.streaming import chunks, on_all_cores
-from stages.running.errors import InputError
+from stages.running.errors import DamagedError, InputError
 from stages.storage.checkpoint import StatisticFiles, bad_value
 from stages.storage.statistics import SUMMARY_TOLERANCE
 
@@ -101,9 +101,10 @@ def _spot_check(fisher: StatisticFiles, norms: Mapping[str, float]) -> None:
         if fisher.tensors.specs[name].elements <= _SMALL:
             found = _tensor_norm(fisher, name)
             if not math.isclose(norm, found, rel_tol=SUMMARY_TOLERANCE, abs_tol=torch.finfo(torch.float32).tiny):
-                raise InputError(
+                raise DamagedError(
                     f"{fisher.tensors.file}: its contents are not what {fisher.card_file.name} says: the norm of "
-                    f"{name} is {found:.6g}, not {norm:.6g}; estimate this Fisher again"
+                    f"{name} is {found:.6g}, not {norm:.6g}",
+                    fisher.tensors.directory,
                 )
 
 

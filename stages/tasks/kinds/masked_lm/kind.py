@@ -117,7 +117,6 @@ class MaskedLMKind(TextKind):
     """Models that predict hidden tokens; their outputs are `select_positions`'s, one a token of the vocabulary."""
 
     settings = MaskedLM
-    likelihood = "token"
 
     def load_model(
         self,

@@ -1,6 +1,6 @@
 """Masked language modelling in params.yaml."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -12,8 +12,6 @@ class MaskedLM(TextColumns):
 
     Its models are not evaluated; what they are merged into is.
     """
-
-    is_evaluated: ClassVar[bool] = False
 
     kind: Literal["masked-lm"] = "masked-lm"
 

@@ -1,0 +1,5 @@
+"""One label per text: the softmax of the logits [examples, labels]."""
+
+from stages.curvature.likelihoods import Categorical
+
+LIKELIHOOD = Categorical()
