@@ -15,7 +15,7 @@ from stages.storage.statistics import FACTORS, TRANSPOSED, write_statistic
 from stages.storage.tensors import TensorFiles
 from stages.tasks.data import TaskData
 
-OF_GRADIENTS = ("estimator", "samples", "likelihood")  # in a card: what is nothing to inputs
+OF_GRADIENTS = ("estimator", "samples", "likelihood", "likelihood_parameters")  # in a card: what is nothing to inputs
 
 
 def estimate_factors(name: str, checkpoint: Path, task: TaskData, settings: FisherSettings, out: Path) -> None:
