@@ -230,7 +230,7 @@ class Estimation:
             )
         if lacking := sorted(self.sums.weights("gradients") & capture.not_by_example):
             raise UnsupportedModelError(
-                f"the module of {lacking[0]} is not called example by example, so its K-FAC factors cannot be had; "
+                f"the module of {lacking[0]} is not called example by example, so its factors cannot be had; "
                 "leave the parameter out"
             )
 
