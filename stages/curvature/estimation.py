@@ -167,7 +167,7 @@ class Estimation:
         }
         with torch.enable_grad():
             self._verdict = compare_with_autograd(self._model, batch, zeros)
-        self.sums.drop_factors((self._verdict.wrong | self._verdict.larger) & self.sums.weights("gradients"))
+        self.sums.drop_factors(self._verdict.wrong | self._verdict.larger)  # nobody observes these weights' own modules
         self._units = self._verdict.units
         self._slow = self._verdict.wrong & self.sums.diagonal.keys()
 

@@ -142,6 +142,24 @@ def test_gram_takes_no_backward_pass() -> None:
     torch.testing.assert_close(found.input_factors["first.weight"], kept.T @ kept / 3)
 
 
+def test_a_weight_whose_own_module_is_not_called_has_no_gram_matrix_beside_a_diagonal() -> None:
+    """Its gradients are taken from elsewhere, so its inputs are not seen: no mean of nothing, which is NaN."""
+
+    class Borrowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.lent, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.linear(x, self.lent.weight).tanh())
+
+    with pytest.warns(UserWarning, match="not used in the usual way"):
+        found = curvature_statistics(Borrowed(), [{"x": torch.randn(4, 3)}], statistics=["diagonal", "gram"])
+    assert found.input_factors.keys() == {"head.weight"}
+    assert all(value.isfinite().all() for value in [*found.diagonal.values(), *found.input_factors.values()])
+
+
 def test_a_tied_weight_has_no_factors() -> None:
     model = t.T5ForConditionalGeneration(
         t.T5Config(
