@@ -46,8 +46,10 @@ class Accumulator(Protocol):
         """
         ...
 
-    def result(self, sums: Mapping[str, Tensor], examples: int) -> Tensor:
-        """The statistic, in the memory of the sums if it likes.
+    def result(self, sums: Mapping[str, Tensor], examples: int) -> Tensor | None:
+        """The statistic, in the memory of the sums if it likes; None if nothing has been added that it could be of.
+
+        A weight of which one accumulator has found nothing is left out of the others' results too.
 
         Args:
             sums: of one weight.
@@ -74,9 +76,9 @@ class InputProducts:
         sums["total"].addmm_(rows.t(), rows)
         sums["positions"].add_(len(rows))
 
-    def result(self, sums: Mapping[str, Tensor], examples: int) -> Tensor:
-        """A."""
-        return sums["total"].div_(sums["positions"])
+    def result(self, sums: Mapping[str, Tensor], examples: int) -> Tensor | None:
+        """A; None of a Linear that no example went through."""
+        return sums["total"].div_(sums["positions"]) if sums["positions"] else None
 
 
 class GradientProducts:

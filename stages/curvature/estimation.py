@@ -244,17 +244,11 @@ class Estimation:
         if examples == 0:
             raise CurvatureError("there are no examples to estimate a Fisher from")
         self.sums = Sums({}, [])
+        factors = sums.results()
         return CurvatureStatistics(
             diagonal={name: total.div_(examples) for name, total in sums.diagonal.items()},
-            factors={
-                group.accumulator.name: {
-                    name: group.accumulator.result(totals, examples) for name, totals in group.totals.items()
-                }
-                for group in sums.factors
-            },
-            transposed=frozenset(
-                name for group in sums.factors for name in group.totals if self._linear[name].transposed
-            ),
+            factors=factors,
+            transposed=frozenset(name for found in factors.values() for name in found if self._linear[name].transposed),
         )
 
 

@@ -67,6 +67,22 @@ class Sums:
             for name in group.totals.keys() & names:
                 del group.totals[name]
 
+    def results(self) -> dict[str, dict[str, Tensor]]:
+        """Name of an accumulator → weight → its result, of the weights of which all accumulators have one."""
+        found = {
+            group.accumulator.name: {
+                name: group.accumulator.result(totals, self.examples) for name, totals in group.totals.items()
+            }
+            for group in self.factors
+        }
+        lacking = {name for results in found.values() for name, result in results.items() if result is None}
+        return {
+            accumulator: {
+                name: result for name, result in results.items() if result is not None and name not in lacking
+            }
+            for accumulator, results in found.items()
+        }
+
     def clear(self) -> None:
         """Back to no examples."""
         for tensor in self.tensors().values():

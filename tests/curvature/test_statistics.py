@@ -160,6 +160,23 @@ def test_a_weight_whose_own_module_is_not_called_has_no_gram_matrix_beside_a_dia
     assert all(value.isfinite().all() for value in [*found.diagonal.values(), *found.input_factors.values()])
 
 
+@pytest.mark.parametrize("statistics", [["gram"], ["kfac"], ["diagonal", "kfac"]])
+def test_a_linear_that_no_example_goes_through_has_no_factors(statistics: list[str]) -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.idle, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    found = curvature_statistics(Idle(), [{"x": torch.randn(4, 3)}], statistics=statistics)
+    assert found.input_factors.keys() == {"head.weight"}
+    assert found.output_factors.keys() == ({"head.weight"} if "kfac" in statistics else set())
+    assert all(value.isfinite().all() for factors in found.factors.values() for value in factors.values())
+
+
 def test_a_tied_weight_has_no_factors() -> None:
     model = t.T5ForConditionalGeneration(
         t.T5Config(
