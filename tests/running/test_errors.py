@@ -1,8 +1,19 @@
-"""What is damaged: what a library says of it, and what a stage says."""
+"""A message is one line, whatever the names and values in it; of what is damaged, a stage says more than a library."""
 
 from pathlib import Path
 
-from stages.running.errors import DamagedError, InputError, said
+from stages.running.errors import MAX_CHARACTERS, DamagedError, InputError, said
+
+
+def test_what_is_not_printable_is_escaped() -> None:
+    assert str(InputError("a.csv: no column 'é\n\x1b[2J\ud83d\u202e'")) == r"a.csv: no column 'é\n\x1b[2J\ud83d\u202e'"
+
+
+def test_a_long_message_is_cut() -> None:
+    for sign in "x\n":
+        message = str(InputError("name " + sign * 10**6))
+        assert len(message) == MAX_CHARACTERS
+        assert message.endswith("…")
 
 
 def test_a_library_knows_of_no_pipeline() -> None:
