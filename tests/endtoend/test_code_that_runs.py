@@ -15,6 +15,10 @@ SCHEMA = (
     "stages.merging.options",
     "stages.merging.sizes",
     "stages.merging.methods",
+    "stages.storage.statistic",
+    "stages.tasks.task",
+    "stages.tasks.classification",
+    "stages.tasks.text_columns",
 )
 
 # Runs a stage and writes down the files of its functions that were called, but for calls while a module is imported.
