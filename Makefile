@@ -73,7 +73,7 @@ test-fuzz: $(INSTALLED)
 	python -m pytest -n 2 tests/fuzz
 
 test-sharing: $(INSTALLED)
-	python -m pytest tests/sharing
+	python -m pytest -n 2 --dist loadfile tests/sharing
 
 test-faults: $(INSTALLED)
 	python -m pytest -n 2 tests/faults

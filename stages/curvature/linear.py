@@ -20,6 +20,9 @@ for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(variable, "16")  # more than one batch has shapes
 
 
+_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]; what oneDNN computes has no derivative."""
     if not _suits_onednn(x, weight, bias):
@@ -32,7 +35,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class LinearByOneDNN(TorchFunctionMode):
     """Inside this context, `functional.linear` is done by oneDNN where that can be, with its derivative as to x.
 
-    Where a weight or a bias requires a gradient, it is left to torch.
+    Where a weight or a bias requires a gradient, it is left to torch. Images go into convolutions in contiguous memory
+    where these are in bfloat16: of strided ones, oneDNN gives wrong values on CPUs that multiply bfloat16 (torch 2.x,
+    several examples, a kernel as large as the image).
     """
 
     def __torch_function__(
@@ -43,6 +48,8 @@ class LinearByOneDNN(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         function = _differentiable_linear if func is functional.linear else func
+        if func in _CONVOLUTIONS and (args[0].dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+            args = (args[0].contiguous(), *args[1:])
         return function(*args, **(kwargs or {}))
 
 

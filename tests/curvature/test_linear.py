@@ -73,3 +73,16 @@ def test_other_types_and_shapes_are_left_to_torch() -> None:
             assert functional.linear(x, weight).dtype == torch.bfloat16
         mapped = vmap(functional.linear, in_dims=(0, None))(x[:, None], weight)
         torch.testing.assert_close(mapped[:, 0], x @ weight.T)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_convolution_of_strided_images_in_bfloat16_has_right_values(autocast: bool) -> None:
+    """Where a kernel is as large as its image, oneDNN's are wrong on some CPUs."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, kernel = torch.randn(3, 64, 16, generator=generator), torch.randn(16, 16, 8, 8, generator=generator)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    images = tokens.to(dtype).permute(0, 2, 1).reshape(3, 16, 8, 8)
+    with LinearByOneDNN(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = functional.conv2d(images, kernel.to(dtype))
+    right = functional.conv2d(images.double(), kernel.double())
+    assert float((found.double() - right).norm() / right.norm()) < 0.02
