@@ -18,7 +18,7 @@ from stages.params import FisherSettings
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
 from stages.storage.checkpoint import Checkpoint, open_statistic
-from stages.storage.statistics import TRANSPOSED, input_factor, output_factor
+from stages.storage.statistics import TRANSPOSED
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples
 from stages.tasks.kinds.text_classification.kind import KIND
@@ -78,8 +78,8 @@ def test_the_files_have_the_factors_of_the_examples_that_the_fisher_is_estimated
     single = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
     wanted = curvature_statistics(KIND.load_model(checkpoint, task.labels), single, statistics=[kind])
     found = load_file(out / f"{kind}.safetensors")
-    expected = {input_factor(name): factor for name, factor in wanted.input_factors.items()}
-    expected |= {output_factor(name): factor for name, factor in wanted.output_factors.items()}
+    expected = {f"input.{name}": factor for name, factor in wanted.input_factors.items()}
+    expected |= {f"output.{name}": factor for name, factor in wanted.output_factors.items()}
     assert found.keys() == expected.keys()
     assert any(name.startswith("output.") for name in found) == (kind == "kfac")
     for name, factor in expected.items():
@@ -121,8 +121,8 @@ def test_the_output_factors_do_depend_on_the_estimator(tmp_path: Path, checkpoin
         load_file(factors("kfac", checkpoint, task, tmp_path / name, estimator=name) / "kfac.safetensors")
         for name in ("exact", "empirical")
     )
-    assert torch.equal(exact[input_factor(W)], empirical[input_factor(W)])
-    assert not torch.allclose(exact[output_factor(W)], empirical[output_factor(W)], rtol=0.01)
+    assert torch.equal(exact[f"input.{W}"], empirical[f"input.{W}"])
+    assert not torch.allclose(exact[f"output.{W}"], empirical[f"output.{W}"], rtol=0.01)
 
 
 def double(tensor: torch.Tensor) -> np.ndarray:
@@ -168,7 +168,7 @@ class Pair:
 def test_a_regmean_merge_of_two_models(tmp_path: Path, task: TaskData) -> None:
     pair = Pair(tmp_path, task)
     left, right = np.zeros((16, 16)), np.zeros((16, 16))
-    for λ, A, weight in zip((0.3, 0.7), pair.all_of("gram", input_factor(W)), pair.weights, strict=True):
+    for λ, A, weight in zip((0.3, 0.7), pair.all_of("gram", f"input.{W}"), pair.weights, strict=True):
         scaled = 0.8 * A + 0.2 * np.diag(np.diag(A))
         left += λ * scaled
         right += λ * scaled @ weight.T
@@ -193,7 +193,7 @@ def test_a_kfac_merge_of_two_models(tmp_path: Path, task: TaskData) -> None:
     blocks = [
         share * np.kron(G, A)  # of vec(W) row by row
         for share, A, G in zip(
-            c / c.sum(), pair.all_of("kfac", input_factor(W)), pair.all_of("kfac", output_factor(W)), strict=True
+            c / c.sum(), pair.all_of("kfac", f"input.{W}"), pair.all_of("kfac", f"output.{W}"), strict=True
         )
     ]
     δ = damping * np.diag(sum(blocks)).mean()

@@ -29,7 +29,7 @@ from stages.storage.saved_progress import Progress
 from stages.storage.statistic import StatisticKind
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint
-from stages.tasks import likelihood_module, module_of, task_kind, task_likelihood
+from stages.tasks import module_of, task_kind, task_likelihood
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.loading import Model
 from stages.tasks.prediction import batches
@@ -161,7 +161,7 @@ def _circumstances(processes: PartialState, kind: str, statistics: Iterable[Stat
     return {
         "processes": processes.num_processes,
         "device": processes.device.type,
-        "code": code_sha256("estimation.passes", module_of(kind), likelihood_module(kind), *own),
+        "code": code_sha256("estimation.passes", module_of(kind, "kind"), module_of(kind, "likelihood"), *own),
     }
 
 

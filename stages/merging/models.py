@@ -85,9 +85,9 @@ class Models:
         first = self.statistics[kind][0]
         return first.kind.keys(name)[0] in first.tensors.specs
 
-    def factors(self, kind: str, key: str) -> list[Tensor]:
-        """Every model's factor `key`, in the type it is stored in."""
-        return [statistic.tensors.read(key) for statistic in self.statistics[kind]]
+    def factors(self, kind: str, part: str, name: str) -> list[Tensor]:
+        """Every model's `part` of the statistic `kind` of the weight `name`, in the type it is stored in."""
+        return [each.tensors.read(each.kind.key(part, name)) for each in self.statistics[kind]]
 
     def matrices(self, kind: str, name: str) -> list[Tensor]:
         """The models' weights `name`, as [out, in]."""

@@ -38,7 +38,7 @@ from stages.storage.cards import COEFFICIENTS, METRICS, ORIGIN, PER_EXAMPLE, PRE
 from stages.storage.digests import CONTENTS
 from stages.storage.statistic import StatisticKind
 from stages.storage.statistics import FACTORS, STATISTICS
-from stages.tasks import likelihood_module, module_of, settings_module
+from stages.tasks import module_of
 
 PLAN_FILE = Path("models/dvc.yaml")
 FISHER_CODE = STATISTICS["diagonal"].code
@@ -127,7 +127,7 @@ def _stage(name: str, command: str, inputs: Iterable[str], code: Iterable[str], 
 
 def _kinds(tasks: Iterable[str], params: Params) -> list[str]:
     """The modules of the tasks' kinds."""
-    return sorted({module_of(params.tasks[task].kind) for task in tasks})
+    return sorted({module_of(params.tasks[task].kind, "kind") for task in tasks})
 
 
 def _statistics(merge: Merge) -> list[str]:
@@ -157,7 +157,7 @@ def _factors_stage(kind: StatisticKind, model: str, params: Params) -> dict[str,
 def _estimated_kind(model: str, params: Params) -> list[str]:
     """The modules of the kind of the model's task, with its likelihood."""
     kind = params.tasks[params.models[model].task].kind
-    return [module_of(kind), likelihood_module(kind)]
+    return [module_of(kind, "kind"), module_of(kind, "likelihood")]
 
 
 def _estimation_inputs(model: str, params: Params) -> list[str]:
@@ -191,7 +191,7 @@ def _ensemble_stage(name: str, ensemble: Ensemble, params: Params) -> dict[str, 
     predictions = [
         str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, PER_EXAMPLE)
     ]
-    return _result_stage(name, predictions, [settings_module(kind) for kind in kinds])
+    return _result_stage(name, predictions, [module_of(kind, "settings") for kind in kinds])
 
 
 def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, Any]:

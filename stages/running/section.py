@@ -1,5 +1,6 @@
-"""What every part of params.yaml is made of."""
+"""What every part of params.yaml is made of, and how the sections that folders declare are found."""
 
+from importlib import import_module
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -15,6 +16,21 @@ class Section(BaseModel):
 
 
 T = TypeVar("T")
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def declared(module: str, base: type[SectionT], key: str, name: str) -> type[SectionT]:
+    """The section that a module declares: its one class derived from `base` whose `key` is `name` by default.
+
+    Raises:
+        ImportError: there is none, or more than one.
+    """
+    found = vars(import_module(module)).values()
+    classes = [each for each in found if isinstance(each, type) and issubclass(each, base)]
+    own = [each for each in classes if each.model_fields[key].default == name]
+    if len(own) != 1:
+        raise ImportError(f"{module}: must have one class of {base.__name__} with the {key} {name!r}")
+    return own[0]
 
 
 def by_name(entries: dict[str, T]) -> dict[str, T]:

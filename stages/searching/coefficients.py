@@ -159,7 +159,7 @@ def _identity(merge: Merge, metric: Metric, ingredients: Ingredients, tasks: Seq
             task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, "validation.parquet")]
             for task in tasks
         },
-        "code": code_sha256("searching.coefficients", *sorted({module_of(task.kind) for task in tasks})),
+        "code": code_sha256("searching.coefficients", *sorted({module_of(task.kind, "kind") for task in tasks})),
         "libraries": library_versions("cmaes", "numpy", "optuna", "torch", "transformers"),
     }
 

@@ -46,9 +46,15 @@ class StatisticKind:
         references = [f"{LIBRARY}storage.statistics.{self.name}", *self.parts.values()]
         return sorted({reference.partition(":")[0].removeprefix(LIBRARY) for reference in references})
 
+    def key(self, part: str, weight: str) -> str:
+        """What its file calls a part of a Linear weight. Raises `KeyError` if it has no such part."""
+        if part not in self.parts:
+            raise KeyError(f"the statistic {self.name} has no part {part!r}; its parts: {', '.join(self.parts)}")
+        return f"{part}.{weight}"
+
     def keys(self, parameter: str) -> list[str]:
         """What its file calls the tensors of a parameter; a Linear weight has one for each part."""
-        return [f"{part}.{parameter}" for part in self.parts] or [parameter]
+        return [self.key(part, parameter) for part in self.parts] or [parameter]
 
     def parameter(self, key: str) -> str:
         """The parameter that the tensor `key` of its file is of."""

@@ -5,18 +5,25 @@ their likelihood.
 stages ask of a kind's models, and nothing else. The rest is what several kinds share.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from stages.curvature.likelihoods import Likelihood
     from stages.tasks.kind import Kind
+
+Part = Literal["settings", "reading", "kind", "likelihood"]  # of a kind: the files of its folder
+
+
+def module_of(kind: str, part: Part) -> str:
+    """The name of a module of a task kind, below `stages`."""
+    return f"tasks.kinds.{kind.replace('-', '_')}.{part}"
 
 
 def task_kind(kind: str) -> "Kind[Any]":
     """The kind of that name, imported only when asked for (it brings transformers with it)."""
     from importlib import import_module
 
-    found: Kind[Any] = import_module(f"stages.{module_of(kind)}").KIND
+    found: Kind[Any] = import_module(f"stages.{module_of(kind, 'kind')}").KIND
     return found
 
 
@@ -24,20 +31,5 @@ def task_likelihood(kind: str) -> "Likelihood":
     """The likelihood of a task kind's outputs, apart from its models: what it says decides no training."""
     from importlib import import_module
 
-    found: Likelihood = import_module(f"stages.{likelihood_module(kind)}").LIKELIHOOD
+    found: Likelihood = import_module(f"stages.{module_of(kind, 'likelihood')}").LIKELIHOOD
     return found
-
-
-def module_of(kind: str) -> str:
-    """The name of a task kind's module, below `stages`."""
-    return f"tasks.kinds.{kind.replace('-', '_')}.kind"
-
-
-def likelihood_module(kind: str) -> str:
-    """The name of the module of a task kind's likelihood, below `stages`."""
-    return f"tasks.kinds.{kind.replace('-', '_')}.likelihood"
-
-
-def settings_module(kind: str) -> str:
-    """The name of the module of a task kind's settings, with its metrics, below `stages`."""
-    return f"tasks.kinds.{kind.replace('-', '_')}.settings"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stages.running.errors import InputError
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
 from stages.tasks.prediction import Collator, rows
@@ -117,5 +118,9 @@ class Kind(ABC, Generic[ProcessorT]):
         """Raise `InputError` if a finished checkpoint's outputs have other names than the task's."""
 
     def targets(self, frame: pd.DataFrame) -> np.ndarray:
-        """What the model should predict of a table's examples, [examples, …], where its kind is evaluated."""
-        raise NotImplementedError
+        """What the model should predict of a table's examples, [examples, …].
+
+        Raises:
+            InputError: the kind has no metrics, so nothing is scored.
+        """
+        raise InputError(f"tasks of the kind {self.settings.model_fields['kind'].default} are not evaluated")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pandas as pd
 
+from stages.tasks import module_of
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split, Task
 from stages.tasks.text_columns import TextColumns
@@ -64,7 +65,7 @@ class Reader(ABC, Generic[TaskT]):
 
 def reader(kind: str) -> Reader[Any]:
     """The reader of a task kind, for tasks of that kind."""
-    found: Reader[Any] = import_module(f"stages.tasks.kinds.{kind.replace('-', '_')}.reading").READER
+    found: Reader[Any] = import_module(f"stages.{module_of(kind, 'reading')}").READER
     return found
 
 

@@ -169,7 +169,7 @@ def _circumstances(device: torch.device, kind: str) -> dict[str, Any]:
     return {
         "libraries": library_versions("torch", "transformers", "accelerate"),
         "device": device.type,
-        "code": code_sha256("training.finetuning", module_of(kind)),
+        "code": code_sha256("training.finetuning", module_of(kind, "kind")),
     }
 
 

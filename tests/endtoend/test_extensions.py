@@ -224,7 +224,7 @@ def rule(options: Weighted, models: Models) -> Rule:
         if not models.has_factor("input_moments", name):
             yield from averaged(name)
             return
-        moments = models.factors("input_moments", f"moment.{name}")
+        moments = models.factors("input_moments", "moment", name)
         weights = [λ * moment.to(models.dtype) for λ, moment in zip(models.coefficients, moments, strict=True)]
         values = models.matrices("input_moments", name)
         total = sum(value * weight for value, weight in zip(values, weights, strict=True))

@@ -29,7 +29,7 @@ from stages.merging.options import MethodOptions
 from stages.merging.streaming import CHUNK_VALUES
 from stages.running.errors import InputError
 from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
-from stages.storage.statistics import TRANSPOSED, input_factor, output_factor, write_statistic
+from stages.storage.statistics import TRANSPOSED, write_statistic
 from stages.storage.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
 from tests.merging.zoo import Zoo, poisoned, without
@@ -364,9 +364,9 @@ def test_factors_of_transposed_weights(tmp_path: Path) -> None:
             outputs = gram(torch.randn(20, 4, generator=generator))
             files = TensorFiles(directory)
             card = {TRANSPOSED: ["body.weight"]} if stored == "transposed" else {}
-            factors = {input_factor("body.weight"): inputs, output_factor("body.weight"): outputs}
+            factors = {"input.body.weight": inputs, "output.body.weight": outputs}
             write_statistic(directory, "kfac", factors, files, card)
-            write_statistic(directory, "gram", {input_factor("body.weight"): inputs}, files, card)
+            write_statistic(directory, "gram", {"input.body.weight": inputs}, files, card)
             write_statistic(directory, "diagonal", {"body.weight": turn(fisher)}, files, {})
             checkpoints[name] = statistics[name] = directory
         for method in ("regmean", "kfac"):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from stages.merging import Dare, Fisher, Slerp, TaskArithmetic, merge_checkpoints
 from stages.running.errors import InputError
 from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
-from stages.storage.statistics import input_factor, output_factor, write_statistic
+from stages.storage.statistics import write_statistic
 from stages.storage.tensors import TensorFiles
 from tests.merging.models import gram
 from tests.merging.test_every_method import each_method
@@ -83,8 +83,8 @@ class Herd:
             (own,) = [k for k in spelling({key: value}) if k in spelled and spelled[k].is_floating_point()][:1]
             fisher[own] = torch.rand(value.shape, generator=generator)
             if value.dim() == 2 and "emb" not in key and "wte" not in key and "shared" not in key:
-                inputs[input_factor(own)] = gram(torch.randn(40, value.shape[1], generator=generator))
-                outputs[output_factor(own)] = gram(torch.randn(40, value.shape[0], generator=generator))
+                inputs[f"input.{own}"] = gram(torch.randn(40, value.shape[1], generator=generator))
+                outputs[f"output.{own}"] = gram(torch.randn(40, value.shape[0], generator=generator))
         files = TensorFiles(self.root / name)
         write_statistic(directory, "diagonal", fisher, files, {})
         write_statistic(directory, "kfac", inputs | outputs, files, {})

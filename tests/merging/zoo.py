@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from stages.merging import merge_checkpoints
 from stages.storage.cards import FORMAT_VERSION, write_json
-from stages.storage.statistics import input_factor, output_factor, write_statistic
+from stages.storage.statistics import write_statistic
 from stages.storage.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram
 from tests.tiny import save_base, tiny_bert, tiny_masked_lm, tiny_tokenizer
@@ -106,8 +106,8 @@ class Zoo:
             if len(spec.shape) == 2 and "embeddings" not in tensor:
                 rows, columns = spec.shape
                 known = float(tensor != self.uninformed)
-                inputs[input_factor(tensor)] = known * gram(torch.randn(50, columns, generator=generator))
-                outputs[output_factor(tensor)] = known * gram(torch.randn(50, rows, generator=generator))
+                inputs[f"input.{tensor}"] = known * gram(torch.randn(50, columns, generator=generator))
+                outputs[f"output.{tensor}"] = known * gram(torch.randn(50, rows, generator=generator))
         write_statistic(directory, "kfac", inputs | outputs, checkpoint, {})
         write_statistic(directory, "gram", inputs, checkpoint, {})
         return directory

@@ -293,3 +293,8 @@ def test_what_is_not_loaded(tmp_path: Path, checkpoint: Path) -> None:
         KIND.load_processor(broken)
     with pytest.raises(InputError, match=r"lacks the tensor bert\.pooler\.dense\.bias"):
         text_classification.KIND.load_model(checkpoint, ["bad", "good"], head={"classifier.bias": torch.zeros(2)})
+
+
+def test_nothing_is_scored() -> None:
+    with pytest.raises(InputError, match="tasks of the kind masked-lm are not evaluated"):
+        KIND.targets(pd.DataFrame({"text": ["a"]}))

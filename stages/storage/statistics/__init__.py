@@ -39,16 +39,6 @@ STATISTICS = {module.name: _declared(module.name) for module in iter_modules(__p
 FACTORS = {name: kind for name, kind in STATISTICS.items() if not kind.is_of_parameters}  # those of Linear weights
 
 
-def input_factor(name: str) -> str:
-    """What the file calls A of the weight `name`."""
-    return f"input.{name}"
-
-
-def output_factor(name: str) -> str:
-    """What the file calls G of the weight `name`."""
-    return f"output.{name}"
-
-
 def card_seal(card: Mapping[str, Any]) -> str:
     """SHA-256 of all that a card says beside the seal itself.
 

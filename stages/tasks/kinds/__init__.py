@@ -3,30 +3,20 @@
 A new folder is a new kind, and nothing else has to be told of it. Settings are read without torch or pandas.
 """
 
-from importlib import import_module
 from pkgutil import iter_modules
 
 from stages.running.errors import InputError
+from stages.running.section import declared
+from stages.tasks import module_of
 from stages.tasks.metrics import Metric
 from stages.tasks.task import Task
 
 DEFAULT = "text-classification"  # of a task that does not say its kind
 
 
-def _declared(folder: str) -> type[Task]:
-    """The settings of the kind in the folder of that name: the class whose `kind` is that name."""
-    kind = folder.replace("_", "-")
-    found = vars(import_module(f"{__name__}.{folder}.settings")).values()
-    classes = [each for each in found if isinstance(each, type) and issubclass(each, Task)]
-    own = [each for each in classes if each.model_fields["kind"].default == kind]
-    if len(own) != 1:
-        raise ImportError(f"{__name__}.{folder}.settings: must have one class of Task with the kind {kind!r}")
-    return own[0]
-
-
 KINDS = {
-    settings.model_fields["kind"].default: settings
-    for settings in (_declared(folder.name) for folder in iter_modules(__path__))
+    name: declared(f"stages.{module_of(name, 'settings')}", Task, "kind", name)
+    for name in (folder.name.replace("_", "-") for folder in iter_modules(__path__))
 }
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from stages.merging.methods.fisher import rule as fisher
 from stages.merging.methods.kfac.options import Kfac
 from stages.merging.models import Models, Rule
-from stages.storage.statistics import input_factor, output_factor
 
 
 def kfac_average(
@@ -97,8 +96,8 @@ def rule(options: Kfac, models: Models) -> Rule:
         start = torch.cat([piece.clone() for piece in weighted(name)])
         merged = kfac_average(
             models.matrices("kfac", name),
-            models.factors("kfac", input_factor(name)),
-            models.factors("kfac", output_factor(name)),
+            models.factors("kfac", "input", name),
+            models.factors("kfac", "output", name),
             coefficients,
             models.as_matrix("kfac", name, start),
             options.damping,

@@ -10,7 +10,6 @@ from stages.merging.methods.isotropic.options import Isotropic
 from stages.merging.methods.isotropic.rule import isotropic_average
 from stages.merging.methods.regmean.options import Regmean
 from stages.merging.models import Models, Rule
-from stages.storage.statistics import input_factor
 
 
 def regmean(values: Sequence[Tensor], grams: Sequence[Tensor], coefficients: Sequence[float], alpha: float) -> Tensor:
@@ -74,7 +73,7 @@ def rule(options: Regmean, models: Models) -> Rule:
         if not models.has_factor("gram", name):
             yield from averaged(name)
             return
-        grams = models.factors("gram", input_factor(name))
+        grams = models.factors("gram", "input", name)
         merged = regmean(models.matrices("gram", name), grams, models.coefficients, options.alpha)
         yield models.as_stored("gram", name, merged)
 
