@@ -6,7 +6,7 @@ from stages.reporting.metric_words import words
 from stages.reporting.significance import Comparison, Group, mean_score
 from stages.reporting.wording import escaped, listing, number_of, p_value
 from stages.results.scores import Result
-from stages.results.shown import is_shown_as_zero, shown_difference, with_unit
+from stages.results.shown import NOTHING, is_shown_as_zero, shown_difference, with_unit
 from stages.tasks.metrics import Metric
 
 
@@ -64,9 +64,11 @@ def main_finding(group: Group) -> str:
         opening = f"Of the {len(merges)} merges compared, **{escaped(best.name)}** {words(metric).is_best} {where}"
     else:
         opening = f"The merge **{escaped(best.name)}** was measured {where}"
+    value = mean_score(best, tasks)
+    level = [merge for merge in merges[1:] if abs(mean_score(merge, tasks) - value) < NOTHING]
     averages = [merge for merge in merges[2:] if merge.origin.get("method") == "isotropic"]
     rivals = [
-        ("The runner-up", merges[1:2]),
+        ("Level with it" if level else "The runner-up", merges[1:2]),
         ("Plain averaging", averages[:1]),
         ("The best baseline", baselines[:1]),
         ("The best single model", models[:1]),
@@ -78,7 +80,7 @@ def main_finding(group: Group) -> str:
         for rival in found
     ]
     paragraphs = [
-        f"{opening}: {with_unit(metric, mean_score(best, tasks))}.",
+        f"{opening}: {with_unit(metric, value)}{f', exactly level with {_names(level)}' if level else ''}.",
         "\n".join(lines),
         _specialists(metric, models, merges, tasks),
         "Which merge is best was read off these same test examples, which flatters it a little; the p-values are of "

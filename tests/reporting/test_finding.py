@@ -46,6 +46,15 @@ def test_the_main_finding() -> None:
     assert "flatters it" in text
 
 
+def test_merges_that_are_exactly_level_are_said_to_be() -> None:
+    others = [each for each in RESULTS if each.name != "kfac"]
+    (group,) = comparable_groups([*others, result("ties", "merge", "ties", books=352, films=360)])
+    text = main_finding(group)
+    assert "is the most accurate on the mean over the 2 tasks: 89.0 %, exactly level with ties." in text
+    assert "- Level with it, ties, has 89.0 %: no difference (95 % interval" in text
+    assert "runner-up" not in text
+
+
 def test_a_single_merge_has_not_been_chosen() -> None:
     text = found("films", "fisher")
     assert text.startswith("The merge **fisher** was measured on the mean over the 2 tasks: 89.0 %.")
