@@ -49,8 +49,9 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     place = ".".join(map(str, location)) or "(top level)"
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        allowed = listed(_allowed_keys(problem["loc"]), str(location[-1]))
-        return place, f": {_of_other_kinds(problem['loc'])}unknown key; allowed: {allowed}"
+        if others := _of_other_kinds(problem["loc"]):
+            return place, f": {others}; remove it"
+        return place, f": unknown key; allowed: {listed(_allowed_keys(problem['loc']), str(location[-1]))}"
     if kind == "missing":
         return place, ": missing"
     if kind == "union_tag_invalid" and location[0] == "tasks":
@@ -76,7 +77,7 @@ def _of_other_kinds(location: tuple[int | str, ...]) -> str:
     match location:
         case ("tasks", _, str(kind), str(key)):
             others = [name for name, settings in KINDS.items() if key in settings.model_fields]
-            return f"is for tasks of the kind {' or '.join(others)}, and this one is {kind}: " if others else ""
+            return f"is for tasks of the kind {' or '.join(others)}, and this one is {kind}" if others else ""
     return ""
 
 

@@ -228,7 +228,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (lambda c: c["tasks"]["reviews"].pop("labels"), r"tasks\.reviews\.labels: missing"),
         (
             lambda c: c["tasks"]["reviews"].update(kind="masked-lm"),
-            r"tasks\.reviews\.labels: is for tasks of .*, and this one is masked-lm: unknown key; allowed: columns",
+            r"tasks\.reviews\.labels: is for tasks of .*, and this one is masked-lm; remove it",
         ),
         (lambda c: c["tasks"]["reviews"].update(file=[]), r"tasks\.reviews\.file"),
         (lambda c: c["tasks"]["reviews"].update(file=["a.csv", "../b.csv"]), "must stay inside the source"),
