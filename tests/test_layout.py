@@ -70,3 +70,26 @@ def test_no_function_is_long() -> None:
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
                 assert node.end_lineno - node.lineno < LINES, f"{file}: {node.name}"
+
+
+def placing(file: Path) -> Iterator[str]:
+    """What a file does that moves a model or a batch, or chooses in what type it is computed."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in ("autocast", "cuda", "empty_cache"):
+            yield f"line {node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to":
+            said = ast.unparse(node)
+            if "dtype" not in said and "float" not in said:  # a tensor's type for arithmetic or a file
+                yield f"line {node.lineno}: {said}"
+        if isinstance(node, ast.keyword) and node.arg in ("device", "device_map"):
+            own = ast.unparse(node.value).endswith(".device")  # of another tensor, beside which this one belongs
+            yield from () if own else [f"line {node.value.lineno}: {ast.unparse(node)}"]
+
+
+def test_one_module_places_models_and_batches() -> None:
+    found = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if file.relative_to(PACKAGE).parts[0] not in ("curvature", "merging") and any(placing(file))
+    }
+    assert found == {"running/placement.py", "recipe.py"}  # which names the hardware

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from stages.curvature import BackwardVectors, CurvatureStatistics, Estimation
@@ -21,8 +20,8 @@ from stages.curvature.precision import float32_products
 from stages.estimation.accumulators import accumulators
 from stages.params import FisherSettings
 from stages.pipeline.code import code_sha256
-from stages.running.device import compute_device, reproducible
 from stages.running.errors import InputError
+from stages.running.placement import Placement, started_processes
 from stages.storage.cards import library_versions
 from stages.storage.naming import as_stored, places
 from stages.storage.saved_progress import Progress
@@ -33,6 +32,9 @@ from stages.tasks import module_of, task_kind, task_likelihood
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.loading import Model
 from stages.tasks.prediction import batches
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 NO_MEMORY = "one example does not fit into memory; make the task's examples smaller, or use another device"
 
@@ -89,7 +91,8 @@ def estimated_statistics(
     assert settings.estimator != "adam"
     wanted = [STATISTICS[name] for name in statistics]
     examples = _Examples(checkpoint, task, settings)
-    processes = PartialState(cpu=compute_device().type == "cpu")
+    processes = started_processes()
+    placement = Placement(processes.device, settings.precision)
     verify_checkpoint(checkpoint)
     identity = {
         **examples.card,
@@ -102,13 +105,14 @@ def estimated_statistics(
     progress = Progress(out, f"process-{processes.process_index}", identity)
     name = " and ".join(statistic.title for statistic in wanted)
     vectors = BackwardVectors(task_likelihood(task.kind), settings.estimator, settings.samples, settings.seed)
-    model, batch = examples.model, partial(examples.batch, device=processes.device)
+    model, batch = examples.model, partial(examples.batch, placement=placement)
     diagonal = DIAGONAL if any(statistic.is_of_parameters for statistic in wanted) else ()
     factors = [each for statistic in wanted for each in accumulators(statistic).values()]
-    with Estimation(model.to(processes.device), vectors, None, diagonal, factors) as estimation:
+    with Estimation(placement.model(model), vectors, None, diagonal, factors) as estimation:
         try:
-            with float32_products(), reproducible(processes.device):
-                Share(estimation, batch, len(examples.order), settings, progress, processes, name).add()
+            with float32_products(), placement.same_bits():
+                starts = range(0, len(examples.order), settings.batch_size)
+                Share(estimation, batch, starts, progress, processes, placement, name).add()
         except CurvatureError as error:
             raise InputError(f"{checkpoint}: {error}") from None
         if processes.num_processes > 1:
@@ -149,13 +153,13 @@ class _Examples:
         self._collate = kind.collator(processor, self.model)
         self.order = kind.largest_first(self.encoded)
 
-    def batch(self, start: int, stop: int, device: torch.device) -> Batch:
+    def batch(self, start: int, stop: int, placement: Placement) -> Batch:
         """The batch of the examples start … stop − 1 of the order."""
         rows = self.order[start:stop]
-        return next(batches(self._collate, self.encoded, rows, len(rows), device))
+        return next(batches(self._collate, self.encoded, rows, len(rows), placement))
 
 
-def _circumstances(processes: PartialState, kind: str, statistics: Iterable[StatisticKind]) -> dict[str, Any]:
+def _circumstances(processes: "PartialState", kind: str, statistics: Iterable[StatisticKind]) -> dict[str, Any]:
     """What sums depend on beside their inputs."""
     own = sorted({module for statistic in statistics for module in statistic.code})
     return {
@@ -190,10 +194,10 @@ class Share:
     Args:
         estimation: what to add to; its sums are empty.
         batch: makes the batch of the examples start … stop − 1.
-        examples: their number, in all shares.
-        settings: batch size and precision.
+        starts: of the batches of all shares: the examples from 0 to their number, by the size of a batch.
         progress: where sums are saved.
         processes: who takes which share.
+        placement: where the passes are, and in what type.
         name: of what is estimated, for the progress bar.
     """
 
@@ -201,24 +205,23 @@ class Share:
         self,
         estimation: Estimation,
         batch: Callable[[int, int], Batch],
-        examples: int,
-        settings: FisherSettings,
+        starts: range,
         progress: Progress,
-        processes: PartialState,
+        processes: "PartialState",
+        placement: Placement,
         name: str,
     ) -> None:
         self._estimation = estimation
         self._batch = batch
-        self._examples = examples
+        self._examples = starts.stop
         self._progress = progress
         self._processes = processes
         self._name = name
-        self._autocast = torch.autocast(processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
-        size = settings.batch_size
-        starts = range(processes.process_index * size, examples, processes.num_processes * size)
-        self._batches = [(start, min(start + size, examples)) for start in starts]
+        self._placement = placement
+        own = starts[processes.process_index :: processes.num_processes]
+        self._batches = [(start, min(start + starts.step, starts.stop)) for start in own]
         self._done = 0  # batches
-        self._rows = size  # examples that are added at once
+        self._rows = starts.step  # examples that are added at once
 
     def add(self) -> None:
         """Add all of it.
@@ -253,7 +256,7 @@ class Share:
         """Add the examples start … stop − 1. Returns whether memory sufficed; if not, some may be in the sums."""
         try:
             for first in range(start, stop, self._rows):
-                with self._autocast:
+                with self._placement.passes():
                     self._estimation.add(self._batch(first, min(first + self._rows, stop)), first=first)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -271,7 +274,7 @@ class Share:
             raise InputError(NO_MEMORY)
         self._rows //= 2
         gc.collect()
-        torch.cuda.empty_cache()
+        self._placement.release()
         if not whole:
             self._take_up()
         tqdm.write(f"out of memory: going on with batches of {self._rows}", file=sys.stderr)

@@ -63,6 +63,7 @@ def forward_flops(checkpoint: Path, directory: Path) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from stages.running.placement import Placement
     from stages.tasks import task_kind
     from stages.tasks.data import TaskData, draw_examples
     from stages.tasks.prediction import examples_for
@@ -71,7 +72,7 @@ def forward_flops(checkpoint: Path, directory: Path) -> float:
     kind = task_kind(task.kind)
     model = kind.load_model(checkpoint, task.labels).eval()
     frame = draw_examples(task.read("train"), SAMPLE, 0)
-    batches = examples_for(kind, checkpoint, model, frame, task, torch.device("cpu")).batches()
+    batches = examples_for(kind, checkpoint, model, frame, task, Placement()).batches()
     # The kernels that CPUs have for attention are not among those that the counter knows; plain products are.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for batch in batches:

@@ -28,20 +28,20 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict
     Raises:
         InputError: it has the labels of none of the tasks, or cannot be loaded.
     """
-    from stages.running.device import compute_device
+    from stages.running.placement import Placement
     from stages.tasks import prediction
 
     parts = []
     cut = {}
-    device = compute_device()
+    placement = Placement.of_this_machine()
     verify_checkpoint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
         frame = task.read("test")
-        examples = prediction.examples_for(kind, checkpoint, model, frame, task, device)
+        examples = prediction.examples_for(kind, checkpoint, model, frame, task, placement)
         if examples.cut is not None:
             cut[task.name] = examples.cut
-        logits = prediction.predict(model.to(device), examples)
+        logits = prediction.predict(model, examples)
         if not np.isfinite(logits).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
         parts.append(pd.DataFrame({"task": task.name, "label": kind.targets(frame), "logits": list(logits)}))

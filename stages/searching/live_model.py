@@ -10,8 +10,8 @@ import torch
 
 from stages.merging.ingredients import Ingredients, Merging
 from stages.merging.streaming import on_all_cores
-from stages.running.device import compute_device
 from stages.running.errors import InputError
+from stages.running.placement import Placement
 from stages.storage.naming import as_loaded, places
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
@@ -29,7 +29,7 @@ class LiveModel:
         self, ingredients: Ingredients, heads: str, experts: Mapping[TaskData, str | None], metric: Metric
     ) -> None:
         self._metric = metric
-        self._device = compute_device()
+        self._placement = Placement.of_this_machine()
         self._merging = self._evaluating = 0.0  # seconds
         self._tasks: list[tuple[Any, Examples, np.ndarray]] = []  # model, examples, targets
         target = ingredients.target
@@ -55,8 +55,8 @@ class LiveModel:
             else:
                 model = body
             frame = task.read("validation")
-            examples = examples_for(kind, target.directory, model, frame, task, self._device)
-            self._tasks.append((model.to(self._device), examples, kind.targets(frame)))
+            examples = examples_for(kind, target.directory, model, frame, task, self._placement)
+            self._tasks.append((self._placement.model(model), examples, kind.targets(frame)))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
         self._body, self._own_heads = body, heads == "each"
@@ -69,7 +69,7 @@ class LiveModel:
         """Take the weights of a merge."""
         began = time.perf_counter()
         merging.prepare()
-        parts = {name: torch.empty(merging.specs[name].shape, device=self._device) for name in self._parts}
+        parts = {name: self._placement.empty(merging.specs[name].shape) for name in self._parts}
         filled = self._parameters | parts
         names = sorted(filled, key=lambda name: -merging.specs[name].elements)
 
@@ -120,10 +120,9 @@ def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
         InputError: it scores zero or less, so nothing can be measured by it.
     """
     kind = task_kind(task.kind)
-    device = compute_device()
-    model = kind.load_model(checkpoint, task.labels).to(device)
+    model = kind.load_model(checkpoint, task.labels)
     frame = task.read("validation")
-    examples = examples_for(kind, checkpoint, model, frame, task, device)
+    examples = examples_for(kind, checkpoint, model, frame, task, Placement.of_this_machine())
     score = metric.value(predict(model, examples), kind.targets(frame))
     if score <= 0:
         raise InputError(

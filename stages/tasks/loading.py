@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from stages.running.errors import InputError
+from stages.running.placement import WEIGHTS
 from stages.storage.cards import read_json, refuse_pointer
 
 Model = Any
@@ -44,7 +45,7 @@ def load_classifier(
         poolerless=new_head,
     )
     if new_head and _own_labels(checkpoint) not in (None, list(labels)):
-        fresh = architecture.from_config(model.config, dtype=torch.float32, trust_remote_code=False).state_dict()
+        fresh = architecture.from_config(model.config, dtype=WEIGHTS, trust_remote_code=False).state_dict()
         body = f"{model.base_model_prefix}."
         head = {name: tensor for name, tensor in fresh.items() if not name.startswith(body)}
     if head is not None:
@@ -90,7 +91,7 @@ def load_pretrained(
         model, loading = architecture.from_pretrained(
             checkpoint,
             **config,
-            dtype=torch.float32,
+            dtype=WEIGHTS,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -133,7 +134,7 @@ def new_pretrained(architecture: Architecture, what: str, checkpoint: Path, conf
         own = transformers.AutoConfig.from_pretrained(
             checkpoint, **config, trust_remote_code=False, local_files_only=True
         )
-        return architecture.from_config(own, dtype=torch.float32, trust_remote_code=False)
+        return architecture.from_config(own, dtype=WEIGHTS, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of a broken config
         raise _not_loadable(checkpoint, what, error) from None
 

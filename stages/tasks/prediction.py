@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stages.running.placement import Placement
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
 
@@ -29,29 +30,28 @@ class Examples:
         encoded: by model input, one entry an example, in the table's order.
         order: the examples' positions, largest first.
         collate: makes a batch of a list of examples.
-        device: where the batches go.
+        placement: where the batches go.
         cut: how many tokens of the task's texts the model reads, if they may have more.
     """
 
     encoded: Mapping[str, list[Any]]
     order: Sequence[int]
     collate: Collator
-    device: torch.device
+    placement: Placement
     cut: int | None = None
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of all examples, in `order`."""
-        return batches(self.collate, self.encoded, self.order, PREDICTION_BATCH, self.device)
+        return batches(self.collate, self.encoded, self.order, PREDICTION_BATCH, self.placement)
 
 
 def batches(
-    collate: Collator, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, device: torch.device
+    collate: Collator, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, placement: Placement
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of the encoded examples in the given order, each collated by itself."""
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = collate([{key: values[row] for key, values in encoded.items()} for row in rows])
-        yield {key: tensor.to(device) for key, tensor in batch.items()}
+        yield placement.batch(collate([{key: values[row] for key, values in encoded.items()} for row in rows]))
 
 
 def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def examples_for(
-    kind: "Kind[Any]", checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, device: torch.device
+    kind: "Kind[Any]", checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, placement: Placement
 ) -> Examples:
     """A table's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
 
@@ -73,7 +73,7 @@ def examples_for(
         model: what they are for.
         frame: rows of the task.
         task: whose they are.
-        device: where the batches go.
+        placement: where the batches go.
 
     Raises:
         InputError: the processor cannot be loaded, or the model cannot take the examples.
@@ -85,12 +85,12 @@ def examples_for(
         said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
         print(said, file=sys.stderr)
     encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
-    return Examples(encoded, kind.largest_first(encoded), kind.collator(processor, model), device, cut)
+    return Examples(encoded, kind.largest_first(encoded), kind.collator(processor, model), placement, cut)
 
 
 def predict(model: Model, examples: Examples) -> np.ndarray:
-    """The logits [examples, K] in float32, in the table's order. The model must be on the examples' device."""
-    model.eval()
+    """The logits [examples, K] in float32, in the table's order. The model is moved to where the examples go."""
+    examples.placement.model(model).eval()
     with torch.inference_mode():
         rows = [
             model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits.float().cpu()

@@ -14,8 +14,8 @@ from dvclive.utils import standardize_metric_name
 
 from stages.params import FinetuneSettings
 from stages.pipeline.code import code_sha256
-from stages.running.device import compute_device, one_gpu, reproducible
 from stages.running.errors import InputError
+from stages.running.placement import compute_device, on_the_cpu, one_gpu, reproducible
 from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, library_versions, write_json
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.configuration import copy_configuration
@@ -49,7 +49,7 @@ def train(
 
     Raises:
         InputError: the base is damaged or cannot be loaded, training diverged, or see
-            `stages.running.device.reproducible`.
+            `stages.running.placement.reproducible`.
     """
     verify_checkpoint(base)
     transformers.set_seed(settings.seed)  # before the head is made
@@ -114,7 +114,7 @@ def _write_checkpoint(
     copy_configuration(base, out)
     for name in SUPERSEDED:
         (out / name).unlink(missing_ok=True)
-    model.to("cpu").save_pretrained(out)
+    on_the_cpu(model).save_pretrained(out)
     if moments is not None:
         write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
@@ -226,7 +226,7 @@ def second_moments(
     moments = {}
     for name, parameter in model.named_parameters():
         if (state := optimizer.state.get(parameter)) is None:
-            moments[name] = torch.zeros_like(parameter, dtype=torch.float32, device="cpu")
+            moments[name] = torch.zeros(parameter.shape)
             continue
         taken = float(state["step"])
         scale = batch_size / (1 - decay**taken) * (taken / steps)

@@ -38,7 +38,7 @@ def test_what_is_not_followed_is_there(module: str) -> None:
 def test_what_a_stage_depends_on() -> None:
     text = "tasks.kinds.text_classification.kind"
     fisher, finetune, merge = code_of("fisher", text), code_of("finetune", text), code_of("merge")
-    assert {"stages/fisher.py", "stages/estimation/passes.py", "stages/curvature", "stages/running/device.py"} < set(
+    assert {"stages/fisher.py", "stages/estimation/passes.py", "stages/curvature", "stages/running/placement.py"} < set(
         fisher
     )
     assert {"stages/tasks/data.py", "stages/tasks/prediction.py", "stages/storage/tensors.py"} < set(fisher)
@@ -77,7 +77,7 @@ def test_a_state_is_of_the_code_that_saved_it(tmp_path: Path) -> None:
         "curvature/rules.py",
         "tasks/data.py",
         "tasks/kinds/masked_lm/settings.py",
-        "running/device.py",
+        "running/placement.py",
         "estimation/passes.py",
     ):
         (project.root / "stages" / file).open("a").write("\n# other\n")

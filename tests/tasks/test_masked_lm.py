@@ -21,6 +21,7 @@ from stages.curvature.vectors import Estimator
 from stages.estimation.diagonal import estimate
 from stages.params import FisherSettings
 from stages.running.errors import InputError
+from stages.running.placement import Placement
 from stages.storage.cards import read_json
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.masked_lm.kind import KIND, Masking, select_positions
@@ -32,7 +33,6 @@ from tests.curvature.test_architectures import texts as sentences
 from tests.test_finetune import make_texts
 from tests.tiny import SPECIAL, WORDS, save_base, tiny_masked_lm, tiny_tokenizer
 
-CPU = torch.device("cpu")
 VOCABULARY = len(SPECIAL) + len(WORDS)
 
 
@@ -133,7 +133,11 @@ def made_batches(texts: TaskData, rows: int, batch_size: int) -> list[dict[str, 
     encoded = KIND.encode(tiny_tokenizer(), texts.read("train")[:rows], texts, tiny_masked_lm(), seed=0)
     return list(
         batches(
-            KIND.collator(tiny_tokenizer(), tiny_masked_lm()), encoded, KIND.largest_first(encoded), batch_size, CPU
+            KIND.collator(tiny_tokenizer(), tiny_masked_lm()),
+            encoded,
+            KIND.largest_first(encoded),
+            batch_size,
+            Placement(),
         )
     )
 

@@ -1,20 +1,89 @@
-"""Where a stage computes: a matter of the machine, never of params.yaml, so that nobody's hardware re-runs a stage."""
+"""Where and in what type a stage computes: the only place that moves a model or a batch, or chooses a type for it.
+
+The device is a matter of the machine, never of params.yaml, so that nobody's hardware re-runs a stage.
+"""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
 from stages.running.errors import InputError
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from transformers import TrainingArguments
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+Precision = Literal["float32", "bfloat16"]
 
 VARIABLE = "FISHER_DEVICE"
 REPRODUCIBLE = "FISHER_REPRODUCIBLE"
 NOT_REPRODUCIBLE = "does not have a deterministic implementation"  # how torch says it
+WEIGHTS = torch.float32  # what a model's weights are in memory, whatever their file holds
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, and the type in which passes are computed there.
+
+    Attributes:
+        device: where models and batches go.
+        precision: of the products in a pass; weights and sums are float32 in either.
+    """
+
+    device: torch.device = CPU
+    precision: Precision = "float32"
+
+    @classmethod
+    def of_this_machine(cls) -> "Placement":
+        """Where the environment says, in float32. Raises `InputError` as `compute_device` does."""
+        return cls(compute_device())
+
+    def model(self, model: ModelT) -> ModelT:
+        """The model, moved there; it is the same object."""
+        return model.to(self.device)
+
+    def batch(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch there, by model input."""
+        return {key: tensor.to(self.device) for key, tensor in batch.items()}
+
+    def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Memory there for weights of that shape."""
+        return torch.empty(shape, dtype=WEIGHTS, device=self.device)
+
+    def passes(self) -> AbstractContextManager[object]:
+        """Inside this context, forward and backward passes are computed in `precision`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def same_bits(self) -> AbstractContextManager[None]:
+        """Inside this context, the same inputs give the same bits; see `reproducible`."""
+        return reproducible(self.device)
+
+    def release(self) -> None:
+        """Give back to the device what torch has kept of freed memory there."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def started_processes() -> "PartialState":
+    """The processes that a launcher has started for this stage, each with a device of its own; one without a launcher.
+
+    Raises:
+        InputError: as `compute_device` does.
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=compute_device().type == "cpu")
+
+
+def on_the_cpu(model: ModelT) -> ModelT:
+    """The model, moved back to be written; it is the same object."""
+    return Placement().model(model)
 
 
 def compute_device() -> torch.device:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages.running.device import compute_device, reproducible
 from stages.running.errors import InputError
+from stages.running.placement import compute_device, reproducible
 
 GPU = torch.device("cuda")  # no tensor is put there
 
