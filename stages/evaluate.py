@@ -12,16 +12,8 @@ from stages.pipeline.stage_settings import stage_params
 from stages.results.evaluation import contributions, ensemble, metrics, predict
 from stages.running.command import run_stage
 from stages.running.errors import InputError
-from stages.storage.cards import (
-    CHECKPOINT_CARD,
-    FORMAT_VERSION,
-    METRICS,
-    ORIGIN,
-    PER_EXAMPLE,
-    PREDICTIONS,
-    read_json,
-    write_json,
-)
+from stages.storage.cards import FORMAT_VERSION, METRICS, ORIGIN, PER_EXAMPLE, PREDICTIONS, write_json
+from stages.storage.checkpoint_files import own_card
 from stages.storage.digests import write_contents
 from stages.storage.outputs import atomic_directory
 from stages.tasks.data import TaskData
@@ -55,7 +47,7 @@ def evaluate(name: str) -> None:
         predictions, cut = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
         kinds = {task.name: task.kind for task in tasks}
-        card = read_json(checkpoint / CHECKPOINT_CARD)
+        card = own_card(checkpoint)
         origin = card["origin"] if merged else {"task": card["task"], **card["origin"]}
         origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
     with atomic_directory(EVAL / name) as partial:

@@ -6,9 +6,9 @@ from stages.pipeline.needs import base_place
 from stages.pipeline.places import FINETUNED, TASKS, TRAINING
 from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import run_stage
+from stages.storage.checkpoint_files import WEIGHTS
 from stages.storage.digests import write_contents
 from stages.storage.outputs import PARTIAL_PREFIX, atomic_directory
-from stages.storage.tensors import WEIGHTS
 from stages.tasks.data import TaskData
 from stages.training.finetuning import bring_in, train
 

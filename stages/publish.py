@@ -17,7 +17,8 @@ from stages.params import Params, load_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS
 from stages.results.model_card import MARK, Publication, model_card, taking
 from stages.running.errors import InputError, said
-from stages.storage.cards import CHECKPOINT_CARD, METRICS, ORIGIN, read_json
+from stages.storage.cards import METRICS, ORIGIN, read_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD, own_card
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
@@ -59,7 +60,7 @@ def open_publication(name: str, params: Params) -> Publication:
     """
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
-    origin = read_json(FINETUNED / name / CHECKPOINT_CARD)["origin"]
+    origin = own_card(FINETUNED / name)["origin"]
     checkpoint, fisher = verified_fisher(name, FINETUNED / name, FISHERS / name)
     kind = params.tasks[params.models[name].task].kind
     return Publication(

@@ -17,7 +17,8 @@ from stages.merging import Kfac, Regmean, merge_checkpoints
 from stages.params import FisherSettings
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
-from stages.storage.checkpoint import Checkpoint, open_statistic
+from stages.storage.checkpoint import Checkpoint
+from stages.storage.statistic_files import open_statistic
 from stages.storage.statistics import TRANSPOSED
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.pipeline.code import PACKAGE
+from stages.storage import checkpoint_files
 
 # Each imports only what stands before it; the stages and commands at the top import them all.
 LAYERS = (
@@ -93,3 +94,16 @@ def test_one_module_places_models_and_batches() -> None:
         if file.relative_to(PACKAGE).parts[0] not in ("curvature", "merging") and any(placing(file))
     }
     assert found == {"running/placement.py", "recipe.py"}  # which names the hardware
+
+
+def named_files(file: Path) -> set[str]:
+    """The names of a checkpoint's files that a module spells out, apart from sentences."""
+    known = {checkpoint_files.CHECKPOINT_CARD, checkpoint_files.CONFIG, checkpoint_files.ADAPTER_CONFIG}
+    known |= {checkpoint_files.WEIGHTS, checkpoint_files.HEADS + "/", f"{checkpoint_files.STEM}.safetensors"}
+    nodes = ast.walk(ast.parse(file.read_text()))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in known}
+
+
+def test_one_module_knows_what_a_checkpoints_files_are_called() -> None:
+    found = {file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py") if named_files(file)}
+    assert found == {"storage/checkpoint_files.py"}

@@ -31,8 +31,9 @@ from stages.publish import main, open_publication, publish
 from stages.results.model_card import ESTIMATORS, model_card
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint_files import WEIGHTS
 from stages.storage.digests import write_contents
-from stages.storage.tensors import WEIGHTS, TensorFiles, TensorWriter
+from stages.storage.tensors import TensorFiles, TensorWriter
 from stages.tasks.kinds import metrics_of
 from tests.cards import reseal, rewrite_card
 from tests.metrics import CrossEntropy, kind_with

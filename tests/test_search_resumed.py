@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from stages.estimation.diagonal import estimate
 from stages.params import FisherSettings
 from stages.searching.live_model import LiveModel
-from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.digests import tree_sha256
 from stages.storage.saved_progress import Progress
 from stages.storage.tensors import TensorFiles, fingerprint

@@ -11,12 +11,13 @@ from stages.estimation.passes import estimate_card, estimated_statistics
 from stages.estimation.verification import verified_fisher
 from stages.params import FisherSettings
 from stages.running.errors import InputError
+from stages.storage.checkpoint_files import ADAM
 from stages.storage.digests import CONTENTS
 from stages.storage.outputs import atomic_directory, copy_files
 from stages.storage.source import Source
 from stages.storage.sources import fetch_source
 from stages.storage.statistics import write_statistic
-from stages.storage.tensors import ADAM, TensorFiles
+from stages.storage.tensors import TensorFiles
 from stages.tasks.data import TaskData
 
 

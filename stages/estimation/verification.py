@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from stages.running.errors import InputError
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
-    from stages.storage.checkpoint import Checkpoint, StatisticFiles
+    from stages.storage.checkpoint import Checkpoint
+    from stages.storage.statistic_files import StatisticFiles
 
 
 def verified_fisher(name: str, checkpoint: Path, fisher: Path) -> tuple["Checkpoint", "StatisticFiles"]:

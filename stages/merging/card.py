@@ -5,33 +5,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stages.merging.ingredients import Heads, Merging
-from stages.storage.cards import FORMAT_VERSION
+from stages.storage.checkpoint_files import checkpoint_card
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import fingerprint
 
 STATISTIC_FACTS = ("estimator", "likelihood", "examples", "seed", "examples_fingerprint")
 
 
-def checkpoint_card(merging: Merging, heads: Heads, found: str) -> dict[str, Any]:
+def merged_card(merging: Merging, heads: Heads, found: str) -> dict[str, Any]:
     """The card of a merged checkpoint whose fingerprint is `found`."""
     it = merging.ingredients
-    return {
-        "format_version": FORMAT_VERSION,
-        "fingerprint": found,
-        "base_model_prefix": it.target.card.get("base_model_prefix"),
-        "labels": it.target.labels,
-        "task": it.target.card.get("task"),
-        "origin": {
-            "method": it.options.method,
-            "options": it.options.model_dump(exclude={"method"}),
-            "precision": merging.precision,
-            "target": it.target_name,
-            "heads": heads if heads == "each" else ("target" if it.kept_heads else "merge"),
-            **({"kept": sorted(it.kept_body)} if it.kept_body else {}),
-            "coefficients": dict(merging.coefficients),
-            "models": {name: _model(merging, name) for name in it.checkpoints},
-        },
+    origin = {
+        "method": it.options.method,
+        "options": it.options.model_dump(exclude={"method"}),
+        "precision": merging.precision,
+        "target": it.target_name,
+        "heads": heads if heads == "each" else ("target" if it.kept_heads else "merge"),
+        **({"kept": sorted(it.kept_body)} if it.kept_body else {}),
+        "coefficients": dict(merging.coefficients),
+        "models": {name: _model(merging, name) for name in it.checkpoints},
     }
+    of = it.target.card
+    return checkpoint_card(found, of.get("base_model_prefix"), it.target.labels, of.get("task"), origin)
 
 
 def _model(merging: Merging, name: str) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
     """The model card (README.md, as Hugging Face has them) of a merged checkpoint.
 
     Args:
-        card: its `checkpoint_card`.
+        card: its `merged_card`.
         trained: per model, how it was made: the `origin` of its own card.
     """
     origin = card["origin"]

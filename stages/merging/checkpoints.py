@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsFloat
 
-from stages.merging.card import checkpoint_card, model_card
+from stages.merging.card import merged_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
 from stages.merging.methods import METHODS
 from stages.merging.options import MethodOptions
@@ -12,11 +12,13 @@ from stages.merging.rules import method_options
 from stages.merging.sizes import bytes_of
 from stages.merging.streaming import on_all_cores
 from stages.running.errors import InputError
-from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint import write_heads
+from stages.storage.checkpoint_files import CHECKPOINT_CARD, MODEL_CARD, STEM, WEIGHTS
 from stages.storage.configuration import copy_configuration
 from stages.storage.digests import CONTENTS, write_contents
 from stages.storage.outputs import atomic_directory, refuse_foreign
-from stages.storage.tensors import WEIGHTS, TensorWriter, write_tensors
+from stages.storage.tensors import TensorWriter
 
 
 def merge_checkpoints(
@@ -71,13 +73,11 @@ def merge_checkpoints(
         found = _write_weights(merging, partial, bytes_of(max_shard_size), progress)
         ingredients.verify()
         if heads == "each":
-            (partial / "heads").mkdir()
-            for name, checkpoint in ingredients.checkpoints.items():
-                write_tensors(partial / "heads", name, checkpoint.head_tensors())
-        card = checkpoint_card(merging, heads, found)
+            write_heads(partial, ingredients.checkpoints)
+        card = merged_card(merging, heads, found)
         write_json(partial / CHECKPOINT_CARD, card)
         trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
-        (partial / "README.md").write_text(model_card(card, trained), encoding="utf-8")
+        (partial / MODEL_CARD).write_text(model_card(card, trained), encoding="utf-8")
         write_contents(partial, besides=WEIGHTS)
 
 
@@ -113,7 +113,7 @@ def _write_weights(
     merging.prepare()
     # The largest first, so that no core is left with a large one at the end.
     names = sorted(merging.specs, key=lambda name: (-merging.specs[name].elements, name))
-    with TensorWriter(directory, "model", merging.specs, max_shard_bytes) as writer:
+    with TensorWriter(directory, STEM, merging.specs, max_shard_bytes) as writer:
 
         def write(name: str) -> int:
             for piece in merging.merged(name):

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from stages.running.errors import InputError
 from stages.storage import naming
-from stages.storage.checkpoint import BaseWeights, Checkpoint, StatisticFiles
+from stages.storage.checkpoint import BaseWeights, Checkpoint
 from stages.storage.naming import Model
+from stages.storage.statistic_files import StatisticFiles
 from stages.storage.tensors import TensorFiles
 
 _PROBES = 16  # values of a tensor that are looked at to see whether it may be another's copy

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.running.errors import InputError
+from stages.storage.checkpoint_files import config_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -62,8 +63,8 @@ def refuse_other_function(first: Path, ours: Mapping[str, Any], other: Path, the
     if difference is not None:
         key, our_value, their_value = difference
         raise InputError(
-            f"{other / 'config.json'}: {key} is {_shown(their_value)}, but {_shown(our_value)} in "
-            f"{first / 'config.json'}; the same weights mean something else there, so these models cannot be merged"
+            f"{config_file(other)}: {key} is {_shown(their_value)}, but {_shown(our_value)} in "
+            f"{config_file(first)}; the same weights mean something else there, so these models cannot be merged"
         )
 
 

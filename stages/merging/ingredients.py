@@ -23,7 +23,8 @@ from stages.merging.options import MethodOptions
 from stages.merging.rules import method_rule
 from stages.merging.streaming import chunks, places
 from stages.running.errors import InputError
-from stages.storage.checkpoint import BaseWeights, Checkpoint, StatisticFiles, bad_value, open_statistic
+from stages.storage.checkpoint import BaseWeights, Checkpoint
+from stages.storage.statistic_files import StatisticFiles, bad_value, open_statistic
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, TensorSpec
 

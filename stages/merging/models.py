@@ -9,7 +9,8 @@ from torch import Tensor
 
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.merging.streaming import chunks
-from stages.storage.checkpoint import BaseWeights, StatisticFiles
+from stages.storage.checkpoint import BaseWeights
+from stages.storage.statistic_files import StatisticFiles
 from stages.storage.tensors import TensorFiles
 
 NumberT = TypeVar("NumberT")

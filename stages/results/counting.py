@@ -14,7 +14,8 @@ from stages.pipeline.graph import planned_stages, stages_before
 from stages.pipeline.needs import evaluated_models, evaluated_tasks, search_tasks
 from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
 from stages.results.costs import Cost, ResultCost
-from stages.storage.cards import CHECKPOINT_CARD, METRICS, read_json
+from stages.storage.cards import METRICS, read_json
+from stages.storage.checkpoint_files import own_card
 from stages.storage.statistics import STATISTICS
 
 SAMPLE = 64  # examples that a forward pass is counted on
@@ -122,7 +123,7 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
         return merge.search.points * sum(forward[task] * _examples(root, task, "validation") for task in tasks)
     task = params.models[name].task
     once = counted.forward[name, task]
-    origin = read_json(root / FINETUNED / name / CHECKPOINT_CARD)["origin"]
+    origin = own_card(root / FINETUNED / name)["origin"]
     if kind == "finetune":
         epochs = params.finetune_settings(name).epochs
         return 0.0 if params.models[name].finetune is False else 3 * once * origin["examples"] * epochs

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from stages.running.errors import DamagedError, InputError
-from stages.storage.cards import CHECKPOINT_CARD, PER_EXAMPLE, PREDICTIONS, read_json
+from stages.storage.cards import PER_EXAMPLE, PREDICTIONS, read_json
+from stages.storage.checkpoint import read_head
+from stages.storage.checkpoint_files import own_card
 from stages.storage.digests import verify_contents
-from stages.storage.tensors import TensorFiles, verify_checkpoint
+from stages.storage.tensors import verify_checkpoint
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import metrics_of
@@ -50,14 +52,13 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
     """Each task with a metric that the checkpoint can do, with its model: one for all, or one per kept head."""
-    card = read_json(checkpoint / CHECKPOINT_CARD)
+    card = own_card(checkpoint)
     if card["origin"].get("heads") == "each":
         head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
         for task in tasks:
             if metrics_of(task.kind) and task.name in head_of:
-                head = TensorFiles(checkpoint / "heads", head_of[task.name])
-                tensors = {name: head.read(name) for name in head.specs}
-                yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=tensors)
+                head = read_head(checkpoint, head_of[task.name])
+                yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=head)
         return
     kinds = {task.kind for task in tasks if task.name == card["task"]}
     alike = [task for task in tasks if list(task.labels) == card["labels"] and task.kind in kinds]

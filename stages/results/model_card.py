@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.results.shown import capital, shown, unit_sign, with_unit
-from stages.storage.cards import CHECKPOINT_CARD
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.source import Source
 from stages.tasks.kinds import metrics_of
 from stages.tasks.metrics import Metric
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
-    from stages.storage.checkpoint import Checkpoint, StatisticFiles
+    from stages.storage.checkpoint import Checkpoint
+    from stages.storage.statistic_files import StatisticFiles
 
 
 MARK = "<!-- written by stages.publish, which replaces a directory that has this line -->"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.storage.checkpoint import open_statistic
+from stages.storage.statistic_files import open_statistic
 from stages.storage.tensors import TensorFiles, check_fingerprint
 
 CHUNK = 1 << 20  # values in memory at a time, of all models together

@@ -8,7 +8,6 @@ from typing import Any
 from stages.running.errors import DamagedError, InputError
 
 FORMAT_VERSION = 1  # of the cards beside the tensors
-CHECKPOINT_CARD = "checkpoint.json"  # beside model.safetensors: what the checkpoint is and how it was made
 # Of an evaluation: outputs; what they are worth; what each example contributes to that; how the model was made.
 PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN = "predictions.parquet", "metrics.json", "per_example.json", "origin.json"
 COEFFICIENTS, SWEEP = "coefficients.json", "sweep.csv"  # of a search: the best λ, and all points

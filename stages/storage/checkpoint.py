@@ -1,17 +1,26 @@
-"""What goes into a merge: checkpoints, statistics and the base, checked against each other."""
+"""Checkpoints: their weights, configuration, card and heads, and the base of several."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.running.errors import DamagedError, InputError
-from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, read_card, read_json
+from stages.running.errors import InputError
+from stages.storage.checkpoint_files import (
+    CHECKPOINT_CARD,
+    HEADS,
+    config_file,
+    read_checkpoint_card,
+    read_config,
+)
 from stages.storage.digests import verify_contents
-from stages.storage.statistic import StatisticKind
-from stages.storage.statistics import SEAL, STATISTICS, TRANSPOSED, card_seal
-from stages.storage.tensors import DEQUANTISE, TensorFiles, TensorSpec, check_fingerprint, fingerprint
+from stages.storage.tensors import (
+    DEQUANTISE,
+    TensorFiles,
+    TensorSpec,
+    check_fingerprint,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,17 +46,12 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         if not directory.is_dir():
             raise InputError(f"{directory}: no such checkpoint directory")
-        if (directory / "adapter_config.json").is_file():
-            raise InputError(
-                f"{directory}: is a PEFT adapter, not a model; merge it into its base model (`merge_and_unload()`) and "
-                "save that with `save_pretrained`"
-            )
         self.directory = directory
         verify_contents(directory)
-        self.config = read_json(directory / "config.json")
+        self.config = read_config(directory)
         self.tensors = TensorFiles(directory)
         refuse_quantised(self.config, self.tensors)
-        self.card = _checkpoint_card(directory)
+        self.card = read_checkpoint_card(directory)
         self.copies: Mapping[str, str] = {}
         self._model_names: Mapping[str, str] = {}
 
@@ -73,7 +77,7 @@ class Checkpoint:
             labels = [str(names[key]) for key in sorted(names, key=int)]
             "".join(labels).encode()
         except ValueError:
-            raise InputError(f"{self.directory / 'config.json'}: id2label is no mapping of numbers to texts") from None
+            raise InputError(f"{config_file(self.directory)}: id2label is no mapping of numbers to texts") from None
         return labels
 
     @property
@@ -86,7 +90,7 @@ class Checkpoint:
         architecture = self.architecture or "(none)"
         model_class = getattr(transformers, architecture, None)
         if model_class is None or not hasattr(model_class, "base_model_prefix"):
-            raise InputError(f"{self.directory / 'config.json'}: unknown architecture {architecture!r}")
+            raise InputError(f"{config_file(self.directory)}: unknown architecture {architecture!r}")
         return str(model_class.base_model_prefix)
 
     @property
@@ -120,10 +124,9 @@ class BaseWeights:
     def __init__(self, directory: Path, prefix: str) -> None:
         self.directory = directory
         self.tensors = TensorFiles(directory)
-        file = directory / "config.json"
-        self.config = read_json(file) if file.is_file() else {}
+        self.config = read_config(directory) if config_file(directory).is_file() else {}
         refuse_quantised(self.config, self.tensors)
-        self._card = _checkpoint_card(directory)
+        self._card = read_checkpoint_card(directory)
         self._prefix = f"{prefix}."
         self._other_heads: set[str] = set()
 
@@ -166,46 +169,17 @@ class BaseWeights:
         verify_contents(self.tensors.directory)
 
 
-@dataclass(frozen=True)
-class StatisticFiles:
-    """A statistic's tensors and card, in a directory of its own; see `stages.storage.statistics`."""
+def write_heads(directory: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Write the heads of checkpoints into a merge's directory, a file each, by the checkpoint's name."""
+    (directory / HEADS).mkdir()
+    for name, checkpoint in checkpoints.items():
+        write_tensors(directory / HEADS, name, checkpoint.head_tensors())
 
-    kind: StatisticKind
-    tensors: TensorFiles
-    card: Mapping[str, Any]
-    card_file: Path
 
-    def norm(self, name: str) -> float | None:
-        """‖F‖₂ of the tensor `name` by a sealed card; None where there is none, or it does not say it."""
-        summary = self.card.get("tensors", {}).get(self.tensors.stored_name(name), {}) if SEAL in self.card else {}
-        return summary.get("norm")
-
-    def is_transposed(self, name: str) -> bool:
-        """Whether the weight `name` is stored as [in, out]."""
-        stored = {self.kind.keys(weight)[0] for weight in self.card.get(TRANSPOSED, [])}
-        return self.tensors.stored_name(self.kind.keys(name)[0]) in stored
-
-    def check_cards(self, checkpoint: Checkpoint) -> None:
-        """Refuse a statistic of another checkpoint, as far as the cards say; it costs nothing."""
-        if "fingerprint" in checkpoint.card:
-            self._check_checkpoint(str(checkpoint.card["fingerprint"]), checkpoint)
-
-    def verify(self, checkpoint: Checkpoint | None) -> None:
-        """Check contents by fingerprints; quick for what has been read whole already.
-
-        Raises:
-            InputError: the tensors are not those of the card, or the card's checkpoint is not this one.
-        """
-        if checkpoint is not None:
-            self._check_checkpoint(fingerprint(checkpoint.tensors), checkpoint)
-        check_fingerprint(self.tensors, {"fingerprint": None, **self.card}, self.card_file.name)
-
-    def _check_checkpoint(self, found: str, checkpoint: Checkpoint) -> None:
-        if self.card.get("checkpoint") != found:
-            raise InputError(
-                f"{self.card_file}: belongs to the checkpoint {str(self.card.get('checkpoint'))[:12]}…, but "
-                f"{checkpoint.directory} is {found[:12]}…; estimate the {self.tensors.stem} of this checkpoint"
-            )
+def read_head(directory: Path, name: str) -> dict[str, "torch.Tensor"]:
+    """The head of that name in a merge's directory, mapped."""
+    head = TensorFiles(directory / HEADS, name)
+    return {tensor: head.read(tensor) for tensor in head.specs}
 
 
 def refuse_quantised(config: Mapping[str, Any], tensors: TensorFiles) -> None:
@@ -217,7 +191,7 @@ def refuse_quantised(config: Mapping[str, Any], tensors: TensorFiles) -> None:
     if quantisation := config.get("quantization_config"):
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
         raise InputError(
-            f"{tensors.directory / 'config.json'}: quantization_config: the model is quantised "
+            f"{config_file(tensors.directory)}: quantization_config: the model is quantised "
             f"({method or 'by an unknown method'}); {DEQUANTISE}"
         )
     for name, spec in tensors.specs.items():
@@ -231,42 +205,3 @@ def refuse_quantised(config: Mapping[str, Any], tensors: TensorFiles) -> None:
 def _architecture(config: Mapping[str, Any]) -> str | None:
     architectures = config.get("architectures")
     return str(architectures[0]) if isinstance(architectures, list) and architectures else None
-
-
-def _checkpoint_card(directory: Path) -> dict[str, Any]:
-    """The card in a checkpoint's directory; empty where there is none."""
-    file = directory / CHECKPOINT_CARD
-    card = read_card(file) if file.is_file() else {}
-    if not isinstance(card.get("origin", {}), dict):
-        raise InputError(f"{file}: its origin is no object; make the checkpoint again")
-    return card
-
-
-def open_statistic(statistic: str, directories: Path | Sequence[Path]) -> StatisticFiles:
-    """The statistic of that name, in whichever of a model's directories it lies.
-
-    Raises:
-        InputError: it is in none of them, of another format, cut short, or its card has been changed.
-    """
-    kind = STATISTICS[statistic]
-    stem = kind.stem
-    places = [directories] if isinstance(directories, Path) else list(directories)
-    directory = next((place for place in places if (place / f"{stem}.json").is_file()), places[0])
-    card_file = directory / f"{stem}.json"
-    card = read_card(card_file)
-    if card.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{card_file}: has format_version {card.get('format_version')}, not {FORMAT_VERSION}; estimate it again"
-        )
-    if SEAL in card and card[SEAL] != card_seal(card):
-        raise DamagedError(f"{card_file}: is not as it was written", directory)
-    return StatisticFiles(kind, TensorFiles(directory, stem), card, card_file)
-
-
-def bad_value(values: "torch.Tensor") -> str:
-    """In words: the kind of value that should not be there."""
-    import torch
-
-    if torch.isnan(values).any():
-        return "a NaN"
-    return "an infinite" if torch.isinf(values).any() else "a negative"

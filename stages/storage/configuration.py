@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from stages.storage.cards import CHECKPOINT_CARD
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.statistics import STATISTICS
 
 # Names and endings, in lower case, of what no model that is made from a checkpoint takes over from its directory.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from stages.running.errors import DamagedError, InputError
-from stages.storage.cards import CHECKPOINT_CARD, read_json, refuse_pointer, write_json
+from stages.storage.cards import read_json, refuse_pointer, write_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD, STEM
 from stages.storage.digests import verify_contents
 from stages.storage.outputs import copy_files
 
@@ -77,7 +78,7 @@ class TensorFiles:
         InputError: on construction, a file is missing, cut short, not safetensors, or has an unknown element type.
     """
 
-    def __init__(self, directory: Path, stem: str = "model") -> None:
+    def __init__(self, directory: Path, stem: str = STEM) -> None:
         from safetensors import SafetensorError, safe_open
 
         self.directory = directory
@@ -328,7 +329,3 @@ def write_tensors(directory: Path, stem: str, tensors: Mapping[str, "torch.Tenso
         for name, tensor in tensors.items():
             writer.write(name, tensor.cpu())
         return writer.fingerprint()
-
-
-WEIGHTS = "model*.safetensors"  # their fingerprint is in the card
-ADAM = "adam"  # stem of the file with the optimizer's second moments, beside a checkpoint's weights

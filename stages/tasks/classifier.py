@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from stages.running.errors import InputError
+from stages.storage.checkpoint_files import config_file
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Kind, ProcessorT
 from stages.tasks.loading import Architecture, Model, load_classifier, new_classifier
@@ -51,6 +52,6 @@ class Classifier(Kind[ProcessorT]):
         nameless = labels is None or labels == [f"LABEL_{i}" for i in range(len(task.labels))]
         if not nameless and labels != list(task.labels):
             raise InputError(
-                f"{checkpoint.directory / 'config.json'}: the labels are {labels}, but the task {task.name} has "
+                f"{config_file(checkpoint.directory)}: the labels are {labels}, but the task {task.name} has "
                 f"{list(task.labels)}; name the task's labels like the checkpoint's, in its order"
             )

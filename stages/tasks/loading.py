@@ -9,7 +9,7 @@ import transformers
 
 from stages.running.errors import InputError
 from stages.running.placement import WEIGHTS
-from stages.storage.cards import read_json, refuse_pointer
+from stages.storage.checkpoint_files import config_file, has_weights, read_config
 
 Model = Any
 Architecture = Any  # one of transformers' AutoModelFor…
@@ -81,7 +81,7 @@ def load_pretrained(
         InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
     """
     _check_self_contained(checkpoint)
-    if not any(checkpoint.glob("*.safetensors")):
+    if not has_weights(checkpoint):
         raise InputError(
             f"{checkpoint}: cannot be loaded as {what}: it has no weights (.safetensors); a model that is to start "
             "from its config alone needs `finetune: {from_scratch: true}`"
@@ -156,7 +156,7 @@ def _silence() -> None:
 
 def _own_labels(checkpoint: Path) -> list[str] | None:
     """The label names of a checkpoint's head, in its outputs' order, if it has any that are not transformers' own."""
-    names = read_json(checkpoint / "config.json").get("id2label")
+    names = read_config(checkpoint).get("id2label")
     if not isinstance(names, dict) or all(str(name) == f"LABEL_{position}" for position, name in names.items()):
         return None
     return [str(names[position]) for position in sorted(names, key=int)]
@@ -168,14 +168,9 @@ def _not_loadable(checkpoint: Path, what: str, error: Exception) -> InputError:
 
 def _check_self_contained(checkpoint: Path) -> None:
     """Refuse a directory without a config, or with which transformers would load weights or code from elsewhere."""
-    if not (checkpoint / "config.json").is_file():
-        raise InputError(f"{checkpoint}: no checkpoint here (no config.json)")
-    refuse_pointer(checkpoint / "config.json")
-    if (checkpoint / "adapter_config.json").exists():
-        raise InputError(f"{checkpoint}: has an adapter_config.json; merge the adapter into its base model first")
-    for key, value in _implementations(read_json(checkpoint / "config.json")):
+    for key, value in _implementations(read_config(checkpoint)):
         if "/" in str(value):  # a repository of kernels, compiled code
-            raise InputError(f"{checkpoint / 'config.json'}: {key} = {value!r} is code from elsewhere; remove it")
+            raise InputError(f"{config_file(checkpoint)}: {key} = {value!r} is code from elsewhere; remove it")
 
 
 def _implementations(config: object) -> Iterator[tuple[str, object]]:

@@ -16,12 +16,13 @@ from stages.params import FinetuneSettings
 from stages.pipeline.code import code_sha256
 from stages.running.errors import InputError
 from stages.running.placement import compute_device, on_the_cpu, one_gpu, reproducible
-from stages.storage.cards import CHECKPOINT_CARD, FORMAT_VERSION, library_versions, write_json
+from stages.storage.cards import library_versions, write_json
 from stages.storage.checkpoint import Checkpoint
+from stages.storage.checkpoint_files import ADAM, CHECKPOINT_CARD, checkpoint_card
 from stages.storage.configuration import copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.naming import as_stored
-from stages.storage.tensors import ADAM, TensorFiles, fingerprint, verify_checkpoint, write_tensors
+from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
 from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.metrics import Metric
@@ -258,15 +259,6 @@ def _refuse_not_finite(tensors: TensorFiles, remedy: str) -> None:
             raise InputError(f"{tensors.file}: tensor {name} has NaN or infinite entries: {remedy}")
 
 
-def _write_card(out: Path, task: TaskData, base_model_prefix: str, origin: dict[str, Any]) -> None:
-    write_json(
-        out / CHECKPOINT_CARD,
-        {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": fingerprint(TensorFiles(out)),
-            "base_model_prefix": base_model_prefix,
-            "labels": list(task.labels),
-            "task": task.name,
-            "origin": origin,
-        },
-    )
+def _write_card(out: Path, task: TaskData, base_model_prefix: str, origin: Mapping[str, Any]) -> None:
+    card = checkpoint_card(fingerprint(TensorFiles(out)), base_model_prefix, task.labels, task.name, origin)
+    write_json(out / CHECKPOINT_CARD, card)

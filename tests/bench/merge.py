@@ -17,7 +17,8 @@ import torch
 
 from stages.merging import merge_checkpoints
 from stages.running.command import leave
-from stages.storage.cards import CHECKPOINT_CARD, write_json
+from stages.storage.cards import write_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.statistics import write_statistic
 from stages.storage.tensors import TensorFiles, write_tensors
 from tests.bench.timing import medians, table

@@ -28,7 +28,8 @@ from stages.merging.methods import METHODS
 from stages.merging.options import MethodOptions
 from stages.merging.streaming import CHUNK_VALUES
 from stages.running.errors import InputError
-from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.statistics import TRANSPOSED, write_statistic
 from stages.storage.tensors import TensorFiles, fingerprint
 from tests.merging.models import gram

@@ -246,6 +246,6 @@ def test_quantised_models_are_refused(zoo: Zoo, changes: dict[str, Any], tensors
 def test_adapters_are_refused_with_a_remedy(zoo: Zoo) -> None:
     (zoo.checkpoints["bob"] / "adapter_config.json").write_text("{}")
     with pytest.raises(
-        InputError, match=r"bob: is a PEFT adapter, not a model; merge it into its base .*merge_and_unload"
+        InputError, match=r"bob: is a PEFT adapter, not a model; merge the adapter into its base .*merge_and_unload"
     ):
         merge_checkpoints(zoo.checkpoints, zoo.root / "out", method="isotropic", coefficients=λ)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from stages.merging import Dare, Fisher, Slerp, TaskArithmetic, merge_checkpoints
 from stages.running.errors import InputError
-from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.statistics import write_statistic
 from stages.storage.tensors import TensorFiles
 from tests.merging.models import gram

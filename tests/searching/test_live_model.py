@@ -17,7 +17,8 @@ from stages.params import FisherSettings, parse_params
 from stages.pipeline.needs import base_directory, statistics_directories
 from stages.running.errors import InputError
 from stages.searching.live_model import LiveModel, expert_score
-from stages.storage.cards import CHECKPOINT_CARD, read_json, write_json
+from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import metric_named

@@ -17,8 +17,9 @@ from stages.params import FinetuneSettings, FisherSettings
 from stages.results.evaluation import predict
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
+from stages.storage.checkpoint_files import ADAM
 from stages.storage.digests import tree_sha256
-from stages.storage.tensors import ADAM, TensorFiles, fingerprint
+from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.image_classification.images import image_columns, images
 from stages.tasks.kinds.image_classification.kind import KIND

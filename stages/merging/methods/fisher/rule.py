@@ -10,7 +10,7 @@ from stages.merging.methods.fisher.options import FisherWeighted
 from stages.merging.models import Models, Rule
 from stages.merging.streaming import chunks, on_all_cores
 from stages.running.errors import DamagedError, InputError
-from stages.storage.checkpoint import StatisticFiles, bad_value
+from stages.storage.statistic_files import StatisticFiles, bad_value
 from stages.storage.statistics import SUMMARY_TOLERANCE
 
 _SMALL = 4096  # values: of tensors whose norms are compared with the card's in every merge

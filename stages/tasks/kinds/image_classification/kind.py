@@ -11,7 +11,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from stages.running.errors import InputError
-from stages.storage.cards import read_json
+from stages.storage.checkpoint_files import IMAGE_PROCESSOR, read_config
 from stages.tasks.classifier import Classifier
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
@@ -51,7 +51,7 @@ class ImageProcessor:
             listed = ", ".join(f"{height} × {width}" for height, width in sorted(sizes))
             wanted = "one size" if self.size is None else f"{self.size[0]} × {self.size[1]}"
             raise InputError(
-                f"{self.checkpoint / 'preprocessor_config.json'}: makes images of {listed} pixels, but the model needs "
+                f"{self.checkpoint / IMAGE_PROCESSOR}: makes images of {listed} pixels, but the model needs "
                 f"{wanted}; change its `size`, or the `image.size` of the task"
             )
 
@@ -81,7 +81,7 @@ class ImageClassificationKind(Classifier[ImageProcessor]):
             raise InputError(
                 f"{checkpoint}: its image processor cannot be loaded: {' '.join(str(error).split())[:400]}"
             ) from None
-        config = read_json(checkpoint / "config.json")
+        config = read_config(checkpoint)
         size = config.get("image_size")
         square = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else None
         return ImageProcessor(checkpoint, steps, config.get("num_channels", 3), square)
