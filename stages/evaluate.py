@@ -1,6 +1,6 @@
 """evaluate-NAME: a model's or merge's checkpoint on the test splits → results/eval/NAME/.
 
-Outputs are kept (`predictions.parquet`), so that an output ensemble needs no forward pass; what every example
+Outputs are kept (`predictions/TASK.parquet`), so that an output ensemble needs no forward pass; what every example
 contributes to a task's primary metric (`per_example.json`), so that two results can be compared example by example.
 """
 
@@ -12,7 +12,7 @@ from stages.pipeline.stage_settings import stage_params
 from stages.results.evaluation import contributions, ensemble, metrics, predict
 from stages.running.command import run_stage
 from stages.running.errors import InputError
-from stages.storage.cards import FORMAT_VERSION, METRICS, ORIGIN, PER_EXAMPLE, PREDICTIONS, write_json
+from stages.storage.cards import FORMAT_VERSION, METRICS, ORIGIN, PER_EXAMPLE, write_json
 from stages.storage.checkpoint_files import own_card
 from stages.storage.digests import write_contents
 from stages.storage.outputs import atomic_directory
@@ -25,7 +25,7 @@ def evaluate(name: str) -> None:
     merged = name in params.merges
     if not merged and name not in params.models.keys() | params.ensembles.keys():
         raise InputError(f"params.yaml: there is no model or merge {name!r}")
-    if name in params.models and not (task := params.tasks[params.models[name].task]).metrics:
+    if name in params.models and not (task := params.tasks[params.models[name].task]).own_metrics:
         raise InputError(
             f"params.yaml: models.{name}: its task is of the kind {task.kind}, which has no metric to evaluate it by; "
             "evaluate its merges"
@@ -33,26 +33,24 @@ def evaluate(name: str) -> None:
     if name in params.ensembles:
         of = params.ensembles[name]
         λ = {model: of.coefficients[model] / sum(of.coefficients.values()) for model in of.models}
-        predictions, fingerprints = ensemble({model: EVAL / model for model in of.models}, λ)
         kinds = ensemble_kinds(of, params)
-        if unknown := fingerprints.keys() - kinds.keys():
-            raise InputError(
-                f"{EVAL}: has evaluations on {', '.join(sorted(unknown))}, which params.yaml does not ask for; "
-                "run `dvc repro`"
-            )
+        predictions, fingerprints = ensemble({model: EVAL / model for model in of.models}, λ, kinds)
+        measured_by = {task: params.tasks[task].own_metrics for task in kinds}
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
     else:
         checkpoint = (MERGED if merged else FINETUNED) / name
         tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
         predictions, cut = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
-        kinds = {task.name: task.kind for task in tasks}
+        measured_by = {task.name: task.metrics for task in tasks}
         card = own_card(checkpoint)
         origin = card["origin"] if merged else {"task": card["task"], **card["origin"]}
         origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
+    primary = {task: measured_by[task][0] for task in predictions}
     with atomic_directory(EVAL / name) as partial:
-        predictions.to_parquet(partial / PREDICTIONS, index=False)
-        worth, each = metrics(predictions, kinds), contributions(predictions, kinds, fingerprints)
+        for done, own in predictions.items():
+            own.write(partial, done)
+        worth, each = metrics(predictions, measured_by), contributions(predictions, primary, fingerprints)
         write_json(partial / METRICS, {"format_version": FORMAT_VERSION, "tasks": worth})
         write_json(partial / PER_EXAMPLE, {"format_version": FORMAT_VERSION, "tasks": each})
         write_json(partial / ORIGIN, {"format_version": FORMAT_VERSION, "name": name, **origin})

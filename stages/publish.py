@@ -22,7 +22,7 @@ from stages.storage.checkpoint_files import CHECKPOINT_CARD, own_card
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
-from stages.tasks.kinds import metrics_of
+from stages.tasks.metrics import Metric
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from huggingface_hub import HfApi
@@ -62,23 +62,25 @@ def open_publication(name: str, params: Params) -> Publication:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     origin = own_card(FINETUNED / name)["origin"]
     checkpoint, fisher = verified_fisher(name, FINETUNED / name, FISHERS / name)
-    kind = params.tasks[params.models[name].task].kind
+    task = params.tasks[params.models[name].task]
     return Publication(
         name=name,
-        kind=kind,
+        task=task,
         checkpoint=checkpoint,
         fisher=fisher,
         base=params.sources.get(origin["base"]),
-        metrics=_metrics(EVAL / name, origin, kind),
+        metrics=_metrics(EVAL / name, origin, task.own_metrics),
     )
 
 
-def _metrics(directory: Path, origin: Mapping[str, Any], kind: str) -> Mapping[str, Mapping[str, float]]:
-    """The metrics of a model of this kind and origin, or none.
+def _metrics(
+    directory: Path, origin: Mapping[str, Any], measured_by: Sequence[Metric]
+) -> Mapping[str, Mapping[str, float]]:
+    """The metrics of a model of this origin, or none.
 
     Raises:
         InputError: they are of another training, which its settings and what it scored tell apart, or not of all that
-            the kind is measured by.
+            its task is measured by.
     """
     file = directory / METRICS
     if not file.is_file():
@@ -89,8 +91,8 @@ def _metrics(directory: Path, origin: Mapping[str, Any], kind: str) -> Mapping[s
         raise InputError(f"{file}: is of an earlier {directory.name}; {again}")
     tasks: dict[str, Mapping[str, float]] = read_json(file)["tasks"]
     for task, entry in tasks.items():
-        if lacking := [metric.name for metric in metrics_of(kind) if metric.name not in entry]:
-            raise InputError(f"{file}: tasks.{task}: lacks {lacking[0]}, which its kind has meanwhile; {again}")
+        if lacking := [metric.name for metric in measured_by if metric.name not in entry]:
+            raise InputError(f"{file}: tasks.{task}: lacks {lacking[0]}, which its task has meanwhile; {again}")
     return tasks
 
 

@@ -1,25 +1,32 @@
 """Predictions, metrics and the ensemble, against independent computations."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from stages.evaluate import evaluate
 from stages.merging import merge_checkpoints
 from stages.results.evaluation import contributions, ensemble, metrics, predict, shared_examples
+from stages.results.predictions import Predictions, read_predictions
 from stages.results.scores import Contributions
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
+from stages.tasks.averaging import Averaging, MeanOfSigmoid, MeanOfSoftmax, MeanOutput
+from stages.tasks.kinds import KINDS
+from stages.tasks.metrics import Accuracy, MacroF1
 from tests.project import tiny_params
 from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_tokenizer
 
 KIND = "text-classification"
+MEASURED_BY = (Accuracy(), MacroF1())
 
 
 def carded(directory: Path, labels: list[str], task: str, seed: int = 0) -> Path:
@@ -35,9 +42,9 @@ def test_logits_do_not_depend_on_padding_or_order(tmp_path: Path) -> None:
     task = make_task(tmp_path / "reviews", ["bad", "good"])
     checkpoint = carded(tmp_path / "model", ["bad", "good"], "reviews")
     predictions, _ = predict(checkpoint, [task, make_task(tmp_path / "other", ["x", "y"])])
-    assert predictions["task"].unique().tolist() == ["reviews"]  # the other task has other labels
+    assert list(predictions) == ["reviews"]  # the other task has other labels
     model, tokenizer = tiny_bert(("bad", "good")).eval(), tiny_tokenizer()
-    for text, logits in zip(task.read("test")["text"], predictions["logits"], strict=True):
+    for text, logits in zip(task.read("test")["text"], predictions["reviews"].outputs, strict=True):
         with torch.no_grad():
             alone = model(**tokenizer(text, return_tensors="pt")).logits[0]
         np.testing.assert_allclose(logits, alone.numpy(), rtol=1e-4, atol=1e-5)
@@ -52,7 +59,7 @@ def test_a_model_without_a_task_is_refused(tmp_path: Path) -> None:
 def test_texts_without_labels_are_no_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [make_texts(tmp_path / "texts"), make_task(tmp_path / "reviews", ["bad", "good"])]
     predictions, _ = predict(carded(tmp_path / "model", ["bad", "good"], "reviews"), tasks)
-    assert predictions["task"].unique().tolist() == ["reviews"]
+    assert list(predictions) == ["reviews"]
     with pytest.raises(InputError, match=r"its labels, \[\], are those of no task"):
         predict(carded(tmp_path / "adapted", [], "texts"), tasks)
     params = tiny_params(tmp_path / "inputs")
@@ -79,8 +86,7 @@ def test_longer_texts_of_another_models_task_are_cut_and_it_is_said(
     found, cut = predict(tmp_path / "model", [short, long])
     assert cut == {"long": 6}
     assert capsys.readouterr().err == "long: the model reads 6 tokens of its texts, which may have 64\n"
-    of_short, of_long = (np.stack(list(found.loc[found["task"] == task, "logits"])) for task in ("short", "long"))
-    np.testing.assert_array_equal(of_short, of_long)  # the same sentences
+    np.testing.assert_array_equal(found["short"].outputs, found["long"].outputs)  # the same sentences
     assert predict(tmp_path / "model", [short])[1] == {}
 
 
@@ -99,11 +105,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "it").mkdir()
-    (tmp_path / "it/predictions.parquet").write_bytes(b"PAR1")
+    (tmp_path / "it/predictions").mkdir(parents=True)
+    (tmp_path / "it/predictions/t.parquet").write_bytes(b"PAR1")
     write_json(tmp_path / "it/per_example.json", {"tasks": of_task("t", "t")})
-    with pytest.raises(InputError, match=r"predictions\.parquet: cannot be read .*; make or fetch .*it again"):
-        ensemble({"it": tmp_path / "it"}, {"it": 1.0})
+    with pytest.raises(InputError, match=r"predictions/t\.parquet: cannot be read .*; make or fetch .*it again"):
+        ensemble({"it": tmp_path / "it"}, {"it": 1.0}, {"t": KIND})
 
 
 def test_every_task_gets_its_own_head(tmp_path: Path) -> None:
@@ -119,9 +125,8 @@ def test_every_task_gets_its_own_head(tmp_path: Path) -> None:
     )
     predictions, _ = predict(tmp_path / "merged", tasks)
     alone, _ = predict(tmp_path / "model-two", tasks[:1])
-    two = predictions[predictions["task"] == "two"]
-    np.testing.assert_array_equal(np.stack(list(two["logits"])), np.stack(list(alone["logits"])))
-    assert len(predictions[predictions["task"] == "three"]["logits"].iloc[0]) == 3
+    np.testing.assert_array_equal(predictions["two"].outputs, alone["two"].outputs)
+    assert predictions["three"].outputs.shape[1] == 3
 
 
 def of_task(task: str, examples: str) -> dict[str, Contributions]:
@@ -131,8 +136,7 @@ def of_task(task: str, examples: str) -> dict[str, Contributions]:
 
 def worth(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
     """What predictions on one task are worth."""
-    predictions = pd.DataFrame({"task": "t", "label": labels, "logits": list(logits)})
-    return metrics(predictions, {"t": KIND})["t"]
+    return metrics({"t": Predictions(logits, labels)}, {"t": MEASURED_BY})["t"]
 
 
 def test_metrics_against_a_plain_computation() -> None:
@@ -162,33 +166,38 @@ def test_the_ensemble_is_the_weighted_mean_of_probabilities(tmp_path: Path) -> N
         (tmp_path / name).mkdir()
         logits = random.normal(size=(10, 2)).astype(np.float32) * 3
         tables[name] = logits
-        frame = pd.DataFrame({"task": ["t"] * 6 + ["u"] * 4, "label": [0, 1] * 5, "logits": list(logits)})
-        frame.to_parquet(tmp_path / name / "predictions.parquet")
+        Predictions(logits[:6], np.array([0, 1] * 3)).write(tmp_path / name, "t")
+        Predictions(logits[6:], np.array([0, 1] * 2)).write(tmp_path / name, "u")
     places = {name: tmp_path / name for name in tables}
     for place in places.values():
         tasks = of_task("t", "t") | of_task("u", "u")
         write_json(place / "per_example.json", {"tasks": tasks})
-    found, shared = ensemble(places, {"a": 0.75, "b": 0.25})
+    kinds = {"t": KIND, "u": KIND}
+    found, shared = ensemble(places, {"a": 0.75, "b": 0.25}, kinds)
     assert shared == {"t": "t", "u": "u"}
     p = {name: np.exp(z) / np.exp(z).sum(1, keepdims=True) for name, z in tables.items()}
-    np.testing.assert_allclose(np.exp(np.stack(list(found["logits"]))), 0.75 * p["a"] + 0.25 * p["b"], rtol=1e-5)
-    assert list(metrics(found, {"t": KIND, "u": KIND})) == ["t", "u"]
+    mean = np.exp(np.concatenate([found["t"].outputs, found["u"].outputs]))
+    np.testing.assert_allclose(mean, 0.75 * p["a"] + 0.25 * p["b"], rtol=1e-5)
+    assert list(metrics(found, dict.fromkeys(kinds, MEASURED_BY))) == ["t", "u"]
+    with pytest.raises(InputError, match=r"has evaluations on u, which params.yaml does not ask for; run `dvc repro`"):
+        ensemble(places, {"a": 0.75, "b": 0.25}, {"t": KIND})
 
     write_json(places["b"] / "per_example.json", {"tasks": of_task("t", "others")})
     with pytest.raises(InputError, match="other examples of t than a's"):
-        ensemble(places, {"a": 0.5, "b": 0.5})
+        ensemble(places, {"a": 0.5, "b": 0.5}, kinds)
     write_json(places["b"] / "per_example.json", {"tasks": of_task("v", "v")})
     with pytest.raises(InputError, match="no task in common"):
-        ensemble(places, {"a": 0.5, "b": 0.5})
+        ensemble(places, {"a": 0.5, "b": 0.5}, kinds)
 
 
 def test_which_examples_are_right() -> None:
-    logits = [[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.0, 9.0]]
-    predictions = pd.DataFrame(
-        {"task": ["t"] * 3 + ["u"], "label": [0, 0, 0, 2], "logits": list(map(np.array, logits))}
-    )
-    kinds = {"t": KIND, "u": KIND}
-    assert contributions(predictions, kinds, {"t": "one", "u": "two", "v": "three"}) == {
+    predictions = {
+        "t": Predictions(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.zeros(3, int)),
+        "u": Predictions(np.array([[0.0, 0.0, 9.0]]), np.array([2])),
+    }
+    assert contributions(
+        predictions, dict.fromkeys(predictions, Accuracy()), {"t": "one", "u": "two", "v": "three"}
+    ) == {
         "t": {"examples": "one", "metric": "accuracy", "values": [1, 0, 1]},
         "u": {"examples": "two", "metric": "accuracy", "values": [1]},
     }
@@ -207,3 +216,55 @@ def test_an_ensemble_is_of_results_on_the_same_examples(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="b: was made on other examples of t than a's; evaluate again"):
         shared_examples(places)
+
+
+def test_outputs_at_positions_are_kept_as_far_as_an_example_goes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    targets = np.array([[0, 1, -100], [2, 0, 1], [1, -100, -100]])
+    outputs = random.normal(size=(3, 3, 4)).astype(np.float32)
+    outputs[targets == -100] = 0
+    (tmp_path / "it").mkdir()
+    Predictions(outputs, targets, ["one"]).write(tmp_path / "it", "tags")
+    found = read_predictions(tmp_path / "it", "tags")
+    np.testing.assert_array_equal(found.outputs, outputs)
+    np.testing.assert_array_equal(found.targets, targets)
+    assert found.texts == ["one"]
+    rows = pd.read_parquet(tmp_path / "it/predictions/tags.parquet")
+    assert [len(row) for row in rows["logits"]] == [2, 3, 1]
+    for name, kept in (("a", targets), ("b", np.where(targets == 2, -100, targets))):  # b reads fewer tokens
+        (tmp_path / name).mkdir()
+        Predictions(outputs, kept).write(tmp_path / name, "tags")
+        write_json(tmp_path / name / "per_example.json", {"tasks": of_task("tags", "t")})
+    with pytest.raises(InputError, match="b: has other outputs on tags than a's, of other parts of the texts perhaps"):
+        ensemble({name: tmp_path / name for name in "ab"}, {"a": 0.5, "b": 0.5}, {"tags": KIND})
+
+
+@pytest.mark.parametrize(
+    ("averaging", "link"),
+    [
+        (MeanOfSoftmax(), lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)),
+        (MeanOfSigmoid(), lambda z: 1 / (1 + np.exp(-z))),
+        (MeanOutput(), lambda z: z),
+    ],
+)
+def test_averaging(averaging: Averaging, link: Callable[[np.ndarray], np.ndarray]) -> None:
+    random = np.random.default_rng(0)
+    outputs = [random.normal(size=(5, 2, 3)) * 3 for _ in range(3)]
+    weights = [0.5, 0.2, 0.3]
+    wanted = sum(λ * link(z) for λ, z in zip(weights, outputs, strict=True))
+    found = averaging.mean([z.astype(np.float32) for z in outputs], weights)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(link(found.astype(float)), wanted, rtol=1e-5, atol=1e-6)
+    extreme = np.array([[200.0, -200.0]], dtype=np.float32)
+    assert np.isfinite(averaging.mean([extreme, extreme], [0.5, 0.5])).all()
+
+
+def test_a_task_names_the_metric_that_counts(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "reviews", ["bad", "good"])
+    assert [metric.name for metric in task.metrics] == ["accuracy", "macro_f1"]
+    settings = {"source": "tables", "file": "a.csv", "labels": ["bad", "good"]}
+    chosen = KINDS[KIND].model_validate(settings | {"metric": "macro_f1"})
+    assert [metric.name for metric in chosen.own_metrics] == ["macro_f1", "accuracy"]
+    with pytest.raises(ValidationError, match="`metric`: 'f1' is none of this task's: accuracy, macro_f1"):
+        KINDS[KIND].model_validate(settings | {"metric": "f1"})
+    assert "metric" not in KINDS[KIND].model_validate(settings).model_dump()

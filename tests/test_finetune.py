@@ -22,6 +22,7 @@ from stages.storage.cards import read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
+from stages.tasks.kinds.text_classification.kind import KIND
 from stages.tasks.kinds.text_classification.settings import TextClassification
 from stages.tasks.tables import write_task
 from stages.training.finetuning import bring_in, second_moments, train, training_arguments
@@ -152,7 +153,7 @@ def test_one_gpu_whatever_the_process_sees(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("stages.training.finetuning.compute_device", lambda: torch.device("cuda"))
     plain = TrainingArguments(str(tmp_path / "plain"), per_device_train_batch_size=8, dataloader_pin_memory=False)
     assert plain.train_batch_size == 32
-    arguments = training_arguments(FinetuneSettings(batch_size=8), tmp_path / "progress", "random")
+    arguments = training_arguments(FinetuneSettings(batch_size=8), tmp_path / "progress", KIND)
     assert arguments.n_gpu == 1
     examples = [{"input_ids": [2, 3], "labels": 0}] * 40
     trainer = Trainer(tiny_bert(), arguments, train_dataset=examples, eval_dataset=examples)

@@ -34,7 +34,7 @@ from stages.storage.cards import read_json, write_json
 from stages.storage.checkpoint_files import WEIGHTS
 from stages.storage.digests import write_contents
 from stages.storage.tensors import TensorFiles, TensorWriter
-from stages.tasks.kinds import metrics_of
+from stages.tasks.kinds import KINDS
 from tests.cards import reseal, rewrite_card
 from tests.metrics import CrossEntropy, kind_with
 from tests.project import tiny_params
@@ -406,7 +406,7 @@ def test_the_card_has_the_metrics_of_the_models_kind(tmp_path: Path) -> None:
     write_json(FINETUNED / "books/checkpoint.json", card | {"origin": origin | {"validation_cross_entropy": 0.5}})
     write_contents(FINETUNED / "books", besides=WEIGHTS)
     shutil.rmtree(EVAL / "books")
-    with kind_with("text-classification", CrossEntropy(), *metrics_of("text-classification")):
+    with kind_with("text-classification", CrossEntropy(), *KINDS["text-classification"].metrics):
         found = open_publication("books", load_params())
         metrics = {"books": entry | {"accuracy": 0.75, "macro_f1": 0.5}}
         text = model_card(replace(found, metrics=metrics), {"path": "it", "sha256": "0"})

@@ -10,7 +10,7 @@ import pytest
 
 from stages.running.errors import InputError
 from stages.searching.sampling import Grid, Learning
-from stages.tasks.kinds import metrics_of
+from stages.tasks.kinds import KINDS
 from stages.tasks.metrics import Accuracy
 from tests.metrics import CrossEntropy, kind_with
 from tests.workshop import (
@@ -139,7 +139,7 @@ def test_a_metric_that_is_better_when_smaller_is_minimised(
             plain(self, score)
 
         monkeypatch.setattr(kind, "tell", tell)
-    with kind_with("text-classification", CrossEntropy(), *metrics_of("text-classification")):
+    with kind_with("text-classification", CrossEntropy(), *KINDS["text-classification"].metrics):
         params = params_of({"ann": 1, "bob": 1}, {"sampler": sampler, "points": 9})
         found, sweep = searched(params)
         _, relative = searched(

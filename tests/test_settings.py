@@ -10,7 +10,7 @@ import pytest
 from stages.params import FisherSettings, Params, load_params, parse_params
 from stages.pipeline.graph import planned_stages
 from stages.pipeline.stage_settings import settings_text
-from stages.tasks.kinds import metrics_of
+from stages.tasks.kinds import KINDS
 from tests.metrics import kind_with
 from tests.project import ROOT, Project, tiny_params
 
@@ -158,7 +158,7 @@ def test_a_search_is_told_its_metric(content: dict[str, Any]) -> None:
     assert json.loads(before["search-sought"])["search"]["metric"] == "accuracy"
     assert naming("accuracy") == set(), "the default, written down"
     assert naming("macro_f1") == {"search-sought"}
-    with kind_with("text-classification", *reversed(metrics_of("text-classification"))):
+    with kind_with("text-classification", *reversed(KINDS["text-classification"].metrics)):
         after = told(parse_params(content))
     assert [stage for stage in before if before[stage] != after[stage]] == ["search-sought"]
 

@@ -104,7 +104,7 @@ def estimated_statistics(
     }
     progress = Progress(out, f"process-{processes.process_index}", identity)
     name = " and ".join(statistic.title for statistic in wanted)
-    vectors = BackwardVectors(task_likelihood(task.kind), settings.estimator, settings.samples, settings.seed)
+    vectors = BackwardVectors(task_likelihood(task), settings.estimator, settings.samples, settings.seed)
     model, batch = examples.model, partial(examples.batch, placement=placement)
     diagonal = DIAGONAL if any(statistic.is_of_parameters for statistic in wanted) else ()
     factors = [each for statistic in wanted for each in accumulators(statistic).values()]
@@ -139,7 +139,7 @@ class _Examples:
     """
 
     def __init__(self, checkpoint: Path, task: TaskData, settings: FisherSettings) -> None:
-        kind, likelihood = task_kind(task.kind), task_likelihood(task.kind)
+        kind, likelihood = task_kind(task.kind), task_likelihood(task)
         frame = draw_examples(task.read("train"), settings.examples, settings.seed)
         self.card = estimate_card(task, settings) | {
             "examples": len(frame),

@@ -136,10 +136,10 @@ def _check_references(params: Params, path: Path) -> None:
             known(model_name, params.models, f"merges.{name}.coefficients.{model_name}", "model")
     for name, ensemble in params.ensembles.items():
         for member in ensemble.models:
-            if not params.tasks[params.models[member].task].has_probabilities:
+            if (task := params.tasks[params.models[member].task]).averaging is None:
                 raise InputError(
-                    f"{path}: merges.{name}: {member} predicts no probabilities, so it has no part in an ensemble; "
-                    "remove it"
+                    f"{path}: merges.{name}: {member} is of the kind {task.kind}, whose outputs have no mean that is a "
+                    "prediction, so it has no part in an ensemble; remove it"
                 )
     for merge_name, merge in params.merges.items():
         place = f"merges.{merge_name}"
@@ -177,13 +177,13 @@ def _check_estimator(params: Params, model: str, place: str) -> None:
 def _check_search(params: Params, merge: Merge, search: Search, place: str) -> None:
     """Refuse a search on tasks that have no common metric to score λ by."""
     own = {params.models[model].task for model in merge.models}
-    tasks = search.tasks or [task for task in params.tasks if task in own and params.tasks[task].metrics]
+    tasks = search.tasks or [task for task in params.tasks if task in own and params.tasks[task].own_metrics]
     if not tasks:
         raise InputError(f"{place}.tasks: missing, and no task of the merged models has a metric to score λ by")
     primary = {}
     for task in tasks:
         kind = params.tasks[task].kind
-        found = {metric.name: metric for metric in params.tasks[task].metrics}
+        found = {metric.name: metric for metric in params.tasks[task].own_metrics}
         if not found:
             raise InputError(f"{place}.tasks: {task} has no metric to score λ by: its kind is {kind}")
         if search.metric is not None and search.metric not in found:

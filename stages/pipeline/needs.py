@@ -35,7 +35,7 @@ def base_place(name: str, params: Params) -> Path:
 
 def evaluated_models(params: Params) -> list[str]:
     """The models whose kind of task has a metric; others (masked-lm) are evaluated by what they are merged into."""
-    return [model for model, section in params.models.items() if params.tasks[section.task].metrics]
+    return [model for model, section in params.models.items() if params.tasks[section.task].own_metrics]
 
 
 def roles(params: Params) -> dict[str, str]:
@@ -58,7 +58,7 @@ def evaluated_tasks(name: str, params: Params) -> list[str]:
     merge = params.merges.get(name)
     if merge is not None and merge.heads == "each":
         own = {params.models[model].task for model in merge.models}
-        return [task for task, found in params.tasks.items() if task in own and found.metrics]
+        return [task for task, found in params.tasks.items() if task in own and found.own_metrics]
     task = params.tasks[params.models[name if merge is None else merge.target_model].task]
     return [other for other, found in params.tasks.items() if found.has_outputs_of(task)]
 
@@ -73,7 +73,7 @@ def search_tasks(merge: Merge, params: Params) -> list[str]:
     """The tasks on whose validation splits the merge's λ are scored."""
     assert merge.search is not None
     own = {params.models[model].task for model in merge.models}
-    scored = [task for task, found in params.tasks.items() if task in own and found.metrics]
+    scored = [task for task, found in params.tasks.items() if task in own and found.own_metrics]
     return merge.search.tasks or scored
 
 
@@ -82,7 +82,7 @@ def search_metric(merge: Merge, params: Params) -> Metric:
     assert merge.search is not None
     if merge.search.metric is not None:
         return metric_named(merge.search.metric)
-    return params.tasks[search_tasks(merge, params)[0]].metrics[0]
+    return params.tasks[search_tasks(merge, params)[0]].own_metrics[0]
 
 
 def models_with_fishers(params: Params) -> list[str]:

@@ -128,7 +128,9 @@ def _search(name: str, params: Params) -> dict[str, Any]:
 def _evaluate(name: str, params: Params) -> dict[str, Any]:
     if name in params.ensembles:
         ensemble = params.ensembles[name]
-        return {"ensemble": _coefficients(ensemble), "kinds": ensemble_kinds(ensemble, params)}
+        kinds = ensemble_kinds(ensemble, params)
+        metrics = {task: [metric.name for metric in params.tasks[task].own_metrics] for task in kinds}
+        return {"ensemble": _coefficients(ensemble), "kinds": kinds, "metrics": metrics}
     return {"merged": name in params.merges, "tasks": evaluated_tasks(name, params)}
 
 

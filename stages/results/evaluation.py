@@ -1,31 +1,32 @@
 """Evaluations: a checkpoint's or an ensemble's predictions on test splits, and what they are worth."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from stages.running.errors import DamagedError, InputError
-from stages.storage.cards import PER_EXAMPLE, PREDICTIONS, read_json
+from stages.results.predictions import Predictions, read_predictions
+from stages.running.errors import InputError
+from stages.storage.cards import PER_EXAMPLE, read_json
 from stages.storage.checkpoint import read_head
 from stages.storage.checkpoint_files import own_card
 from stages.storage.digests import verify_contents
 from stages.storage.tensors import verify_checkpoint
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
-from stages.tasks.kinds import metrics_of
+from stages.tasks.kinds import KINDS
+from stages.tasks.metrics import Metric
 
 if TYPE_CHECKING:  # a type alone: an evaluation runs no code of the scores
     from stages.results.scores import Contributions
 
 
-def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict[str, int]]:
+def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predictions], dict[str, int]]:
     """The checkpoint's outputs on the test splits of the tasks that it can do.
 
     Returns:
-        Columns task, label, logits; and task → tokens, of the tasks whose texts it got no more of than it reads.
+        Task → predictions; and task → tokens, of the tasks whose texts it got no more of than it reads.
 
     Raises:
         InputError: it has the labels of none of the tasks, or cannot be loaded.
@@ -33,21 +34,20 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[pd.DataFrame, dict
     from stages.running.placement import Placement
     from stages.tasks import prediction
 
-    parts = []
+    found = {}
     cut = {}
     placement = Placement.of_this_machine()
     verify_checkpoint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
-        frame = task.read("test")
-        examples = prediction.examples_for(kind, checkpoint, model, frame, task, placement)
+        examples = prediction.examples_for(kind, checkpoint, model, task.read("test"), task, placement)
         if examples.cut is not None:
             cut[task.name] = examples.cut
-        logits = prediction.predict(model, examples)
-        if not np.isfinite(logits).all():
+        outputs = prediction.predict(model, examples)
+        if not np.isfinite(outputs).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        parts.append(pd.DataFrame({"task": task.name, "label": kind.targets(frame), "logits": list(logits)}))
-    return pd.concat(parts, ignore_index=True), cut
+        found[task.name] = Predictions(outputs, prediction.targets(examples))
+    return found, cut
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
@@ -56,41 +56,57 @@ def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[Ta
     if card["origin"].get("heads") == "each":
         head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
         for task in tasks:
-            if metrics_of(task.kind) and task.name in head_of:
+            if task.metrics and task.name in head_of:
                 head = read_head(checkpoint, head_of[task.name])
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=head)
         return
     kinds = {task.kind for task in tasks if task.name == card["task"]}
     alike = [task for task in tasks if list(task.labels) == card["labels"] and task.kind in kinds]
-    known = [task for task in alike if metrics_of(task.kind)]
+    known = [task for task in alike if task.metrics]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)
     yield from ((task, model) for task in known)
 
 
-def ensemble(evaluations: Mapping[str, Path], coefficients: Mapping[str, float]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The λ-weighted mean of the models' probabilities, on the tasks that all of them do; no forward pass.
+def ensemble(
+    evaluations: Mapping[str, Path], coefficients: Mapping[str, float], kinds: Mapping[str, str]
+) -> tuple[dict[str, Predictions], dict[str, str]]:
+    """What models predict together, λ-weighted, on the tasks that all of them do; no forward pass.
 
     Args:
         evaluations: model → its evaluation's directory.
         coefficients: model → λ, summing to 1.
+        kinds: task → its kind, which says how outputs are averaged.
 
     Returns:
-        Columns task, label, logits; and `shared_examples`.
+        Task → predictions; and `shared_examples`.
 
     Raises:
         InputError: the models have no task in common, or their predictions are not of the same examples.
     """
     shared = shared_examples(evaluations)
-    tables = {model: _read_predictions(directory) for model, directory in evaluations.items()}
-    parts = []
+    if unknown := shared.keys() - kinds.keys():
+        raise InputError(
+            f"{next(iter(evaluations.values())).parent}: has evaluations on {', '.join(sorted(unknown))}, which "
+            "params.yaml does not ask for; run `dvc repro`"
+        )
+    found = {}
     for task in shared:
-        rows = {model: table[table["task"] == task].reset_index(drop=True) for model, table in tables.items()}
-        mean = sum(coefficients[model] * _probabilities(table) for model, table in rows.items())
-        labels = next(iter(rows.values()))["label"]
-        parts.append(pd.DataFrame({"task": task, "label": labels, "logits": list(np.log(mean).astype(np.float32))}))
-    return pd.concat(parts, ignore_index=True), shared
+        by_model = {model: read_predictions(directory, task) for model, directory in evaluations.items()}
+        averaging = KINDS[kinds[task]].averaging
+        if averaging is None:
+            raise InputError(f"there is no ensemble for {task}: outputs of the kind {kinds[task]} have no mean")
+        first_name, first = next(iter(by_model.items()))
+        for model, own in by_model.items():
+            if own.outputs.shape != first.outputs.shape or not np.array_equal(own.targets, first.targets):
+                raise InputError(
+                    f"{evaluations[model]}: has other outputs on {task} than {first_name}'s, of other parts of the "
+                    "texts perhaps; models that read as many tokens can be in an ensemble"
+                )
+        mean = averaging.mean([own.outputs for own in by_model.values()], [coefficients[model] for model in by_model])
+        found[task] = Predictions(mean, first.targets)
+    return found, shared
 
 
 def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
@@ -118,67 +134,46 @@ def shared_examples(evaluations: Mapping[str, Path]) -> dict[str, str]:
     return {task: first[task]["examples"] for task in common}
 
 
-def _read_predictions(directory: Path) -> pd.DataFrame:
-    file = directory / PREDICTIONS
-    verify_contents(directory, [PREDICTIONS])
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", directory) from None
-
-
-def _probabilities(table: pd.DataFrame) -> np.ndarray:
-    from scipy.special import softmax
-
-    return np.clip(
-        softmax(np.stack(table["logits"].to_list()).astype(np.float64), axis=-1), np.finfo(np.float32).tiny, 1
-    )
-
-
-def metrics(predictions: pd.DataFrame, kinds: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
+def metrics(
+    predictions: Mapping[str, Predictions], measured_by: Mapping[str, Sequence[Metric]]
+) -> dict[str, dict[str, float | int]]:
     """What predictions are worth.
 
     Args:
-        predictions: columns task, label, logits.
-        kinds: task → its kind.
+        predictions: by task.
+        measured_by: task → its metrics, the primary one first.
 
     Returns:
         Task → by metric's name: the primary metric, its 95 % bootstrap interval over the examples (`NAME_low`,
         `NAME_high`), and the other metrics; and `examples`, their number.
     """
     found = {}
-    for task, rows in predictions.groupby("task", sort=False):
-        outputs, targets = _outputs(rows), rows["label"].to_numpy()
-        primary, *others = metrics_of(kinds[str(task)])
-        per_example = primary.per_example(outputs, targets)
+    for task, own in predictions.items():
+        primary, *others = measured_by[task]
+        per_example = primary.per_example(own.outputs, own.targets)
         low, high = primary.interval(per_example)
-        found[str(task)] = {
+        found[task] = {
             primary.name: primary.summary(per_example),
             f"{primary.name}_low": low,
             f"{primary.name}_high": high,
-            **{metric.name: metric.value(outputs, targets) for metric in others},
-            "examples": len(targets),
+            **{metric.name: metric.value(own.outputs, own.targets) for metric in others},
+            "examples": len(own.targets),
         }
     return found
 
 
 def contributions(
-    predictions: pd.DataFrame, kinds: Mapping[str, str], fingerprints: Mapping[str, str]
+    predictions: Mapping[str, Predictions], primary: Mapping[str, Metric], fingerprints: Mapping[str, str]
 ) -> "dict[str, Contributions]":
     """Task → what every example contributes to its primary metric.
 
     Args:
-        predictions: columns task, label, logits.
-        kinds: task → its kind.
+        predictions: by task.
+        primary: task → its primary metric.
         fingerprints: task → fingerprint of its test examples.
     """
     found: dict[str, Contributions] = {}
-    for task, rows in predictions.groupby("task", sort=False):
-        primary = metrics_of(kinds[str(task)])[0]
-        values = primary.per_example(_outputs(rows), rows["label"].to_numpy())
-        found[str(task)] = {"examples": fingerprints[str(task)], "metric": primary.name, "values": values.tolist()}
+    for task, own in predictions.items():
+        values = primary[task].per_example(own.outputs, own.targets)
+        found[task] = {"examples": fingerprints[task], "metric": primary[task].name, "values": values.tolist()}
     return found
-
-
-def _outputs(rows: pd.DataFrame) -> np.ndarray:
-    return np.stack(rows["logits"].to_list())

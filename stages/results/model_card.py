@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from stages.results.shown import capital, shown, unit_sign, with_unit
 from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.source import Source
-from stages.tasks.kinds import metrics_of
 from stages.tasks.metrics import Metric
+from stages.tasks.task import Task
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
     from stages.storage.checkpoint import Checkpoint
@@ -24,7 +24,6 @@ ESTIMATORS = {
     "empirical": "(∇ log p)² of the observed labels, which is not the Fisher but resembles it",
     "adam": "the optimizer's mean of squared gradients while it was fine-tuned, a rough stand-in for the Fisher",
 }
-PIPELINES = {"masked-lm": "fill-mask"}  # what transformers calls a kind, where that has another name
 PIN_ADVICE = {
     "hub": "`<commit>` is the commit to take, in full: the newest is the first in this repository's history.",
     "path": "`<sha256>` was printed when this was published; the error about 64 zeros in its place says it too.",
@@ -37,7 +36,7 @@ class Publication:
 
     Attributes:
         name: the model's name.
-        kind: the kind of its task, for example `text-classification`.
+        task: what params.yaml says of its task.
         checkpoint: its weights, configuration and card.
         fisher: its diagonal Fisher.
         base: the source that it was made from, if params.yaml still has it.
@@ -45,7 +44,7 @@ class Publication:
     """
 
     name: str
-    kind: str
+    task: Task
     checkpoint: "Checkpoint"
     fisher: "StatisticFiles"
     base: Source | None
@@ -65,8 +64,8 @@ models: # the task is one of yours{f", with the labels {_json(card['labels'])} i
 
 def model_card(publication: Publication, source: Mapping[str, str]) -> str:
     """The model card (README.md, as the Hub has them) of a publication that others take from `source`."""
-    name, kind, card = publication.name, publication.kind, publication.checkpoint.card
-    pipeline = PIPELINES.get(kind, kind)
+    name, kind, card = publication.name, publication.task.kind, publication.checkpoint.card
+    pipeline = publication.task.hub_pipeline or kind
     base_model = f"base_model: {publication.base.hub}\n" if publication.base and publication.base.hub else ""
     return f"""\
 ---
@@ -127,7 +126,7 @@ def _making(publication: Publication) -> str:
     items = [f"**Base:** {base}{_where(publication.base)}."]
     if method == "finetuned":
         examples, loss = origin.pop("examples"), origin.pop("validation_loss", None)
-        scores = {metric: origin.pop(f"validation_{metric.name}", None) for metric in metrics_of(publication.kind)}
+        scores = {metric: origin.pop(f"validation_{metric.name}", None) for metric in publication.task.own_metrics}
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
         items.append(f"**Fine-tuning:** of all weights, by AdamW, on {examples:,} training examples; {settings}.")
         for metric, score in scores.items():
@@ -152,7 +151,7 @@ def _test_results(publication: Publication) -> str:
     """The section on the test splits; nothing where there are no results."""
     if not publication.metrics:
         return ""
-    metrics = metrics_of(publication.kind)
+    metrics = publication.task.own_metrics
     primary = metrics[0]
 
     def row(task: str, entry: Mapping[str, float]) -> str:

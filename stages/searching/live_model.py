@@ -16,7 +16,7 @@ from stages.storage.naming import as_loaded, places
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.metrics import Metric
-from stages.tasks.prediction import Examples, examples_for, predict
+from stages.tasks.prediction import Examples, examples_for, predict, targets
 
 
 class LiveModel:
@@ -54,9 +54,9 @@ class LiveModel:
                 setattr(model, model.base_model_prefix, getattr(body, body.base_model_prefix))
             else:
                 model = body
-            frame = task.read("validation")
-            examples = examples_for(kind, target.directory, model, frame, task, self._placement)
-            self._tasks.append((self._placement.model(model), examples, kind.targets(frame)))
+            validation = task.read("validation")
+            examples = examples_for(kind, target.directory, model, validation, task, self._placement)
+            self._tasks.append((self._placement.model(model), examples, targets(examples)))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
         self._body, self._own_heads = body, heads == "each"
@@ -103,7 +103,7 @@ class LiveModel:
     def scores(self) -> list[float]:
         """Every task's score."""
         began = time.perf_counter()
-        found = [self._metric.value(predict(model, examples), targets) for model, examples, targets in self._tasks]
+        found = [self._metric.value(predict(model, examples), wanted) for model, examples, wanted in self._tasks]
         self._evaluating += time.perf_counter() - began
         return found
 
@@ -121,9 +121,9 @@ def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
     """
     kind = task_kind(task.kind)
     model = kind.load_model(checkpoint, task.labels)
-    frame = task.read("validation")
-    examples = examples_for(kind, checkpoint, model, frame, task, Placement.of_this_machine())
-    score = metric.value(predict(model, examples), kind.targets(frame))
+    validation = task.read("validation")
+    examples = examples_for(kind, checkpoint, model, validation, task, Placement.of_this_machine())
+    score = metric.value(predict(model, examples), targets(examples))
     if score <= 0:
         raise InputError(
             f"{checkpoint}: has {metric.name} {score:.4g} on {task.name}; `search.normalize` cannot be had"

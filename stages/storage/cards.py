@@ -9,7 +9,7 @@ from stages.running.errors import DamagedError, InputError
 
 FORMAT_VERSION = 1  # of the cards beside the tensors
 # Of an evaluation: outputs; what they are worth; what each example contributes to that; how the model was made.
-PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN = "predictions.parquet", "metrics.json", "per_example.json", "origin.json"
+PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN = "predictions", "metrics.json", "per_example.json", "origin.json"
 COEFFICIENTS, SWEEP = "coefficients.json", "sweep.csv"  # of a search: the best λ, and all points
 SIMILARITY_FILE = "similarity.json"
 POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS puts in a file's place

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from stages.curvature.likelihoods import Likelihood
+    from stages.tasks.data import TaskData
     from stages.tasks.kind import Kind
 
 Part = Literal["settings", "reading", "kind", "likelihood"]  # of a kind: the files of its folder
@@ -27,9 +28,9 @@ def task_kind(kind: str) -> "Kind[Any]":
     return found
 
 
-def task_likelihood(kind: str) -> "Likelihood":
-    """The likelihood of a task kind's outputs, apart from its models: what it says decides no training."""
+def task_likelihood(task: "TaskData") -> "Likelihood":
+    """The likelihood of a task's outputs, apart from its kind's models: what it says decides no training."""
     from importlib import import_module
 
-    found: Likelihood = import_module(f"stages.{module_of(kind, 'likelihood')}").LIKELIHOOD
+    found: Likelihood = import_module(f"stages.{module_of(task.kind, 'likelihood')}").likelihood(task)
     return found

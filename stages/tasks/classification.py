@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_serializer, model_validator
 
+from stages.tasks.averaging import Averaging, MeanOfSoftmax
 from stages.tasks.metrics import Accuracy, MacroF1, Metric
 from stages.tasks.task import Task
 
@@ -21,7 +22,7 @@ class Classification(Task):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (Accuracy(), MacroF1())
-    has_probabilities: ClassVar[bool] = True
+    averaging: ClassVar[Averaging | None] = MeanOfSoftmax()
 
     label: str = "label"
     labels: list[str] | dict[str, Interval]

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import pandas as pd
 import torch
 
 from stages.running.errors import InputError
@@ -42,9 +40,9 @@ class Classifier(Kind[ProcessorT]):
         """A classifier by a directory's config.json; see `stages.tasks.loading.new_classifier`."""
         return new_classifier(self.architecture, checkpoint, labels)
 
-    def targets(self, frame: pd.DataFrame) -> np.ndarray:
-        """The labels' positions [examples]."""
-        return frame["label"].to_numpy()
+    def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
+        """The labels' positions, a number an example."""
+        return list(encoded["labels"])
 
     def refuse_other_outputs(self, checkpoint: "Checkpoint", task: TaskData) -> None:
         """Raise `InputError` if a finished checkpoint has other labels than the task; unnamed outputs may be any."""

@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Any, Self
 from stages.running.errors import DamagedError, InputError
 from stages.storage.cards import FORMAT_VERSION, read_json
 from stages.storage.digests import verify_contents
+from stages.tasks.kinds import metric_named
 from stages.tasks.task import Split
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from stages.tasks.metrics import Metric
 
 TASK_CARD = "task.json"
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A prepared task: where it is, what kind it is, its label names, and the length texts are cut to, in tokens.
+    """A prepared task.
 
-    A task that has no labels has no label names either, and `max_length` is 0 where there are no texts. `fingerprints`
-    are those of the splits, by `examples_fingerprint`.
+    Attributes:
+        directory: where it is.
+        kind: what kind it is.
+        labels: what its models' outputs are called, in their order; empty where they have no names.
+        max_length: what texts are cut to, in tokens; 0 where there are no texts.
+        fingerprints: of the splits, by `examples_fingerprint`.
+        card: all that its card says, for its kind.
     """
 
     directory: Path
@@ -30,11 +38,17 @@ class TaskData:
     labels: tuple[str, ...]
     max_length: int
     fingerprints: Mapping[str, str] = field(compare=False)
+    card: Mapping[str, Any] = field(compare=False, default_factory=dict)
 
     @property
     def name(self) -> str:
         """The task's name in params.yaml."""
         return self.directory.name
+
+    @property
+    def metrics(self) -> "tuple[Metric, ...]":
+        """The task's metrics, the primary one first; none if it is not evaluated."""
+        return tuple(metric_named(name) for name in self.card["metrics"])
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -43,7 +57,8 @@ class TaskData:
         card = read_json(directory / TASK_CARD)
         if card.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{directory / TASK_CARD}: unknown format_version; prepare the task again")
-        return cls(directory, card["kind"], tuple(card["labels"]), card.get("max_length", 0), card["fingerprints"])
+        labels = tuple(card["labels"])
+        return cls(directory, card["kind"], labels, card.get("max_length", 0), card["fingerprints"], card)
 
     def read(self, split: Split) -> "pd.DataFrame":
         """One split: the columns of an example, and with labels `label` (a position in `labels`).

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -39,10 +38,12 @@ class Kind(ABC, Generic[ProcessorT]):
     Attributes:
         settings: its section of params.yaml.
         train_sampling: the order of training examples, as the Trainer's `train_sampling_strategy` names it.
+        prediction_batch: how many examples are predicted at once.
     """
 
     settings: ClassVar[type[Task]]
     train_sampling: ClassVar[str] = "random"
+    prediction_batch: ClassVar[int] = 64
 
     @abstractmethod
     def load_model(
@@ -117,8 +118,15 @@ class Kind(ABC, Generic[ProcessorT]):
     def refuse_other_outputs(self, checkpoint: "Checkpoint", task: TaskData) -> None:
         """Raise `InputError` if a finished checkpoint's outputs have other names than the task's."""
 
-    def targets(self, frame: pd.DataFrame) -> np.ndarray:
-        """What the model should predict of a table's examples, [examples, …].
+    def outputs(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What the metrics take of a batch's logits and labels, [examples, …]; the logits themselves by default.
+
+        Of logits at positions [examples, positions, outputs], those stay whose label is not −100.
+        """
+        return logits
+
+    def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
+        """What the metrics compare each encoded example's outputs with: a number, or an array.
 
         Raises:
             InputError: the kind has no metrics, so nothing is scored.

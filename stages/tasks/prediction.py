@@ -17,7 +17,7 @@ from stages.tasks.loading import Model
 if TYPE_CHECKING:  # it imports this module
     from stages.tasks.kind import Kind
 
-PREDICTION_BATCH = 64
+NO_OUTPUT = -100  # the label of a position at which nothing is predicted, as transformers has it
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -29,6 +29,7 @@ class Examples:
     Attributes:
         encoded: by model input, one entry an example, in the table's order.
         order: the examples' positions, largest first.
+        kind: the task's.
         collate: makes a batch of a list of examples.
         placement: where the batches go.
         cut: how many tokens of the task's texts the model reads, if they may have more.
@@ -36,13 +37,14 @@ class Examples:
 
     encoded: Mapping[str, list[Any]]
     order: Sequence[int]
+    kind: "Kind[Any]"
     collate: Collator
     placement: Placement
     cut: int | None = None
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of all examples, in `order`."""
-        return batches(self.collate, self.encoded, self.order, PREDICTION_BATCH, self.placement)
+        return batches(self.collate, self.encoded, self.order, self.kind.prediction_batch, self.placement)
 
 
 def batches(
@@ -85,17 +87,43 @@ def examples_for(
         said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
         print(said, file=sys.stderr)
     encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
-    return Examples(encoded, kind.largest_first(encoded), kind.collator(processor, model), placement, cut)
+    return Examples(encoded, kind.largest_first(encoded), kind, kind.collator(processor, model), placement, cut)
 
 
 def predict(model: Model, examples: Examples) -> np.ndarray:
-    """The logits [examples, K] in float32, in the table's order. The model is moved to where the examples go."""
+    """A model's outputs on all examples, in the table's order. The model is moved to where the examples go.
+
+    Returns:
+        [examples, …] in float32; of outputs at positions, those whose label is not `NO_OUTPUT`, in their order, and
+        zeros beyond them.
+    """
     examples.placement.model(model).eval()
+    rows: list[np.ndarray] = []
     with torch.inference_mode():
-        rows = [
-            model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits.float().cpu()
-            for batch in examples.batches()
-        ]
-    logits = np.empty((len(examples.order), rows[0].shape[-1]), dtype=np.float32)
-    logits[examples.order] = torch.cat(rows).numpy()
-    return logits
+        for batch in examples.batches():
+            inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
+            found = examples.kind.outputs(model(**inputs).logits, batch["labels"])
+            rows += _by_example(found.float().cpu(), batch["labels"].cpu())
+    ordered = sorted(zip(examples.order, rows, strict=True), key=lambda pair: pair[0])
+    return padded([row for _, row in ordered], fill=0.0)
+
+
+def targets(examples: Examples) -> np.ndarray:
+    """What the metrics compare the outputs with, [examples, …], in the table's order; `NO_OUTPUT` beyond positions."""
+    return padded([np.asarray(target) for target in examples.kind.targets(examples.encoded)], fill=NO_OUTPUT)
+
+
+def padded(rows: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """Arrays as one, [rows, …]; their first axes may be of different lengths, and are filled up to the longest."""
+    if len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    found = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill, dtype=rows[0].dtype)
+    for row, own in zip(found, rows, strict=True):
+        row[: len(own)] = own
+    return found
+
+
+def _by_example(outputs: torch.Tensor, labels: torch.Tensor) -> list[np.ndarray]:
+    if outputs.ndim < 3:
+        return list(outputs.numpy())
+    return [own[label != NO_OUTPUT].numpy() for own, label in zip(outputs, labels, strict=True)]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.running.section import Name, Section
 from stages.storage.source import InnerPath
+from stages.tasks.averaging import Averaging
 from stages.tasks.metrics import Metric
 
 Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
@@ -41,10 +42,12 @@ class Task(Section):
     part: use the rows whose place between 0 and 1, given by their contents and `split.seed`, is in this interval: tasks
         with parts that do not overlap have no example in common, from whatever tables they are.
     examples: use at most so many rows, drawn at random with `split.seed`.
+    metric: the one that counts, by which λ are searched and results compared; by default its kind's first one.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the primary one first; without any, its models are not evaluated
-    has_probabilities: ClassVar[bool] = False  # whether the softmax of its models' outputs is: an ensemble averages it
+    hub_pipeline: ClassVar[str | None] = None  # what the Hub calls such models, if not by the kind's name
+    averaging: ClassVar[Averaging | None] = None  # what an ensemble of its models is; without, there is none
 
     kind: str = ""
     source: Name
@@ -52,6 +55,7 @@ class Task(Section):
     columns: list[str] | None = None
     part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
     examples: int | None = Field(default=None, ge=1)
+    metric: str | None = Field(default=None, exclude_if=lambda value: value is None)
     split: TaskSplit = TaskSplit()
 
     @property
@@ -66,6 +70,16 @@ class Task(Section):
         return []
 
     @property
+    def possible_metrics(self) -> tuple[Metric, ...]:
+        """Those of its kind's metrics that mean something of this task's outputs."""
+        return self.metrics
+
+    @property
+    def own_metrics(self) -> tuple[Metric, ...]:
+        """Its metrics, the primary one first; none if it is not evaluated."""
+        return tuple(sorted(self.possible_metrics, key=lambda metric: metric.name != self.metric))
+
+    @property
     def exact_passes(self) -> int | None:
         """Backward passes of an exact Fisher, for each example; None where it would take too many to be had."""
         return None
@@ -73,6 +87,13 @@ class Task(Section):
     def has_outputs_of(self, other: "Task") -> bool:
         """Whether a model for the other task predicts what this one asks for."""
         return self.kind == other.kind and self.output_names == other.output_names
+
+    @model_validator(mode="after")
+    def _usable_metric(self) -> "Task":
+        names = [metric.name for metric in self.possible_metrics]
+        if self.metric is not None and self.metric not in names:
+            raise ValueError(f"`metric`: {self.metric!r} is none of this task's: {', '.join(names) or 'it has none'}")
+        return self
 
     @model_validator(mode="after")
     def _usable_files(self) -> "Task":

@@ -25,6 +25,7 @@ from stages.storage.naming import as_stored
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
 from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
+from stages.tasks.kind import Kind
 from stages.tasks.metrics import Metric
 from stages.tasks.prediction import rows
 from stages.training.resuming import TrainingProgress
@@ -98,13 +99,13 @@ def _trainer(
     validation = rows(examples["validation"])
     return transformers.Trainer(
         model,
-        training_arguments(settings, progress, kind.train_sampling),
+        training_arguments(settings, progress, kind),
         train_dataset=kind.training_set(processor, examples["train"], settings.seed),
         # Examples of a size together, or most of a batch is padding.
         eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
         data_collator=kind.collator(processor, model),
-        compute_metrics=_score(kind.settings.metrics[0]) if kind.settings.metrics else None,
-        preprocess_logits_for_metrics=_logits_alone,
+        compute_metrics=_score(task.metrics[0]) if task.metrics else None,
+        preprocess_logits_for_metrics=_outputs_of(kind),
     )
 
 
@@ -122,24 +123,24 @@ def _write_checkpoint(
     _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
 
 
-def training_arguments(settings: FinetuneSettings, progress: Path, sampling: str) -> transformers.TrainingArguments:
+def training_arguments(settings: FinetuneSettings, progress: Path, kind: Kind[Any]) -> transformers.TrainingArguments:
     """How the Trainer trains: whole epochs, on one device a process, with an evaluation after each epoch.
 
     Args:
         settings: the model's.
         progress: where the training's state may be saved.
-        sampling: the order of the examples, as the Trainer names it.
+        kind: the task's, which says in what order and in what batches.
     """
     arguments = transformers.TrainingArguments(
         output_dir=str(progress),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=kind.prediction_batch,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         seed=settings.seed,
-        train_sampling_strategy=sampling,
+        train_sampling_strategy=kind.train_sampling,
         eval_strategy="epoch",
         save_strategy="no",
         logging_steps=5,
@@ -160,9 +161,13 @@ def _score(metric: Metric) -> Callable[[transformers.EvalPrediction], dict[str, 
     return score
 
 
-def _logits_alone(outputs: Any, _: torch.Tensor) -> torch.Tensor:
-    """The logits of a model's outputs, which come first; what else there is (hidden states) is no prediction."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+def _outputs_of(kind: Kind[Any]) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """What is kept of a batch's outputs, of which logits come first; the rest (hidden states) is no prediction."""
+
+    def outputs_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        return kind.outputs(outputs[0] if isinstance(outputs, tuple) else outputs, labels)
+
+    return outputs_of
 
 
 def _circumstances(device: torch.device, kind: str) -> dict[str, Any]:
@@ -178,8 +183,7 @@ def _origin(
     base: Path, task: TaskData, settings: FinetuneSettings, examples: int, history: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
     """How a checkpoint was trained and how well it did, for its card."""
-    metrics = task_kind(task.kind).settings.metrics
-    score = metrics[0].name if metrics else "loss"
+    score = task.metrics[0].name if task.metrics else "loss"
     return {
         "method": "finetuned",
         "base": base.name,

@@ -113,6 +113,11 @@ PARTS = {  # of stages/README.md's kind: what each begins its definition with
 }
 
 
+LIKELIHOOD = """
+
+def likelihood(task: object) -> Tempered:
+    return Tempered(2.0)
+"""
 METRICS = """from stages.tasks.kinds.opening_classification.mean_rank import MeanRank
 from stages.tasks.metrics import Accuracy"""
 
@@ -132,7 +137,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder.mkdir()
     (folder / "__init__.py").touch()
     found = {name: block(text) for name, text in PARTS.items()}
-    found["likelihood"] = block("class Tempered") + "\n\nLIKELIHOOD = Tempered(2.0)\n"
+    found["likelihood"] = block("class Tempered") + LIKELIHOOD
     found["mean_rank"] = block("class MeanRank")
     kind_line = '    kind: Literal["opening-classification"]'
     assert kind_line in found["settings"]
@@ -170,8 +175,8 @@ def test_a_kind_of_task_of_ones_own(opened: Project) -> None:
     assert "stages/tasks/kinds/opening_classification/likelihood.py" in deps
     metrics = json.loads((opened.root / "results/eval/both/metrics.json").read_text())["tasks"]
     assert set(metrics) == {"books", "films"}
-    predictions = pd.read_parquet(opened.root / "results/eval/both/predictions.parquet")
-    for task, rows in predictions.groupby("task"):
+    for task in ("books", "films"):
+        rows = pd.read_parquet(opened.root / f"results/eval/both/predictions/{task}.parquet")
         logits, labels = np.stack(rows["logits"].to_list()), rows["label"].to_numpy()
         ranks = [1 + sum(row > row[label]) for row, label in zip(logits, labels, strict=True)]
         assert metrics[task]["mean_rank"] == pytest.approx(np.mean(ranks))

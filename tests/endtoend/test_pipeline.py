@@ -48,9 +48,10 @@ def test_outputs(project: Project) -> None:
             assert 0 <= entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"] <= 1
             assert entry["examples"] == 12
         assert means[name] == {"accuracy": (metrics["books"]["accuracy"] + metrics["films"]["accuracy"]) / 2}
-        predictions = pd.read_parquet(project.root / "results/eval" / name / "predictions.parquet")
-        assert list(predictions.columns) == ["task", "label", "logits"]
-        assert len(predictions) == 24
+        for task in ("books", "films"):
+            predictions = pd.read_parquet(project.root / "results/eval" / name / f"predictions/{task}.parquet")
+            assert list(predictions.columns) == ["label", "logits"]
+            assert len(predictions) == 12
         correct = json.loads((project.root / "results/eval" / name / "per_example.json").read_text())["tasks"]
         for task in ("books", "films"):
             assert correct[task]["metric"] == "accuracy"

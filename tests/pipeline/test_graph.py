@@ -71,7 +71,7 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
     assert artefacts("evaluate-ensemble") == [
         f"results/eval/{model}/{file}"
         for model in ("books", "films")
-        for file in ("contents.json", "per_example.json", "predictions.parquet")
+        for file in ("contents.json", "per_example.json", "predictions")
     ]
     for name, stage in stages.items():
         assert stage["deps"][0] == f"results/settings/{name}.json"

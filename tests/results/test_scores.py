@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from stages.results.evaluation import contributions, metrics
+from stages.results.predictions import Predictions
 from stages.results.scores import (
     FILE,
     SCORES_VERSION,
@@ -22,12 +22,13 @@ from stages.results.scores import (
 from stages.running.errors import InputError
 from stages.storage.cards import METRICS, ORIGIN, PER_EXAMPLE, write_json
 from stages.storage.digests import write_contents
-from stages.tasks.kinds import metrics_of
-from stages.tasks.metrics import Accuracy, Metric
+from stages.tasks.kinds import KINDS
+from stages.tasks.metrics import Accuracy, MacroF1, Metric
 from tests.metrics import TOY_KIND, MeanAbsoluteError, RootMeanSquaredError, kind_with
 
-KINDS = {"books": "text-classification", "prices": TOY_KIND, "rents": TOY_KIND}
 RMSE, MAE = RootMeanSquaredError(), MeanAbsoluteError()
+PRIMARY: dict[str, Metric] = {"books": Accuracy(), "prices": RMSE, "rents": RMSE}
+MEASURED_BY = {"books": (Accuracy(), MacroF1()), "prices": (RMSE, MAE), "rents": (RMSE, MAE)}
 
 
 @pytest.fixture(autouse=True)
@@ -36,23 +37,25 @@ def _toy_kind() -> Iterator[None]:
         yield
 
 
-def predictions() -> pd.DataFrame:
+def predictions() -> dict[str, Predictions]:
     """Logits of a classifier, and numbers with their targets."""
     random = np.random.default_rng(0)
-    parts = [pd.DataFrame({"task": "books", "label": [0, 1] * 10, "logits": list(random.normal(size=(20, 2)))})]
+    found = {"books": Predictions(random.normal(size=(20, 2)), np.array([0, 1] * 10))}
     for task in ("prices", "rents"):
         targets = random.normal(size=30)
         near = targets + 0.3 * random.normal(size=30)
-        parts.append(pd.DataFrame({"task": task, "label": targets, "logits": list(near[:, None])}))
-    return pd.concat(parts, ignore_index=True)
+        found[task] = Predictions(near[:, None], targets)
+    return found
 
 
 def evaluated(directory: Path) -> Result:
     """The result of an evaluation, read from the files of the stage."""
     found = predictions()
     directory.mkdir(parents=True)
-    write_json(directory / METRICS, {"tasks": metrics(found, KINDS)})
-    write_json(directory / PER_EXAMPLE, {"tasks": contributions(found, KINDS, {task: f"of {task}" for task in KINDS})})
+    write_json(directory / METRICS, {"tasks": metrics(found, MEASURED_BY)})
+    write_json(
+        directory / PER_EXAMPLE, {"tasks": contributions(found, PRIMARY, {task: f"of {task}" for task in PRIMARY})}
+    )
     write_json(directory / ORIGIN, {"method": "fisher"})
     write_contents(directory)
     return read_result(directory.name, "merge", searched=True)
@@ -63,8 +66,7 @@ def test_an_evaluation_says_what_each_tasks_own_metrics_are(tmp_path: Path, monk
     result = evaluated(Path("results/eval/it"))
     rows = predictions()
     for task in ("prices", "rents"):
-        own = rows[rows["task"] == task]
-        errors = np.array([output[0] - target for output, target in zip(own["logits"], own["label"], strict=True)])
+        errors = rows[task].outputs[:, 0] - rows[task].targets
         entry = result.metrics[task]
         assert list(entry) == ["rmse", "rmse_low", "rmse_high", "mean_absolute_error", "examples"]
         assert entry["rmse"] == pytest.approx(np.sqrt((errors**2).mean())) == result.score(task)
@@ -88,7 +90,7 @@ def test_a_mean_is_over_tasks_of_one_metric(tmp_path: Path, monkeypatch: pytest.
         "accuracy": found["books"]["accuracy"],
         "rmse": (found["prices"]["rmse"] + found["rents"]["rmse"]) / 2,
     }
-    accuracy: Metric = metrics_of("text-classification")[0]
+    accuracy: Metric = KINDS["text-classification"].metrics[0]
     assert isinstance(accuracy, Accuracy)
     assert tasks_by_metric([result, result]) == {accuracy: ["books"], RMSE: ["prices", "rents"]}
     assert (result.tasks_of(RMSE), result.tasks_of(MAE)) == (["prices", "rents"], [])

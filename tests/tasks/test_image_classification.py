@@ -183,8 +183,8 @@ def test_training_from_scratch_learns_and_is_of_the_seed(tmp_path: Path, task: T
     with torch.no_grad():
         wanted = model(pixel_values=model_input(task)).logits.numpy()
     predictions, _ = predict(learnt, [task, make_task(tmp_path / "texts", LABELS)])
-    assert predictions["task"].unique().tolist() == ["stripes"]  # not the texts, though their labels are the same
-    np.testing.assert_allclose(np.stack(predictions["logits"].to_list()), wanted, atol=1e-5)
+    assert list(predictions) == ["stripes"]  # not the texts, though their labels are the same
+    np.testing.assert_allclose(predictions["stripes"].outputs, wanted, atol=1e-5)
 
 
 def test_a_base_without_weights_needs_to_be_named_as_such(tmp_path: Path, task: TaskData) -> None:
@@ -204,7 +204,7 @@ def test_a_finished_checkpoint_is_brought_in(tmp_path: Path, vit: Path, task: Ta
     (tmp_path / "out").mkdir()
     bring_in(vit, task, tmp_path / "out")
     assert fingerprint(TensorFiles(tmp_path / "out")) == fingerprint(TensorFiles(vit))
-    assert len(predict(tmp_path / "out", [task])[0]) == 10
+    assert len(predict(tmp_path / "out", [task])[0]["stripes"].outputs) == 10
 
 
 def test_its_fisher_is_exact_and_has_the_names_of_the_file(tmp_path: Path, vit: Path, task: TaskData) -> None:

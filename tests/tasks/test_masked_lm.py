@@ -301,4 +301,4 @@ def test_what_is_not_loaded(tmp_path: Path, checkpoint: Path) -> None:
 
 def test_nothing_is_scored() -> None:
     with pytest.raises(InputError, match="tasks of the kind masked-lm are not evaluated"):
-        KIND.targets(pd.DataFrame({"text": ["a"]}))
+        KIND.targets({"labels": [[1]]})

@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
 from stages.running.errors import InputError
-from stages.tasks.kinds import metric_named, metrics_of
+from stages.tasks.kinds import KINDS, metric_named
 from stages.tasks.metrics import Accuracy, MacroF1, Metric
 from tests.metrics import MeanAbsoluteError, RootMeanSquaredError
 
@@ -157,9 +157,9 @@ def test_macro_f1_is_over_all_labels() -> None:
 
 def test_the_table_of_kinds() -> None:
     for kind in ("text-classification", "image-classification"):
-        assert [metric.name for metric in metrics_of(kind)] == ["accuracy", "macro_f1"]
-        for metric in metrics_of(kind):
+        assert [metric.name for metric in KINDS[kind].metrics] == ["accuracy", "macro_f1"]
+        for metric in KINDS[kind].metrics:
             assert metric_named(metric.name) is metric
-    assert metrics_of("masked-lm") == ()
+    assert KINDS["masked-lm"].metrics == ()
     with pytest.raises(InputError, match=r"there is no metric 'rmse'; known: accuracy, macro_f1"):
         metric_named("rmse")

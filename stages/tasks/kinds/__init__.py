@@ -25,11 +25,6 @@ def kind_of(content: object) -> str:
     return str(content.get("kind", DEFAULT) if isinstance(content, dict) else getattr(content, "kind", DEFAULT))
 
 
-def metrics_of(kind: str) -> tuple[Metric, ...]:
-    """The metrics of a kind of task, the primary one first; none if it is not evaluated."""
-    return KINDS[kind].metrics
-
-
 def metric_named(name: str) -> Metric:
     """The metric of that name. Raises `InputError` if no kind of task has it."""
     known = {metric.name: metric for settings in KINDS.values() for metric in settings.metrics}

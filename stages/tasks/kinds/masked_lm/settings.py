@@ -1,6 +1,6 @@
 """Masked language modelling in params.yaml."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -12,6 +12,8 @@ class MaskedLM(TextColumns):
 
     Its models are not evaluated; what they are merged into is.
     """
+
+    hub_pipeline: ClassVar[str | None] = "fill-mask"
 
     kind: Literal["masked-lm"] = "masked-lm"
 
