@@ -125,6 +125,14 @@ class Kind(ABC, Generic[ProcessorT]):
         """
         return logits
 
+    def predicted(self, model: Model, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the metrics take of a model's predictions on a batch, [examples, …]; the model is where the batch is.
+
+        By default it is `outputs` of its logits. A kind whose metrics need more than these has it besides.
+        """
+        inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
+        return self.outputs(model(**inputs).logits, batch["labels"])
+
     def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
         """What the metrics compare each encoded example's outputs with: a number, or an array.
 

@@ -5,7 +5,7 @@ metrics in its settings.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # params.yaml is checked without it
@@ -150,6 +150,39 @@ class Mean(Metric):
         return generator.multinomial(examples, shares, size=resamples) @ values / examples
 
 
+class OfSums(Metric):
+    """A metric that is a function of sums over the examples, as an F1 score, a correlation or a root mean square is.
+
+    Its bootstrap draws how often each example occurs, and needs nothing but the sums.
+    """
+
+    @abstractmethod
+    def of_sums(self, sums: "np.ndarray") -> "np.ndarray":
+        """The metric [...] of sums [..., S] of what examples contribute; a number for whatever sums there may be."""
+
+    def summary(self, per_example: "np.ndarray") -> float:
+        """The metric of the examples with these contributions [N, S]."""
+        return float(self.of_sums(per_example.sum(0)))
+
+    def interval(self, per_example: "np.ndarray") -> tuple[float, float]:
+        """The 95 % percentile bootstrap interval over examples [N, S], the same in every run."""
+        import numpy as np
+
+        drawn = _resampled_sums([per_example], np.random.default_rng(0), INTERVAL_RESAMPLES)
+        values = np.concatenate([self.of_sums(sums) for (sums,) in drawn])
+        low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return float(low), float(high)
+
+    def resampled_differences(
+        self, first: "np.ndarray", second: "np.ndarray", generator: "np.random.Generator", resamples: int
+    ) -> "np.ndarray":
+        """The paired bootstrap of `difference`; see `Metric.resampled_differences`."""
+        import numpy as np
+
+        drawn = _resampled_sums([first, second], generator, resamples)
+        return np.concatenate([self.of_sums(one) - self.of_sums(other) for one, other in drawn])
+
+
 class Accuracy(Mean):
     """The share of the examples whose largest logit is their label's."""
 
@@ -182,6 +215,19 @@ class MacroF1(Metric):
         hits = np.bincount(labels[labels == predicted], minlength=number)
         sizes = np.bincount(labels, minlength=number) + np.bincount(predicted, minlength=number)
         return float((2 * hits / np.maximum(sizes, 1)).mean())
+
+
+def _resampled_sums(
+    contributions: "list[np.ndarray]", generator: "np.random.Generator", resamples: int
+) -> "Iterator[list[np.ndarray]]":
+    """Sums [R, S] of each of the contributions [N, S] over N of the N examples, drawn with replacement, the same for
+    all; R resamples at once, until all are drawn."""
+    import numpy as np
+
+    examples = len(contributions[0])
+    for size in _steps(resamples, examples):
+        counts = generator.multinomial(examples, np.full(examples, 1 / examples), size=size)
+        yield [counts @ each for each in contributions]
 
 
 def _steps(resamples: int, examples: int) -> list[int]:

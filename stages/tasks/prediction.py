@@ -101,8 +101,7 @@ def predict(model: Model, examples: Examples) -> np.ndarray:
     rows: list[np.ndarray] = []
     with torch.inference_mode():
         for batch in examples.batches():
-            inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
-            found = examples.kind.outputs(model(**inputs).logits, batch["labels"])
+            found = examples.kind.predicted(model, batch)
             rows += _by_example(found.float().cpu(), batch["labels"].cpu())
     ordered = sorted(zip(examples.order, rows, strict=True), key=lambda pair: pair[0])
     return padded([row for _, row in ordered], fill=0.0)

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 
 from stages.running.errors import InputError
 from stages.tasks.kinds import KINDS, metric_named
-from stages.tasks.metrics import Accuracy, MacroF1, Metric
+from stages.tasks.metrics import Accuracy, MacroF1, Metric, OfSums
 from tests.metrics import MeanAbsoluteError, RootMeanSquaredError
 
 RESAMPLES = 10_000
@@ -163,3 +163,34 @@ def test_the_table_of_kinds() -> None:
     assert KINDS["masked-lm"].metrics == ()
     with pytest.raises(InputError, match=r"there is no metric 'rmse'; known: accuracy, macro_f1"):
         metric_named("rmse")
+
+
+class RatioOfSums(OfSums):
+    """Σ a / Σ b."""
+
+    name, title, unit, larger_is_better = "ratio", "ratio", "number", True
+
+    def per_example(self, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return np.stack([outputs, targets], axis=-1)
+
+    def of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def test_a_function_of_sums_is_resampled_by_example() -> None:
+    """Against a bootstrap that draws the examples themselves."""
+    random = np.random.default_rng(0)
+    metric, examples = RatioOfSums(), 80
+    first = metric.per_example(random.gamma(2, size=examples), random.gamma(5, size=examples))
+    second = metric.per_example(random.gamma(2, size=examples) + 0.1, first[:, 1])
+    assert metric.summary(first) == pytest.approx(first[:, 0].sum() / first[:, 1].sum())
+    drawn = [random.integers(0, examples, examples) for _ in range(20_000)]
+    ratios = [first[rows, 0].sum() / first[rows, 1].sum() for rows in drawn]
+    low, high = metric.interval(first)
+    assert (low, high) == metric.interval(first)
+    assert (low, high) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), rel=0.03)
+    differences = [(first[rows, 0].sum() - second[rows, 0].sum()) / first[rows, 1].sum() for rows in drawn]
+    found = metric.resampled_differences(first, second, np.random.default_rng(1), 20_000)
+    assert found.shape == (20_000,)
+    assert found.mean() == pytest.approx(np.mean(differences), abs=3e-3)
+    assert np.quantile(found, [0.025, 0.975]) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=6e-3)
