@@ -3,7 +3,7 @@
 Stages of their own, so that wanting them never re-runs a Fisher that somebody has paid for.
 """
 
-from stages.estimation.factors import estimate_factors
+from stages.estimation.estimate import estimate
 from stages.pipeline.places import FINETUNED, STATISTIC_PLACES, TASKS
 from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import launch, run_stage
@@ -28,7 +28,7 @@ def factors(name: str, model: str) -> None:
         raise InputError(f"params.yaml: models.{model}: {kind.title} need another fisher.estimator than adam")
     launch("stages.factors", name, model)
     task = TaskData.open(TASKS / params.models[model].task)
-    estimate_factors(name, FINETUNED / model, task, settings, STATISTIC_PLACES[name] / model)
+    estimate(name, FINETUNED / model, task, settings, STATISTIC_PLACES[name] / model)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Or, for a model whose Fisher is brought in: the Fisher, verified.
 """
 
-from stages.estimation.diagonal import bring_in, estimate
+from stages.estimation.estimate import estimate
+from stages.estimation.given import bring_in
 from stages.pipeline.places import FINETUNED, FISHERS, TASKS
 from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import launch, run_stage
@@ -20,7 +21,7 @@ def fisher(name: str) -> None:
     if settings.estimator != "adam":
         launch("stages.fisher", name)
     task = TaskData.open(TASKS / params.models[name].task)
-    estimate(FINETUNED / name, task, settings, FISHERS / name)
+    estimate("diagonal", FINETUNED / name, task, settings, FISHERS / name)
 
 
 if __name__ == "__main__":

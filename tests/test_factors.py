@@ -11,8 +11,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import stages.factors
 from stages.curvature import curvature_statistics
-from stages.estimation.diagonal import estimate
-from stages.estimation.factors import estimate_factors
+from stages.estimation.estimate import estimate
 from stages.merging import Kfac, Regmean, merge_checkpoints
 from stages.params import FisherSettings
 from stages.running.errors import InputError
@@ -60,7 +59,7 @@ def save_gpt2(directory: Path) -> None:
 
 
 def factors(kind: str, checkpoint: Path, task: TaskData, out: Path, **settings: object) -> Path:
-    estimate_factors(kind, checkpoint, task, SETTINGS.model_copy(update=settings), out)
+    estimate(kind, checkpoint, task, SETTINGS.model_copy(update=settings), out)
     return out
 
 
@@ -93,7 +92,7 @@ def test_the_files_have_the_factors_of_the_examples_that_the_fisher_is_estimated
 @both_kinds
 def test_their_cards_say_what_they_are_of(tmp_path: Path, checkpoint: Path, task: TaskData, kind: str) -> None:
     out = factors(kind, checkpoint, task, tmp_path / "out")
-    estimate(checkpoint, task, SETTINGS, tmp_path / "fisher")
+    estimate("diagonal", checkpoint, task, SETTINGS, tmp_path / "fisher")
     card, fisher = read_json(out / f"{kind}.json"), read_json(tmp_path / "fisher/fisher.json")
     assert card["checkpoint"] == fingerprint(TensorFiles(checkpoint)) == fisher["checkpoint"]
     assert card["fingerprint"] == fingerprint(TensorFiles(out, kind))
@@ -146,7 +145,7 @@ class Pair:
                 factors("gram", checkpoint, task, root / f"gram-{name}"),
                 root / f"fisher-{name}",
             ]
-            estimate(checkpoint, task, SETTINGS, root / f"fisher-{name}")
+            estimate("diagonal", checkpoint, task, SETTINGS, root / f"fisher-{name}")
         self.weights = [self.of(checkpoint, "model", W) for checkpoint in self.checkpoints.values()]
 
     def of(self, directory: Path, stem: str, key: str) -> np.ndarray:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from stages.curvature import Estimation, diagonal_fisher
 from stages.curvature.capture import Capture
 from stages.curvature.vectors import Estimator
-from stages.estimation.diagonal import bring_in, estimate
+from stages.estimation.estimate import estimate
+from stages.estimation.given import bring_in
 from stages.params import FisherSettings
 from stages.params.schema import FISHER_FILES
 from stages.running.errors import InputError
@@ -37,7 +38,7 @@ def task(tmp_path: Path) -> TaskData:
 
 
 def estimated(tmp_path: Path, checkpoint: Path, task: TaskData, settings: FisherSettings, name: str = "fisher") -> Path:
-    estimate(checkpoint, task, settings, tmp_path / name)
+    estimate("diagonal", checkpoint, task, settings, tmp_path / name)
     return tmp_path / name
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.estimation.diagonal import estimate
+from stages.estimation.estimate import estimate
 from stages.params import FisherSettings
 from stages.searching.live_model import LiveModel
 from stages.storage.cards import read_json, write_json
@@ -81,7 +81,9 @@ def change_checkpoint() -> None:
 
 def change_fisher(name: str) -> None:
     task = TaskData.open(Path("data/tasks") / MODELS[name][0])
-    estimate(Path("models/finetuned") / name, task, FisherSettings(examples=13), Path("models/fishers") / name)
+    estimate(
+        "diagonal", Path("models/finetuned") / name, task, FisherSettings(examples=13), Path("models/fishers") / name
+    )
 
 
 def change_validation() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.estimation.diagonal import estimate
+from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.params import FisherSettings, Params, parse_params
 from stages.pipeline.needs import base_directory, search_tasks, statistics_directories
@@ -66,7 +66,7 @@ def build(root: Path) -> None:
         checkpoint = root / "models/finetuned" / name
         checkpoint.mkdir(parents=True)
         bring_in(source, task, checkpoint)
-        estimate(checkpoint, task, FisherSettings(examples=12), root / "models/fishers" / name)
+        estimate("diagonal", checkpoint, task, FisherSettings(examples=12), root / "models/fishers" / name)
     for file in root.glob("data/tasks/*/test.parquet"):
         file.unlink()
 

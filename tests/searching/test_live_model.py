@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from stages.estimation.diagonal import estimate
+from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
 from stages.merging.methods.isotropic.options import Isotropic
@@ -69,7 +69,7 @@ def test_a_masked_lm_donor_is_searched_for_what_it_shares(inside: Path) -> None:
     texts, eve = make_texts(Path("data/tasks/texts")), Path("models/finetuned/eve")
     eve.mkdir()
     bring_in(Path("sources/eve"), texts, eve)
-    estimate(eve, texts, FisherSettings(estimator="sketch", examples=12), Path("models/fishers/eve"))
+    estimate("diagonal", eve, texts, FisherSettings(estimator="sketch", examples=12), Path("models/fishers/eve"))
     content = params_of({"ann": 1, "bob": 1}, {"sampler": "grid"}).model_dump(exclude={"merges"})
     content["tasks"]["texts"] = {"kind": "masked-lm", "source": "base", "file": "f.csv", "max_length": 16}
     content["models"]["eve"] = {"base": "base", "task": "texts", "fisher": {"estimator": "sketch"}}

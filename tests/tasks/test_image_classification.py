@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTForImageClassification
 
-from stages.estimation.diagonal import estimate
+from stages.estimation.estimate import estimate
 from stages.estimation.passes import estimated_statistics
 from stages.params import FinetuneSettings, FisherSettings
 from stages.results.evaluation import predict
@@ -209,7 +209,7 @@ def test_a_finished_checkpoint_is_brought_in(tmp_path: Path, vit: Path, task: Ta
 
 def test_its_fisher_is_exact_and_has_the_names_of_the_file(tmp_path: Path, vit: Path, task: TaskData) -> None:
     settings = FisherSettings(examples=None, batch_size=16)
-    estimate(vit, task, settings, tmp_path / "fisher")
+    estimate("diagonal", vit, task, settings, tmp_path / "fisher")
     values = np.stack([image[:, :, 0] for image in images(task.read("train"))])[:, None]
     batch = {"pixel_values": torch.tensor((values / 255 - 0.5) / 0.5)}
     wanted = reference_fisher(ViTForImageClassification.from_pretrained(vit), [batch])
@@ -240,7 +240,7 @@ def test_its_input_factors_are_of_its_inputs(tmp_path: Path, vit: Path, task: Ta
 def test_the_optimizers_moments_have_the_names_of_the_file(tmp_path: Path, task: TaskData) -> None:
     out = scratch(tmp_path, task, "out")
     assert TensorFiles(out, ADAM).specs.keys() == TensorFiles(out).specs.keys()
-    estimate(out, task, FisherSettings(estimator="adam"), tmp_path / "fisher")
+    estimate("diagonal", out, task, FisherSettings(estimator="adam"), tmp_path / "fisher")
 
 
 def test_the_recipes_base_is_a_small_vit_of_grey_digits() -> None:

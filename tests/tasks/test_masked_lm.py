@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM
 
 from stages.curvature import TokenCategorical, curvature_statistics, diagonal_fisher
 from stages.curvature.vectors import Estimator
-from stages.estimation.diagonal import estimate
+from stages.estimation.estimate import estimate
 from stages.params import FisherSettings
 from stages.running.errors import InputError
 from stages.running.placement import Placement
@@ -176,7 +176,7 @@ def test_the_empirical_fisher_is_exact_whatever_the_batches(
     found = []
     for batch_size in (1, 5):
         settings = FisherSettings(estimator="empirical", examples=None, batch_size=batch_size)
-        estimate(checkpoint, texts, settings, tmp_path / f"fisher-{batch_size}")
+        estimate("diagonal", checkpoint, texts, settings, tmp_path / f"fisher-{batch_size}")
         found.append(load_file(tmp_path / f"fisher-{batch_size}/fisher.safetensors"))
     assert not any("one example at a time" in str(warning.message) for warning in recwarn)
     batch = [whole(batch) for batch in made_batches(texts, 40, 7)]
@@ -244,7 +244,7 @@ def test_draws_do_not_depend_on_the_batches(
     fishers = []
     for batch_size in (1, 6):
         settings = FisherSettings(estimator=estimator, examples=13, batch_size=batch_size, seed=2)
-        estimate(checkpoint, texts, settings, tmp_path / f"fisher-{batch_size}")
+        estimate("diagonal", checkpoint, texts, settings, tmp_path / f"fisher-{batch_size}")
         fishers.append(load_file(tmp_path / f"fisher-{batch_size}/fisher.safetensors"))
     for name, value in fishers[0].items():
         torch.testing.assert_close(fishers[1][name], value, rtol=1e-4, atol=1e-9 + 1e-6 * float(value.max()))
@@ -252,7 +252,7 @@ def test_draws_do_not_depend_on_the_batches(
 
 def test_an_exact_fisher_is_refused(tmp_path: Path, checkpoint: Path, texts: TaskData) -> None:
     with pytest.raises(InputError, match=r"the exact Fisher of .* takes .* passes; use estimator='sketch'"):
-        estimate(checkpoint, texts, FisherSettings(), tmp_path / "fisher")
+        estimate("diagonal", checkpoint, texts, FisherSettings(), tmp_path / "fisher")
 
 
 def test_factors_of_the_head_leave_padding_out(checkpoint: Path, texts: TaskData) -> None:
