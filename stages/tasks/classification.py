@@ -19,6 +19,7 @@ class Classification(Task):
     labels: label names, in the order of the model's outputs (in all files of a task, the label column holds these
         names, or else their positions from 0, or false and true); or a mapping of names to intervals [low, high] of a
         numeric label column (rows outside all of them are dropped).
+    drop: rows whose label is one of these, as the table has it, are no examples; null stands for rows without a label.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (Accuracy(), MacroF1())
@@ -26,6 +27,7 @@ class Classification(Task):
 
     label: str = "label"
     labels: list[str] | dict[str, Interval]
+    drop: list[str | int | None] | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
 
     @property
     def output_names(self) -> list[str]:
@@ -52,6 +54,8 @@ class Classification(Task):
             raise ValueError("`labels` must name at least two labels")
         if len(set(names)) < len(names):
             raise ValueError("`labels` names a label twice")
+        if both := [value for value in self.drop or [] if str(value) in names]:
+            raise ValueError(f"`drop`: {both[0]!r} is one of `labels`")
         if isinstance(self.labels, dict):
             intervals = sorted(self.labels.values())
             for low, high in intervals:

@@ -1,5 +1,6 @@
 """From the labels in tables to their positions in a task's list of labels."""
 
+import math
 import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ LabelledT = TypeVar("LabelledT", bound=Classification)
 class LabelReader(Reader[LabelledT]):
     """What readers of examples with one label each have in common."""
 
-    not_an_example = "label_in_no_interval"
+    not_an_example = "label_not_of_the_task"
 
     def labelled(
         self, task: LabelledT, tables: Mapping[str, Table], inputs: Mapping[str, pd.DataFrame]
@@ -38,17 +39,13 @@ class LabelReader(Reader[LabelledT]):
         Raises:
             InputError: a label is missing, or is none of the task's.
         """
+        columns = {name: _kept(table, task) for name, table in tables.items()}
         if isinstance(task.labels, dict):
-            return {
-                name: _in_intervals(inputs[name], interval_positions(task.labels.values(), table, task.label))
-                for name, table in tables.items()
-            }
-        columns = [replace(table, rows=table.column(task.label).to_frame()) for table in tables.values()]
-        positions = named_positions(task.output_names, columns, task.label)
-        return {
-            name: FileExamples(inputs[name].assign(label=found), 0)
-            for name, found in zip(tables, positions, strict=True)
-        }
+            intervals = task.labels.values()
+            positions = [interval_positions(intervals, table, task.label) for table in columns.values()]
+        else:
+            positions = named_positions(task.output_names, list(columns.values()), task.label)
+        return {name: _with_labels(inputs[name], found) for name, found in zip(tables, positions, strict=True)}
 
     def card(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
         """The examples of each label."""
@@ -66,7 +63,26 @@ class LabelReader(Reader[LabelledT]):
         return labels_without_examples(task.output_names, splits)
 
 
-def _in_intervals(inputs: pd.DataFrame, positions: pd.Series) -> FileExamples:
+def _kept(table: Table, task: Classification) -> Table:
+    """The label column alone, without the rows that the task drops."""
+    column = table.column(task.label)
+    if task.drop:
+        dropped = {_spelled(value) for value in task.drop}
+        column = column[[_spelled(value) not in dropped for value in column.tolist()]]
+    return replace(table, rows=column.to_frame())
+
+
+def _spelled(value: object) -> str | None:
+    """A label as a text, whole numbers without a point; None for no label."""
+    if value is None or value is pd.NA or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (float, Decimal, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _with_labels(inputs: pd.DataFrame, positions: pd.Series) -> FileExamples:
+    """The rows that have a position, with it, and how many have none."""
     examples = inputs.assign(label=positions)
     kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
     return FileExamples(kept, len(examples) - len(kept))
@@ -157,7 +173,12 @@ def _key(value: object) -> Hashable:
 
 
 def _by_name(value: object, names: Sequence[str]) -> int | None:
-    """The position of the name that a value is, as it is written, or as the same number or truth is."""
+    """The position of the name that a value is, as it is written, or as the same number or truth is.
+
+    A mapping of names to scores, of which one is 1 and all others are 0, is the name that has the 1.
+    """
+    if isinstance(value, Mapping) and sorted(map(str, value.values())) == ["0"] * (len(value) - 1) + ["1"]:
+        value = next(name for name, score in value.items() if str(score) == "1")
     if not isinstance(value, (str, *NUMBERS)):
         return None
     text = str(value)

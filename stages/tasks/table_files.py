@@ -66,13 +66,14 @@ class Table:
         return InputError(f"{self.file}: {self.place(row)}: {reason}")
 
 
-def read_table(file: Path, names: list[str] | None) -> Table:
+def read_table(file: Path, names: list[str] | None, field: str | None = None) -> Table:
     """Read a table in whatever form the file's name says that it has, in upper or lower case.
 
     Args:
         file: separated text (.csv, .tsv, .txt, Orange's .tab) or JSON (an object a line, or an array of objects), which
             may be compressed (.gz); or .parquet.
         names: of the columns, where separated text has no header.
+        field: the key of the array of rows, in JSON that is one object.
 
     Raises:
         InputError: there is no such file, its name has no ending that is known, or it is not what its name says.
@@ -85,7 +86,7 @@ def read_table(file: Path, names: list[str] | None) -> Table:
         if form == PARQUET:
             return _read_parquet(file)
         if form in JSON:
-            return _read_json(file)
+            return _read_json(file, field)
         if form in SEPARATED:
             return _read_separated(file, names)
     except UnicodeDecodeError:
@@ -189,11 +190,13 @@ def _orange_rows(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     return below[(below != "").any(axis=1)]
 
 
-def _read_json(file: Path) -> Table:
+def _read_json(file: Path, field: str | None) -> Table:
     """A table with an object a line, where lines of nothing but white space do not count; or an array of objects."""
     with _opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
         content = text.read()
-    if content.lstrip().startswith("["):
+    if field is not None:
+        unit, found = f"{field}, entry", list(enumerate(_rows_in(content, file, field), start=1))
+    elif content.lstrip().startswith("["):
         unit, found = "entry", list(enumerate(_parsed(content, file, "the array"), start=1))
     else:
         unit = "line"
@@ -207,6 +210,14 @@ def _read_json(file: Path) -> Table:
     rows = pd.DataFrame([row for _, row in found])
     numbers = [number for number, _ in found]
     return Table(rows, file, lambda row: f"{unit} {numbers[row]}")
+
+
+def _rows_in(content: str, file: Path, field: str) -> list[Any]:
+    """The array of rows under a key of the one object that a file is."""
+    found = _parsed(content, file, "the file")
+    if not isinstance(found, dict) or not isinstance(rows := found.get(field), list):
+        raise InputError(f"{file}: is no JSON object with an array under {field!r}; change `field`, or leave it out")
+    return rows
 
 
 def _parsed(content: str, file: Path, place: str) -> Any:

@@ -119,7 +119,7 @@ def _read_files(task: Task, source: Path) -> dict[str, FileExamples]:
     """Read a task's files, by name."""
     names = dict.fromkeys(task.files)
     columns = reader(task.kind).columns(task)
-    return reader(task.kind).read(task, {name: read_table(source / name, columns) for name in names})
+    return reader(task.kind).read(task, {name: read_table(source / name, columns, task.field) for name in names})
 
 
 def _joined(files: Mapping[str, FileExamples], names: str | list[str]) -> tuple[pd.DataFrame, int]:

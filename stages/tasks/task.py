@@ -39,6 +39,7 @@ class Task(Section):
         split. In one table, a task without labels is split otherwise than a task with labels, and sees that task's test
         examples unless their `part`s keep them apart.
     columns: the columns' names, for a table without a header row.
+    field: of .json files that hold one object: its key whose value is the array of rows.
     part: use the rows whose place between 0 and 1, given by their contents and `split.seed`, is in this interval: tasks
         with parts that do not overlap have no example in common, from whatever tables they are.
     examples: use at most so many rows, drawn at random with `split.seed`.
@@ -53,6 +54,7 @@ class Task(Section):
     source: Name
     file: Files | dict[Split, Files]
     columns: list[str] | None = None
+    field: str | None = Field(default=None, exclude_if=lambda value: value is None)
     part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
     examples: int | None = Field(default=None, ge=1)
     metric: str | None = Field(default=None, exclude_if=lambda value: value is None)

@@ -61,7 +61,7 @@ def test_pixels_in_columns(folder: Path) -> None:
         for image, label in zip(images(frame), frame["label"], strict=True):
             assert image.shape == (8, 8, 1)
             assert label_of[image.tobytes()] == ["across", "down"][label]
-    assert dropped == {"label_in_no_interval": 0, "repeated_image": 0}
+    assert dropped == {"label_not_of_the_task": 0, "repeated_image": 0}
 
 
 @pytest.mark.parametrize("columns", [["pixels", "label"], ["label", "pixels"]])

@@ -1,6 +1,7 @@
 """Labels in tables: names or positions, never both, and where they are missing."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -11,12 +12,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from stages.running.errors import InputError
 from stages.tasks.kinds.text_classification.settings import TextClassification
 from stages.tasks.labels import interval_positions, labels_without_examples, named_positions
 from stages.tasks.table_files import Table
 from stages.tasks.tables import split_examples
+from stages.tasks.task import Task
 from tests.tiny import sentiment_table
 from tests.workshop import task_of
 
@@ -269,3 +272,71 @@ def test_labels_without_examples() -> None:
         "no example of the labels 'b', 'c' in the test split"
     ]
     assert said(train=frame(), test=frame()) == []
+
+
+def binary(**settings: Any) -> Task:
+    return task_of({"source": "tables", "file": "t.csv", "labels": BINARY, **settings})
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_with_labels_that_are_dropped(tmp_path: Path, form: str) -> None:
+    """As SNLI's "-", on which nobody agreed, and rows without a label."""
+    rows = sentiment_table(40, 0).assign(label=lambda frame: frame["label"].astype(object))
+    rows.loc[[3, 8], "label"] = "-"
+    rows.loc[[5, 9, 11], "label"] = None
+    if form == "csv":
+        rows.to_csv(tmp_path / "t.csv", index=False)
+    elif form == "jsonl":
+        rows.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    else:
+        rows.to_parquet(tmp_path / "t.parquet")
+    splits, dropped = split_examples(binary(file=f"t.{form}", drop=["-", None]), tmp_path)
+    assert dropped == {"label_not_of_the_task": 5, "repeated_text": 0}
+    kept = pd.concat(splits.values())
+    wanted = rows.drop(index=[3, 5, 8, 9, 11])
+    assert dict(zip(kept["text"], kept["label"], strict=True)) == {
+        text: BINARY.index(label) for text, label in zip(wanted["text"], wanted["label"], strict=True)
+    }
+    with pytest.raises(InputError, match="has no label"):
+        split_examples(binary(file=f"t.{form}", drop=["-"]), tmp_path)
+    with pytest.raises(InputError, match="the label '-' is not one of the task's"):
+        split_examples(binary(file=f"t.{form}", drop=[None]), tmp_path)
+    with pytest.raises(ValidationError, match="`drop`: 'bad' is one of `labels`"):
+        binary(drop=["bad"])
+
+
+def test_numbers_that_are_dropped(tmp_path: Path) -> None:
+    """Pandas makes floating-point numbers of whole ones beside missing ones."""
+    rows = pd.DataFrame({"text": [f"text {i}" for i in range(60)], "label": [0, 1, -1] * 20}).astype({"label": float})
+    rows.to_parquet(tmp_path / "t.parquet")
+    splits, dropped = split_examples(binary(file="t.parquet", drop=[-1]), tmp_path)
+    assert dropped["label_not_of_the_task"] == 20
+    assert sum(map(len, splits.values())) == 40
+
+
+def test_scores_of_which_one_is_1_are_a_label() -> None:
+    """As BIG-bench's target_scores."""
+    assert positions(BINARY, [{"bad": 0, "good": 1}, {"good": 0, "bad": 1}]) == [1, 0]
+    for wrong in ({"bad": 1, "good": 1}, {"bad": 0, "good": 0}, {"bad": 0.5, "good": 0.5}, {}, {"odd": 1, "good": 0}):
+        with pytest.raises(InputError, match=r"t\.csv: row 1: the label .* is not one of the task's"):
+            named_positions(BINARY, [table([wrong])], "label")
+
+
+def test_rows_under_a_key_of_one_object(tmp_path: Path) -> None:
+    examples: list[dict[str, Any]] = [
+        {"input": f"text {i}", "target_scores": {"bad": int(i % 2 == 0), "good": i % 2}} for i in range(40)
+    ]
+    (tmp_path / "task.json").write_text(json.dumps({"name": "it", "examples": examples}, indent=1))
+    settings = binary(file="task.json", field="examples", text="input", label="target_scores")
+    splits, _ = split_examples(settings, tmp_path)
+    for text, label in splits["train"][["text", "label"]].itertuples(index=False):
+        assert int(text.split()[1]) % 2 == label
+    for other in ("name", "rows"):
+        with pytest.raises(InputError, match=f"task.json: is no JSON object with an array under '{other}'"):
+            split_examples(settings.model_copy(update={"field": other}), tmp_path)
+    with pytest.raises(InputError, match=r"task\.json: line 1 is not valid JSON"):
+        split_examples(settings.model_copy(update={"field": None}), tmp_path)
+    examples[4]["input"] = 5
+    (tmp_path / "task.json").write_text(json.dumps({"examples": examples}))
+    with pytest.raises(InputError, match=r"task\.json: examples, entry 5: input is not a text"):
+        split_examples(settings, tmp_path)

@@ -37,7 +37,7 @@ def test_splits_are_stratified_disjoint_and_fixed(folder: Path) -> None:
     assert all(frame.equals(again[split]) for split, frame in splits.items())
     other, _ = split_examples(task(split={"seed": 1}), folder)
     assert not other["test"].equals(splits["test"])
-    assert dropped == {"label_in_no_interval": 0, "repeated_text": 0}
+    assert dropped == {"label_not_of_the_task": 0, "repeated_text": 0}
 
 
 def test_intervals_of_scores(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_intervals_of_scores(tmp_path: Path) -> None:
         split={"validation": 0.2, "test": 0.2},
     )
     splits, dropped = split_examples(settings, tmp_path)
-    assert dropped["label_in_no_interval"] == 3
+    assert dropped["label_not_of_the_task"] == 3
     everything = pd.concat(splits.values())
     score_of = {f'{text} "quoted': score for text, score in rows}
     for text, label in zip(everything["text"], everything["label"], strict=True):
@@ -168,7 +168,7 @@ def test_tables_of_orange(tmp_path: Path) -> None:
     (tmp_path / "t.tab").write_text(ORANGE + "".join(rows[:20]) + "\t\n" + "".join(rows[20:]))
     table.loc[4, "text"] = 'a "quoted" word'
     splits, dropped = split_examples(task(file="t.tab", text="Text", label="Topic"), tmp_path)
-    assert dropped == {"label_in_no_interval": 0, "repeated_text": 0}
+    assert dropped == {"label_not_of_the_task": 0, "repeated_text": 0}
     assert set(pd.concat(splits.values())["text"]) == set(table["text"])
     (tmp_path / "one.tab").write_text("words\nstring\n\n" + "\n".join(table["text"]) + "\n")
     splits, _ = split_examples(unlabelled(file="one.tab", text="words"), tmp_path)
