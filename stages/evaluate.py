@@ -35,18 +35,17 @@ def evaluate(name: str) -> None:
         λ = {model: of.coefficients[model] / sum(of.coefficients.values()) for model in of.models}
         kinds = ensemble_kinds(of, params)
         predictions, fingerprints = ensemble({model: EVAL / model for model in of.models}, λ, kinds)
-        measured_by = {task: params.tasks[task].own_metrics for task in kinds}
         origin: dict[str, Any] = {"method": "ensemble", "coefficients": λ}
     else:
         checkpoint = (MERGED if merged else FINETUNED) / name
         tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
         predictions, cut = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
-        measured_by = {task.name: task.metrics for task in tasks}
         card = own_card(checkpoint)
         origin = card["origin"] if merged else {"task": card["task"], **card["origin"]}
         origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
-    primary = {task: measured_by[task][0] for task in predictions}
+    measured_by = {task: params.tasks[task].own_metrics for task in predictions}
+    primary = {task: own[0] for task, own in measured_by.items()}
     with atomic_directory(EVAL / name) as partial:
         for done, own in predictions.items():
             own.write(partial, done)

@@ -160,8 +160,17 @@ def test_a_search_is_told_its_metric(content: dict[str, Any]) -> None:
     assert naming("macro_f1") == {"search-sought"}
     with kind_with("text-classification", *reversed(KINDS["text-classification"].metrics)):
         after = told(parse_params(content))
-    # An ensemble is measured where it is made; models and merges are by their tasks' cards.
-    assert {stage for stage in before if before[stage] != after[stage]} == {"search-sought", "evaluate-ensemble"}
+    told_otherwise = {stage for stage in before if before[stage] != after[stage]}
+    assert told_otherwise == {"search-sought", *(stage for stage in before if stage.startswith("evaluate-"))}
+
+
+def test_the_metric_that_counts_trains_nothing_again(content: dict[str, Any]) -> None:
+    def by_f1(params: dict[str, Any]) -> None:
+        for task in params["tasks"].values():
+            task["metric"] = "macro_f1"
+
+    found = {stage.replace("@", "-").partition("-")[0] for stage in changed(content, by_f1)}
+    assert found == {"prepare", "search", "evaluate"}  # what is prepared stays the same
 
 
 def turned(params: dict[str, Any], *keys: str) -> None:

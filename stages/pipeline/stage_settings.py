@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from stages.merging.sizes import bytes_of
@@ -129,9 +129,14 @@ def _evaluate(name: str, params: Params) -> dict[str, Any]:
     if name in params.ensembles:
         ensemble = params.ensembles[name]
         kinds = ensemble_kinds(ensemble, params)
-        metrics = {task: [metric.name for metric in params.tasks[task].own_metrics] for task in kinds}
-        return {"ensemble": _coefficients(ensemble), "kinds": kinds, "metrics": metrics}
-    return {"merged": name in params.merges, "tasks": evaluated_tasks(name, params)}
+        return {"ensemble": _coefficients(ensemble), "kinds": kinds, "metrics": _metrics(kinds, params)}
+    tasks = evaluated_tasks(name, params)
+    return {"merged": name in params.merges, "tasks": tasks, "metrics": _metrics(tasks, params)}
+
+
+def _metrics(tasks: Iterable[str], params: Params) -> dict[str, list[str]]:
+    """Task → the names of its metrics, the primary one first."""
+    return {task: [metric.name for metric in params.tasks[task].own_metrics] for task in tasks}
 
 
 def _similarity(_: str, params: Params) -> dict[str, Any]:

@@ -47,7 +47,10 @@ class TaskData:
 
     @property
     def metrics(self) -> "tuple[Metric, ...]":
-        """The task's metrics, the primary one first; none if it is not evaluated."""
+        """The metrics that mean something of its models' outputs, in its kind's order; none if it is not evaluated.
+
+        Which of them counts is told to evaluations and searches, so that another one re-runs only these.
+        """
         return tuple(metric_named(name) for name in self.card["metrics"])
 
     @classmethod

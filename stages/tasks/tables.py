@@ -69,7 +69,7 @@ def write_task(directory: Path, task: Task, splits: Mapping[Split, pd.DataFrame]
             "format_version": FORMAT_VERSION,
             "kind": task.kind,
             "labels": task.output_names,
-            "metrics": [metric.name for metric in task.own_metrics],
+            "metrics": [metric.name for metric in task.possible_metrics],
             **reader(task.kind).card(task, splits),
             "dropped": dict(dropped),
             "fingerprints": {split: examples_fingerprint(frame) for split, frame in splits.items()},
