@@ -15,6 +15,7 @@ INTERVAL_RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEW = 32  # distinct differences, up to which it is faster to draw how often each occurs
 DRAWN_AT_ONCE = 4_000_000  # numbers, 32 MB
+COUNTED_AT_ONCE = 50_000  # numbers that much is computed of, while a processor's caches hold them
 
 
 class Metric(ABC):
@@ -141,7 +142,7 @@ class Mean(Metric):
         examples, differences = len(first), (first - second).astype(float)
         values, counts = np.unique(np.append(differences, 0), return_counts=True)
         if len(values) > FEW:
-            sizes = _steps(resamples, examples)
+            sizes = _steps(resamples, examples, DRAWN_AT_ONCE)
             drawn = [differences[generator.integers(0, examples, (size, examples))].mean(axis=1) for size in sizes]
             return np.concatenate(drawn)
         counts[values == 0] -= 1  # no difference is always among them, as often as it occurs
@@ -247,13 +248,13 @@ def _resampled_counts(examples: int, generator: "np.random.Generator", resamples
     """How often each of N examples is among N drawn with replacement, [R, N]; R resamples at once, until all are."""
     import numpy as np
 
-    for size in _steps(resamples, examples):
+    for size in _steps(resamples, examples, COUNTED_AT_ONCE):
         yield generator.multinomial(examples, np.full(examples, 1 / examples), size=size)
 
 
-def _steps(resamples: int, examples: int) -> list[int]:
-    """How many resamples are drawn at once, time after time, so that the memory holds them."""
-    step = max(1, DRAWN_AT_ONCE // examples)
+def _steps(resamples: int, examples: int, at_once: int) -> list[int]:
+    """How many resamples are drawn at once, time after time, so that they are no more than so many numbers."""
+    step = max(1, at_once // examples)
     return [min(step, resamples - start) for start in range(0, resamples, step)]
 
 

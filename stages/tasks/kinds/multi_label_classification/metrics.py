@@ -61,8 +61,11 @@ def _average_precision(logits: "np.ndarray", targets: "np.ndarray", counts: "np.
 
     order = np.argsort(-logits, kind="stable")
     last = np.append(np.diff(logits[order]) != 0, True)  # of the examples with one logit: between them there is none
+    group = last.cumsum() - last  # the place of each example's logit among the distinct ones
+    holders = np.flatnonzero(targets[order])
+    reached = np.flatnonzero(last)[np.unique(group[holders])]  # recall grows at no other logits
     drawn = counts[:, order]
-    found = (drawn * targets[order]).cumsum(axis=1)[:, last]
-    precision = found / np.maximum(drawn.cumsum(axis=1)[:, last], 1)
+    found = drawn[:, holders].cumsum(axis=1)[:, np.searchsorted(holders, reached, side="right") - 1]
+    precision = found / np.maximum(drawn.cumsum(axis=1)[:, reached], 1)
     gained = np.diff(found, axis=1, prepend=0)
-    return np.asarray((gained * precision).sum(axis=1) / np.maximum(found[:, -1], 1))
+    return np.asarray((gained * precision).sum(axis=1) / np.maximum(drawn[:, holders].sum(axis=1), 1))

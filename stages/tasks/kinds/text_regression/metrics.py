@@ -50,11 +50,11 @@ class Spearman(OfCounts):
         import numpy as np
 
         outputs, targets = np.split(per_example, 2, axis=-1)
-        each = []
+        each, often = [], counts.astype(np.float64)
         for x, y in zip(outputs.T, targets.T, strict=True):
-            a, b = _centred_ranks(x, counts), _centred_ranks(y, counts)
-            scale = np.sqrt((counts * a * a).sum(-1) * (counts * b * b).sum(-1))
-            each.append((counts * a * b).sum(-1) / np.where(scale > 0, scale, 1))
+            a, b = _centred_ranks(x, often), _centred_ranks(y, often)
+            aa, bb, ab = (np.einsum("rn,rn,rn->r", often, *pair) for pair in ((a, a), (b, b), (a, b)))
+            each.append(ab / np.sqrt(np.where(aa * bb > 0, aa * bb, 1)))
         return np.asarray(np.mean(each, axis=0))
 
 
@@ -91,10 +91,9 @@ def _centred_ranks(values: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
     """The ranks [R, N] of values [N] among those that occur so often [R, N], less their mean; equal ones share one."""
     import numpy as np
 
-    _, first, group = np.unique(np.sort(values), return_index=True, return_inverse=True)
-    order = np.argsort(values, kind="stable")
-    sizes = np.add.reduceat(counts[:, order], first, axis=1)
-    ranks = sizes.cumsum(axis=1) - (sizes - 1) / 2
-    found = np.empty(counts.shape)
-    found[:, order] = ranks[:, group] - (counts.sum(axis=1, keepdims=True) + 1) / 2
-    return found
+    distinct, group = np.unique(values, return_inverse=True)
+    sizes = counts[:, np.argsort(group, kind="stable")]
+    if len(distinct) < len(values):
+        sizes = np.add.reduceat(sizes, np.searchsorted(np.sort(group), np.arange(len(distinct))), axis=1)
+    ranks = sizes.cumsum(axis=1) - sizes / 2 - counts.sum(axis=1, keepdims=True) / 2
+    return np.asarray(ranks[:, group])
