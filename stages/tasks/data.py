@@ -64,7 +64,7 @@ class TaskData:
         return cls(directory, card["kind"], labels, card.get("max_length", 0), card["fingerprints"], card)
 
     def read(self, split: Split) -> "pd.DataFrame":
-        """One split: the columns of an example, and with labels `label` (a position in `labels`).
+        """One split: the columns of an example, and `label`, if it has one: a position in `labels`, or an array.
 
         An example is a `text`, perhaps with a `text_pair`, or an image; see `stages/tasks/kinds/NAME/reading.py`.
         """
@@ -77,11 +77,19 @@ class TaskData:
             raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", self.directory) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
-        if self.labels and not frame["label"].between(0, len(self.labels) - 1).all():
+        positions = single_labels(frame)
+        if positions is not None and not positions.between(0, len(self.labels) - 1).all():
             raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
         if examples_fingerprint(frame) != self.fingerprints[split]:
             raise DamagedError(f"{file}: its contents are not what {TASK_CARD} says", self.directory)
         return frame
+
+
+def single_labels(frame: "pd.DataFrame") -> "pd.Series | None":
+    """The examples' labels, if they have one each, a position."""
+    from pandas.api.types import is_integer_dtype
+
+    return frame["label"] if "label" in frame and is_integer_dtype(frame["label"]) else None
 
 
 def draw_examples(frame: "pd.DataFrame", examples: int | None, seed: int) -> "pd.DataFrame":

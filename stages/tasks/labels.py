@@ -1,26 +1,19 @@
 """From the labels in tables to their positions in a task's list of labels."""
 
-import math
-import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
-from numbers import Number
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import pandas as pd
 
 from stages.running.errors import InputError
+from stages.tasks.cells import BOOLEANS, NUMBERS, numbers, refuse_missing, shown, spelled, whole_number
 from stages.tasks.classification import Classification
 from stages.tasks.reading import FileExamples, Reader
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
 
-BOOLEANS = {"false": 0, "true": 1}  # in lower or upper case
-WHOLE_NUMBER = re.compile(r"(0|[1-9][0-9]{0,17})(\.0+)?")
-NUMBERS = (int, float, Decimal, np.integer, np.floating, np.bool_)  # truth included
 LISTED = 20  # labels in a message
 
 LabelledT = TypeVar("LabelledT", bound=Classification)
@@ -49,14 +42,7 @@ class LabelReader(Reader[LabelledT]):
 
     def card(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
         """The examples of each label."""
-        return {
-            "counts": {
-                split: {
-                    label: int((frame["label"] == position).sum()) for position, label in enumerate(task.output_names)
-                }
-                for split, frame in splits.items()
-            }
-        }
+        return {"counts": label_counts(task.output_names, splits)}
 
     def remarks(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
         """The labels without examples."""
@@ -67,18 +53,9 @@ def _kept(table: Table, task: Classification) -> Table:
     """The label column alone, without the rows that the task drops."""
     column = table.column(task.label)
     if task.drop:
-        dropped = {_spelled(value) for value in task.drop}
-        column = column[[_spelled(value) not in dropped for value in column.tolist()]]
+        dropped = {spelled(value) for value in task.drop}
+        column = column[[spelled(value) not in dropped for value in column.tolist()]]
     return replace(table, rows=column.to_frame())
-
-
-def _spelled(value: object) -> str | None:
-    """A label as a text, whole numbers without a point; None for no label."""
-    if value is None or value is pd.NA or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, (float, Decimal, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def _with_labels(inputs: pd.DataFrame, positions: pd.Series) -> FileExamples:
@@ -94,15 +71,10 @@ def interval_positions(intervals: Iterable[Sequence[float]], table: Table, label
     Raises:
         InputError: a label is missing, or no number.
     """
-    column = table.column(label)
-    _refuse_missing(table, label, names=())
-    numbers = pd.to_numeric(column.map(_as_number), errors="coerce")
-    if (bad := numbers.isna()).any():
-        value = _shown(column[bad].iloc[0])
-        raise table.refusal(bad.idxmax(), f"{label} = {value} is not a number")
-    positions = pd.Series(pd.NA, index=column.index, dtype="Int64")
+    found = numbers(table, label)
+    positions = pd.Series(pd.NA, index=found.index, dtype="Int64")
     for position, (low, high) in enumerate(intervals):
-        positions[numbers.between(low, high)] = position
+        positions[found.between(low, high)] = position
     return positions
 
 
@@ -118,7 +90,7 @@ def named_positions(names: Sequence[str], tables: Sequence[Table], label: str) -
     columns = [table.column(label).tolist() for table in tables]
     found: dict[Hashable, _Label] = {}  # the distinct ones, where they first are
     for table, values in zip(tables, columns, strict=True):
-        _refuse_missing(table, label, names)
+        refuse_missing(table, label, names)
         for row, value in zip(table.rows.index, values, strict=True):
             if (key := _key(value)) not in found:
                 found[key] = _Label(value, table, row, _by_name(value, names), _by_position(value, names))
@@ -133,8 +105,16 @@ def named_positions(names: Sequence[str], tables: Sequence[Table], label: str) -
     ]
 
 
+def label_counts(labels: Sequence[str], splits: Mapping[Split, pd.DataFrame]) -> dict[Split, dict[str, int]]:
+    """Split → label → how many rows have its position as `label`."""
+    return {
+        split: {label: int((frame["label"] == position).sum()) for position, label in enumerate(labels)}
+        for split, frame in splits.items()
+    }
+
+
 def labels_without_examples(labels: Sequence[str], splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
-    """What there is to say about labels that have no example, a sentence for each set of splits without them."""
+    """What there is to say about labels that no row has, a sentence for each set of splits without them."""
     without: dict[tuple[Split, ...], list[str]] = {}
     for position, label in enumerate(labels):
         empty = tuple(split for split, frame in splits.items() if not (frame["label"] == position).any())
@@ -164,7 +144,7 @@ class _Label(NamedTuple):
 
     @property
     def shown(self) -> str:
-        return _shown(self.value)
+        return shown(self.value)
 
 
 def _key(value: object) -> Hashable:
@@ -185,25 +165,15 @@ def _by_name(value: object, names: Sequence[str]) -> int | None:
     spellings = [text]
     if text.lower() in BOOLEANS:
         spellings += [text.lower(), text.capitalize()]
-    elif (whole := _whole(value)) is not None:
+    elif (whole := whole_number(value)) is not None:
         spellings.append(str(whole))
     return next((names.index(spelling) for spelling in spellings if spelling in names), None)
 
 
 def _by_position(value: object, names: Sequence[str]) -> int | None:
     """The position that a value is itself."""
-    whole = _whole(value)
+    whole = whole_number(value)
     return whole if whole is not None and whole < len(names) else None
-
-
-def _whole(value: object) -> int | None:
-    """The whole number that a value is, from 0; true and false are 1 and 0."""
-    if isinstance(value, str):
-        found = WHOLE_NUMBER.fullmatch(value)
-        return int(found[1]) if found else BOOLEANS.get(value.lower())
-    if isinstance(value, NUMBERS) and 0 <= value < 10**18 and value == int(value):
-        return int(value)
-    return None
 
 
 def _neither(names: Sequence[str], found: Sequence[_Label]) -> InputError:
@@ -211,7 +181,7 @@ def _neither(names: Sequence[str], found: Sequence[_Label]) -> InputError:
     position = next(one for one in found if one.name is None)
     bad = next((one for one in found if one.name is None and one.position is None), None)
     if bad is not None:
-        hint = "" if _whole(bad.value) is None else f" (their positions are 0 to {len(names) - 1})"
+        hint = "" if whole_number(bad.value) is None else f" (their positions are 0 to {len(names) - 1})"
         return bad.table.refusal(bad.row, f"the label {bad.shown} is not one of the task's: {_listed(names)}{hint}")
     name = next(one for one in found if one.position is None)
     place = f"{name.table.file.name}, {name.table.place(name.row)}"
@@ -233,28 +203,6 @@ def _say_what_is_ambiguous(
         meanings = sorted({f"{one.shown} is {names[getattr(one, chosen)]!r}" for one in found})
         files = ", ".join(str(table.file) for table in tables)
         print(f"note: {files}: {label} holds {chosen}s: {_listed(meanings)}", file=sys.stderr)
-
-
-def _refuse_missing(table: Table, label: str, names: Sequence[str]) -> None:
-    column = table.column(label)
-    missing = column.isna()
-    if "" not in names:
-        missing |= np.array([isinstance(value, str) and not value for value in column.tolist()], dtype=bool)
-    if missing.any():
-        raise table.refusal(missing.idxmax(), f"has no {label} ({int(missing.sum())} such rows)")
-
-
-def _as_number(value: object) -> object:
-    """What pandas can make a number of, or None."""
-    if isinstance(value, Decimal):
-        return float(value)
-    return value if isinstance(value, (str, Number)) else None
-
-
-def _shown(value: object) -> str:
-    """A value as its file has it, as far as can be known: pandas makes 1.0 of whole numbers beside missing ones."""
-    whole = _whole(value) if isinstance(value, float) else None
-    return repr(str(value if whole is None else whole)[:80])
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -13,22 +13,26 @@ from stages.storage.checkpoint_files import config_file, has_weights, read_confi
 
 Model = Any
 Architecture = Any  # one of transformers' AutoModelFor…
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]  # as transformers has them
+SINGLE_LABEL: Problem = "single_label_classification"
 
 
 def load_classifier(
     architecture: Architecture,
     checkpoint: Path,
     labels: Sequence[str],
+    problem: Problem = SINGLE_LABEL,
     *,
     new_head: bool = False,
     head: Mapping[str, torch.Tensor] | None = None,
 ) -> Model:
-    """The classifier in a checkpoint directory, in float32 on the CPU.
+    """The classifier, or model of numbers, in a checkpoint directory, in float32 on the CPU.
 
     Args:
         architecture: for what kind of input.
         checkpoint: safetensors weights and config.json.
-        labels: label names, in the order of the outputs.
+        labels: label names, or names of numbers, in the order of the outputs.
+        problem: what the outputs are, which decides the loss.
         new_head: the head may be missing (a base model) or be one for other labels, and is then initialised at random,
             as the pooler before it is if it is missing (a masked-LM model has none).
         head: tensors to use in place of the checkpoint's head, by their names.
@@ -38,9 +42,9 @@ def load_classifier(
     """
     model = load_pretrained(
         architecture,
-        "a classifier",
+        _what(problem),
         checkpoint,
-        _labelling(labels),
+        _labelling(labels, problem),
         headless=bool(new_head or head),
         poolerless=new_head,
     )
@@ -113,13 +117,15 @@ def load_pretrained(
     return model
 
 
-def new_classifier(architecture: Architecture, checkpoint: Path, labels: Sequence[str]) -> Model:
-    """A classifier by a directory's config.json, initialised at random: torch's seed decides. In float32 on the CPU.
+def new_classifier(
+    architecture: Architecture, checkpoint: Path, labels: Sequence[str], problem: Problem = SINGLE_LABEL
+) -> Model:
+    """What `load_classifier` gives, but initialised at random by a directory's config.json: torch's seed decides.
 
     Raises:
         InputError: there is no config, or none of a classifier for this kind of input.
     """
-    return new_pretrained(architecture, "a classifier", checkpoint, _labelling(labels))
+    return new_pretrained(architecture, _what(problem), checkpoint, _labelling(labels, problem))
 
 
 def new_pretrained(architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any]) -> Model:
@@ -139,13 +145,18 @@ def new_pretrained(architecture: Architecture, what: str, checkpoint: Path, conf
         raise _not_loadable(checkpoint, what, error) from None
 
 
-def _labelling(labels: Sequence[str]) -> dict[str, Any]:
+def _what(problem: Problem) -> str:
+    """What a model is, for messages."""
+    return "a regression model" if problem == "regression" else "a classifier"
+
+
+def _labelling(labels: Sequence[str], problem: Problem) -> dict[str, Any]:
     names = dict(enumerate(labels))
     return {
         "num_labels": len(labels),
         "id2label": names,
         "label2id": {label: position for position, label in names.items()},
-        "problem_type": "single_label_classification",  # whatever a base was trained for: it decides the loss
+        "problem_type": problem,  # whatever a base was trained for
     }
 
 

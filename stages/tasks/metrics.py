@@ -15,6 +15,7 @@ INTERVAL_RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEW = 32  # distinct differences, up to which it is faster to draw how often each occurs
 DRAWN_AT_ONCE = 4_000_000  # numbers, 32 MB
+COUNTED_AT_ONCE = 50_000  # numbers that much is computed of, while a processor's caches hold them
 
 
 class Metric(ABC):
@@ -141,7 +142,7 @@ class Mean(Metric):
         examples, differences = len(first), (first - second).astype(float)
         values, counts = np.unique(np.append(differences, 0), return_counts=True)
         if len(values) > FEW:
-            sizes = _steps(resamples, examples)
+            sizes = _steps(resamples, examples, DRAWN_AT_ONCE)
             drawn = [differences[generator.integers(0, examples, (size, examples))].mean(axis=1) for size in sizes]
             return np.concatenate(drawn)
         counts[values == 0] -= 1  # no difference is always among them, as often as it occurs
@@ -150,26 +151,33 @@ class Mean(Metric):
         return generator.multinomial(examples, shares, size=resamples) @ values / examples
 
 
-class OfSums(Metric):
-    """A metric that is a function of sums over the examples, as an F1 score, a correlation or a root mean square is.
-
-    Its bootstrap draws how often each example occurs, and needs nothing but the sums.
-    """
+class OfCounts(Metric):
+    """A metric of examples that occur so many times each, as one of ranks is: computed for many resamples at once."""
 
     @abstractmethod
-    def of_sums(self, sums: "np.ndarray") -> "np.ndarray":
-        """The metric [...] of sums [..., S] of what examples contribute; a number for whatever sums there may be."""
+    def of_counts(self, per_example: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
+        """The metric of every resample.
+
+        Args:
+            per_example: what examples contribute, [N, S].
+            counts: how many times each of them occurs in each of R resamples, [R, N], N in all.
+
+        Returns:
+            [R], a number for whatever counts there may be.
+        """
 
     def summary(self, per_example: "np.ndarray") -> float:
         """The metric of the examples with these contributions [N, S]."""
-        return float(self.of_sums(per_example.sum(0)))
+        import numpy as np
+
+        return float(self.of_counts(per_example, np.ones((1, len(per_example)), dtype=int))[0])
 
     def interval(self, per_example: "np.ndarray") -> tuple[float, float]:
         """The 95 % percentile bootstrap interval over examples [N, S], the same in every run."""
         import numpy as np
 
-        drawn = _resampled_sums([per_example], np.random.default_rng(0), INTERVAL_RESAMPLES)
-        values = np.concatenate([self.of_sums(sums) for (sums,) in drawn])
+        drawn = _resampled_counts(len(per_example), np.random.default_rng(0), INTERVAL_RESAMPLES)
+        values = np.concatenate([self.of_counts(per_example, counts) for counts in drawn])
         low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return float(low), float(high)
 
@@ -179,8 +187,27 @@ class OfSums(Metric):
         """The paired bootstrap of `difference`; see `Metric.resampled_differences`."""
         import numpy as np
 
-        drawn = _resampled_sums([first, second], generator, resamples)
-        return np.concatenate([self.of_sums(one) - self.of_sums(other) for one, other in drawn])
+        drawn = _resampled_counts(len(first), generator, resamples)
+        return np.concatenate([self.of_counts(first, counts) - self.of_counts(second, counts) for counts in drawn])
+
+
+class OfSums(OfCounts):
+    """A metric that is a function of sums over the examples, as an F1 score, a correlation or a root mean square is.
+
+    Its bootstrap draws how often each example occurs, and needs nothing but the sums.
+    """
+
+    @abstractmethod
+    def of_sums(self, sums: "np.ndarray") -> "np.ndarray":
+        """The metric [...] of sums [..., S] of what examples contribute; a number for whatever sums there may be."""
+
+    def of_counts(self, per_example: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
+        """The metric [R] of the sums of contributions [N, S] that occur so often [R, N]."""
+        return self.of_sums(counts @ per_example)
+
+    def summary(self, per_example: "np.ndarray") -> float:
+        """The metric of the examples with these contributions [N, S]."""
+        return float(self.of_sums(per_example.sum(0)))
 
 
 class Accuracy(Mean):
@@ -217,22 +244,17 @@ class MacroF1(Metric):
         return float((2 * hits / np.maximum(sizes, 1)).mean())
 
 
-def _resampled_sums(
-    contributions: "list[np.ndarray]", generator: "np.random.Generator", resamples: int
-) -> "Iterator[list[np.ndarray]]":
-    """Sums [R, S] of each of the contributions [N, S] over N of the N examples, drawn with replacement, the same for
-    all; R resamples at once, until all are drawn."""
+def _resampled_counts(examples: int, generator: "np.random.Generator", resamples: int) -> "Iterator[np.ndarray]":
+    """How often each of N examples is among N drawn with replacement, [R, N]; R resamples at once, until all are."""
     import numpy as np
 
-    examples = len(contributions[0])
-    for size in _steps(resamples, examples):
-        counts = generator.multinomial(examples, np.full(examples, 1 / examples), size=size)
-        yield [counts @ each for each in contributions]
+    for size in _steps(resamples, examples, COUNTED_AT_ONCE):
+        yield generator.multinomial(examples, np.full(examples, 1 / examples), size=size)
 
 
-def _steps(resamples: int, examples: int) -> list[int]:
-    """How many resamples are drawn at once, time after time, so that the memory holds them."""
-    step = max(1, DRAWN_AT_ONCE // examples)
+def _steps(resamples: int, examples: int, at_once: int) -> list[int]:
+    """How many resamples are drawn at once, time after time, so that they are no more than so many numbers."""
+    step = max(1, at_once // examples)
     return [min(step, resamples - start) for start in range(0, resamples, step)]
 
 

@@ -1,7 +1,7 @@
 """How a kind of task makes examples of tables."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -19,7 +19,8 @@ class FileExamples(NamedTuple):
     """One file's examples.
 
     Attributes:
-        examples: the columns that the kind's examples have in a prepared task; `label`, a position, if they have one.
+        examples: the columns that the kind's examples have in a prepared task; `label`, a position or an array, if they
+            have one.
         dropped: how many of the file's rows are no examples.
     """
 
@@ -79,3 +80,24 @@ def texts(task: TextColumns, table: Table) -> pd.DataFrame:
     if task.text_pair is not None:
         found["text_pair"] = table.column(task.text_pair)
     return pd.DataFrame(found)
+
+
+def strings(task: TextColumns, table: Table, further: Iterable[str]) -> pd.DataFrame:
+    """`texts`, each of which is a string.
+
+    Args:
+        task: whose.
+        table: where they are.
+        further: columns that the table must have besides.
+
+    Raises:
+        InputError: a column is missing, or a row has no text in it.
+    """
+    found = texts(task, table)
+    for name in further:
+        table.column(name)
+    for column in found:
+        if (bad := ~found[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
+            own = task.text if column == "text" else task.text_pair
+            raise table.refusal(bad.idxmax(), f"{own} is not a text ({int(bad.sum())} such rows)")
+    return found.astype(str)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
-from stages.tasks.data import TASK_CARD, examples_fingerprint
+from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels
 from stages.tasks.reading import FileExamples, reader
 from stages.tasks.table_files import read_table
 from stages.tasks.task import SPLITS, Split, Task
@@ -18,7 +18,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
     """The task's examples, with the columns that its kind gives them (`stages/tasks/kinds/NAME/reading.py`).
 
     Rows that the kind drops are left out, and so are repeated texts or images (their first row is kept), so that none
-    is in two splits. Splits are stratified by label, if there are labels, and depend on nothing but the table,
+    is in two splits. Splits are stratified by label, if each example has one, and depend on nothing but the table,
     `split.seed`, and how many rows are wanted: images are corrupted afterwards.
 
     Returns:
@@ -102,12 +102,12 @@ def _place(contents: Iterable[object], seed: int) -> float:
 
 
 def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two parts, the second of `rows` rows, stratified by label if there are labels, in the table's order."""
+    """Two parts, the second of `rows` rows, in the table's order; stratified by label if examples have one each."""
     from sklearn.model_selection import train_test_split
 
     try:
         first, second = train_test_split(
-            table, test_size=rows, random_state=task.split.seed, stratify=table.get("label"), shuffle=True
+            table, test_size=rows, random_state=task.split.seed, stratify=single_labels(table), shuffle=True
         )
     except ValueError as error:
         reason = " ".join(str(error).split())

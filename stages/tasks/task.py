@@ -15,7 +15,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class TaskSplit(Section):
-    """Shares of the rows that become validation and test examples, stratified by label."""
+    """Shares of the rows that become validation and test examples, stratified by label if each has one."""
 
     validation: float = Field(default=0.15, gt=0, lt=1)
     test: float = Field(default=0.15, gt=0, lt=1)

@@ -92,6 +92,22 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
     return {key: values for key, values in found.items() if key in taken}
 
 
+def some_tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model) -> dict[str, list[Any]]:
+    """`tokens`, of which every text has one at least.
+
+    Raises:
+        InputError: see `tokens`, or the tokenizer makes nothing of a text.
+    """
+    found = tokens(tokenizer, frame, task, model)
+    for text, ids in zip(frame["text"], found["input_ids"], strict=True):
+        if not ids:
+            raise InputError(
+                f"{tokenizer.name_or_path}: its tokenizer makes no token of the text {text[:40]!r} of "
+                f"{task.name}; remove it from the table, or take another base"
+            )
+    return found
+
+
 def _refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
     largest, rows = max(chain.from_iterable(texts), default=0), embedding_rows(model)
     if rows is not None and largest >= rows:

@@ -3,14 +3,13 @@
 import pandas as pd
 from transformers import AutoModelForSequenceClassification
 
-from stages.running.errors import InputError
 from stages.tasks.classifier import Classifier
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
 from stages.tasks.kinds.text_classification.settings import TextClassification
 from stages.tasks.loading import Model
 from stages.tasks.text_kind import TextKind
-from stages.tasks.texts import Tokenizer, tokens
+from stages.tasks.texts import Tokenizer, some_tokens
 
 
 class TextClassificationKind(TextKind, Classifier[Tokenizer]):
@@ -23,17 +22,9 @@ class TextClassificationKind(TextKind, Classifier[Tokenizer]):
         """Token ids and masks of every example, and `labels`; nothing is drawn.
 
         Raises:
-            InputError: the model cannot read them (see `stages.tasks.texts.tokens`), or the tokenizer makes nothing of
-                one.
+            InputError: the model cannot read them; see `stages.tasks.texts.some_tokens`.
         """
-        found = tokens(processor, frame, task, model)
-        for text, ids in zip(frame["text"], found["input_ids"], strict=True):
-            if not ids:
-                raise InputError(
-                    f"{processor.name_or_path}: its tokenizer makes no token of the text {text[:40]!r} of "
-                    f"{task.name}; remove it from the table, or take another base"
-                )
-        return found | {"labels": frame["label"].tolist()}
+        return some_tokens(processor, frame, task, model) | {"labels": frame["label"].tolist()}
 
 
 KIND = TextClassificationKind()

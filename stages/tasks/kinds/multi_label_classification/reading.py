@@ -1,0 +1,132 @@
+"""Examples of multi-label classification: `text`, perhaps `text_pair`, and `label`, an array of positions in order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from stages.tasks.cells import shown, whole_number
+from stages.tasks.kinds.multi_label_classification.settings import MultiLabelClassification
+from stages.tasks.labels import label_counts, labels_without_examples, named_positions
+from stages.tasks.reading import FileExamples, Reader, strings
+from stages.tasks.table_files import Table
+from stages.tasks.task import Split
+
+
+class MultiLabelReader(Reader[MultiLabelClassification]):
+    """Reads texts with their sets of labels."""
+
+    not_an_example = "label_unknown"
+
+    def read(self, task: MultiLabelClassification, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
+        """File → its examples. Raises `InputError` where a text or a label is none, or a label is there twice."""
+        inputs = {name: strings(task, table, task.label_columns) for name, table in tables.items()}
+        if isinstance(task.label, str):
+            sets = dict(zip(tables, _named_sets(task, task.label, list(tables.values())), strict=True))
+        else:
+            sets = {name: _sets_of_columns(task, task.label, table) for name, table in tables.items()}
+        return {name: _with_sets(inputs[name], sets[name]) for name in tables}
+
+    def card(self, task: MultiLabelClassification, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+        """The examples of each label, and the length that texts are cut to."""
+        return {"max_length": task.max_length, "counts": label_counts(task.labels, _single(splits))}
+
+    def remarks(self, task: MultiLabelClassification, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+        """The labels without examples."""
+        return labels_without_examples(task.labels, _single(splits))
+
+
+def _with_sets(inputs: pd.DataFrame, sets: pd.Series) -> FileExamples:
+    """The inputs with their sets as `label`, but for those whose set is not known."""
+    known = sets.notna()
+    return FileExamples(inputs[known].assign(label=sets[known]), int((~known).sum()))
+
+
+def _single(splits: Mapping[Split, pd.DataFrame]) -> dict[Split, pd.DataFrame]:
+    """The splits' labels with a row for each label of an example."""
+    return {split: frame[["label"]].explode("label") for split, frame in splits.items()}
+
+
+def _named_sets(task: MultiLabelClassification, label: str, tables: Sequence[Table]) -> list[pd.Series]:
+    """Positions in order [rows, any number] of the labels that the cells of a column list, for each of the tables."""
+    listed = [_listed(task, label, table) for table in tables]
+    lengths = [cells.map(len).to_numpy(dtype=int) for cells in listed]
+    single = []  # a row for each label of a cell
+    for table, cells, counts in zip(tables, listed, lengths, strict=True):
+        names = pd.Series([name for cell in cells for name in cell], cells.index.repeat(counts), dtype=object)
+        single.append(replace(table, rows=names.to_frame(label)))
+    found = named_positions(task.labels, single, label)
+    return [
+        _gathered(task, table, cells.index, _parts(positions.to_numpy(), counts))
+        for table, cells, counts, positions in zip(tables, listed, lengths, found, strict=True)
+    ]
+
+
+def _parts(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """An array's parts of these lengths, one after the other."""
+    return [values[stop - length : stop] for length, stop in zip(lengths, lengths.cumsum(), strict=True)]
+
+
+def _gathered(task: MultiLabelClassification, table: Table, index: pd.Index, sets: Sequence[np.ndarray]) -> pd.Series:
+    """The sets of a table's rows, in order. Raises `InputError` where one has a position twice."""
+    ordered = [np.sort(positions) for positions in sets]
+    for row, positions in zip(index, ordered, strict=True):
+        if (twice := positions[1:] == positions[:-1]).any():
+            raise table.refusal(row, f"has the label {task.labels[positions[1:][twice][0]]!r} twice; name it once")
+    return pd.Series(ordered, index, dtype=object)
+
+
+def _listed(task: MultiLabelClassification, label: str, table: Table) -> pd.Series:
+    """The labels that each cell lists, as they stand there."""
+    column = table.column(label)
+    found = []
+    for row, cell in zip(column.index, column.tolist(), strict=True):
+        if isinstance(cell, str):
+            names = [name.strip() for name in cell.split(task.separator)] if cell.strip() else []
+            if between := [name for name in task.labels if task.separator in name]:
+                reason = f"its labels are a text, and the label {between[0]!r} has the separator {task.separator!r}"
+                raise table.refusal(row, f"{reason}; choose another `separator`")
+        elif isinstance(cell, list | np.ndarray):
+            names = list(cell)
+        elif cell is None or cell is pd.NA or cell != cell:
+            raise table.refusal(row, f"has no {label}; an empty list or text is what has no label")
+        else:
+            raise table.refusal(row, f"{label} = {shown(cell)} is neither a list of labels nor a text that names them")
+        if any(name is None or name == "" for name in names):
+            raise table.refusal(row, f"{label} names an empty label; remove it")
+        found.append(names)
+    return pd.Series(found, column.index, dtype=object)
+
+
+def _sets_of_columns(task: MultiLabelClassification, columns: Sequence[str], table: Table) -> pd.Series:
+    """Positions in order [rows, any number] of the columns that have a 1; missing where one has an unknown value."""
+    unknown = {str(value) for value in task.unknown}
+    holds = np.zeros((len(table.rows), len(columns)), dtype=bool)
+    known = np.ones(len(table.rows), dtype=bool)
+    for position, name in enumerate(columns):
+        column = table.column(name)
+        for row, cell in enumerate(column.tolist()):
+            if unknown and _spelled(cell) in unknown:
+                known[row] = False
+            elif (number := whole_number(cell)) in (0, 1):
+                holds[row, position] = number
+            else:
+                raise table.refusal(column.index[row], _no_truth(name, cell))
+    sets = [np.flatnonzero(row) if is_known else None for row, is_known in zip(holds, known, strict=True)]
+    return pd.Series(sets, table.rows.index, dtype=object)
+
+
+def _no_truth(name: str, cell: object) -> str:
+    """What is wrong with a cell in a column of ones and zeros."""
+    if cell is None or cell is pd.NA or cell != cell or cell == "":
+        return f"has no {name}; write 1 or 0"
+    return f"{name} = {shown(cell)} is neither 1 nor 0; list it under `unknown` if it says that nobody knows"
+
+
+def _spelled(cell: object) -> str:
+    """A cell as params.yaml spells it: whole numbers without a point."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+READER = MultiLabelReader()

@@ -1,0 +1,47 @@
+"""Examples of text regression: `text`, perhaps `text_pair`, and `label`, an array of numbers."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from stages.tasks.cells import numbers, shown
+from stages.tasks.kinds.text_regression.settings import TextRegression
+from stages.tasks.reading import FileExamples, Reader, strings
+from stages.tasks.table_files import Table
+from stages.tasks.task import Split
+
+LARGEST = float(np.finfo(np.float32).max)  # models compute in float32
+
+
+class TextRegressionReader(Reader[TextRegression]):
+    """Reads texts with their numbers."""
+
+    not_an_example = "no_number"
+
+    def read(self, task: TextRegression, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
+        """File → its examples. Raises `InputError` where a text is none, or a number is none or not finite."""
+        return {name: _examples(task, table) for name, table in tables.items()}
+
+    def card(self, task: TextRegression, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+        """The number of examples, the length that texts are cut to, and the likelihood's variance."""
+        return {"max_length": task.max_length, "variance": task.variance} | super().card(task, splits)
+
+
+def _examples(task: TextRegression, table: Table) -> FileExamples:
+    inputs = strings(task, table, task.targets)
+    columns = [_finite(table, name) for name in task.targets]
+    targets = pd.Series(list(np.stack(columns, axis=1)), inputs.index, dtype=object)
+    return FileExamples(inputs.assign(label=targets), 0)
+
+
+def _finite(table: Table, name: str) -> np.ndarray:
+    """A column's numbers [rows]. Raises `InputError` where a cell has none, or one that is too large."""
+    found = numbers(table, name).astype(np.float64)
+    if (bad := ~(found.abs() <= LARGEST)).any():
+        reason = f"{name} = {shown(found[bad].iloc[0])} is not finite, or too large for a model"
+        raise table.refusal(bad.idxmax(), reason)
+    return found.to_numpy()
+
+
+READER = TextRegressionReader()
