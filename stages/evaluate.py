@@ -45,7 +45,9 @@ def evaluate(name: str) -> None:
         measured_by = {task.name: task.metrics for task in tasks}
         card = own_card(checkpoint)
         origin = card["origin"] if merged else {"task": card["task"], **card["origin"]}
-        origin = origin | ({"texts_cut_to_tokens": cut} if cut else {})
+        left = {task: own.not_predicted for task, own in predictions.items() if own.not_predicted}
+        said = {"texts_cut_to_tokens": cut, "not_predicted": left}
+        origin = origin | {key: tasks for key, tasks in said.items() if tasks}
     primary = {task: measured_by[task][0] for task in predictions}
     with atomic_directory(EVAL / name) as partial:
         for done, own in predictions.items():

@@ -48,7 +48,7 @@ class TaskData:
     @property
     def metrics(self) -> "tuple[Metric, ...]":
         """The task's metrics, the primary one first; none if it is not evaluated."""
-        return tuple(metric_named(name) for name in self.card["metrics"])
+        return tuple(metric_named(name).of(self.labels) for name in self.card["metrics"])
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -61,9 +61,10 @@ class TaskData:
         return cls(directory, card["kind"], labels, card.get("max_length", 0), card["fingerprints"], card)
 
     def read(self, split: Split) -> "pd.DataFrame":
-        """One split: the columns of an example, and with labels `label` (a position in `labels`).
+        """One split: the columns of an example, and `label`, if there is one: what is to be predicted.
 
-        An example is a `text`, perhaps with a `text_pair`, or an image; see `stages/tasks/kinds/NAME/reading.py`.
+        An example is a `text`, perhaps with a `text_pair`, or an image; its label is a position in `labels`, or what
+        else its kind predicts. See `stages/tasks/kinds/NAME/reading.py`.
         """
         import pandas as pd
 
@@ -74,7 +75,8 @@ class TaskData:
             raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", self.directory) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
-        if self.labels and not frame["label"].between(0, len(self.labels) - 1).all():
+        one_each = self.labels and pd.api.types.is_integer_dtype(frame["label"])
+        if one_each and not frame["label"].between(0, len(self.labels) - 1).all():
             raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
         if examples_fingerprint(frame) != self.fingerprints[split]:
             raise DamagedError(f"{file}: its contents are not what {TASK_CARD} says", self.directory)

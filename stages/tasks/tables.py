@@ -10,7 +10,6 @@ from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
 from stages.tasks.data import TASK_CARD, examples_fingerprint
 from stages.tasks.reading import FileExamples, reader
-from stages.tasks.table_files import read_table
 from stages.tasks.task import SPLITS, Split, Task
 
 
@@ -102,12 +101,14 @@ def _place(contents: Iterable[object], seed: int) -> float:
 
 
 def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two parts, the second of `rows` rows, stratified by label if there are labels, in the table's order."""
+    """Two parts, the second of `rows` rows, stratified by label if each has one of some, in the table's order."""
     from sklearn.model_selection import train_test_split
 
+    one_of_some = "label" in table and pd.api.types.is_integer_dtype(table["label"])
+    strata = table["label"] if one_of_some else None
     try:
         first, second = train_test_split(
-            table, test_size=rows, random_state=task.split.seed, stratify=table.get("label"), shuffle=True
+            table, test_size=rows, random_state=task.split.seed, stratify=strata, shuffle=True
         )
     except ValueError as error:
         reason = " ".join(str(error).split())
@@ -118,8 +119,8 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
 def _read_files(task: Task, source: Path) -> dict[str, FileExamples]:
     """Read a task's files, by name."""
     names = dict.fromkeys(task.files)
-    columns = reader(task.kind).columns(task)
-    return reader(task.kind).read(task, {name: read_table(source / name, columns) for name in names})
+    kind = reader(task.kind)
+    return kind.read(task, {name: kind.table(task, source / name) for name in names})
 
 
 def _joined(files: Mapping[str, FileExamples], names: str | list[str]) -> tuple[pd.DataFrame, int]:
