@@ -46,7 +46,7 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predicti
         outputs = prediction.predict(model, examples)
         if not np.isfinite(outputs).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        found[task.name] = Predictions(outputs, prediction.targets(examples))
+        found[task.name] = Predictions(outputs, prediction.targets(examples), not_predicted=examples.not_predicted)
     return found, cut
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from stages.running.errors import DamagedError
 from stages.storage.cards import PREDICTIONS
 from stages.storage.digests import verify_contents
-from stages.tasks.prediction import NO_OUTPUT, padded
+from stages.tasks.metrics import NO_OUTPUT
+from stages.tasks.prediction import padded
 
 ENDING = ".parquet"
 
@@ -24,11 +25,13 @@ class Predictions:
             positions of an example that has fewer than T.
         targets: what the metrics compare with them: [N, …], or [N, T] with `NO_OUTPUT` beyond an example's positions.
         texts: what the model has written for the first examples, where it writes.
+        not_predicted: how much of what the examples ask for is cut off them; it is not in the file.
     """
 
     outputs: np.ndarray
     targets: np.ndarray
     texts: Sequence[str] = ()
+    not_predicted: int = 0
 
     @property
     def positions(self) -> list[int] | None:

@@ -28,10 +28,9 @@ class LiveModel:
     def __init__(
         self, ingredients: Ingredients, heads: str, experts: Mapping[TaskData, str | None], metric: Metric
     ) -> None:
-        self._metric = metric
         self._placement = Placement.of_this_machine()
         self._merging = self._evaluating = 0.0  # seconds
-        self._tasks: list[tuple[Any, Examples, np.ndarray]] = []  # model, examples, targets
+        self._tasks: list[tuple[Any, Examples, np.ndarray, Metric]] = []  # model, examples, targets, their metric
         target = ingredients.target
         body = None
         for task, expert in experts.items():
@@ -56,7 +55,8 @@ class LiveModel:
                 model = body
             validation = task.read("validation")
             examples = examples_for(kind, target.directory, model, validation, task, self._placement)
-            self._tasks.append((self._placement.model(model), examples, targets(examples)))
+            placed = self._placement.model(model)
+            self._tasks.append((placed, examples, targets(examples), metric.of(task.labels)))
         assert body is not None
         own_heads = ingredients.kept_heads if heads == "each" else set()
         self._body, self._own_heads = body, heads == "each"
@@ -103,7 +103,7 @@ class LiveModel:
     def scores(self) -> list[float]:
         """Every task's score."""
         began = time.perf_counter()
-        found = [self._metric.value(predict(model, examples), wanted) for model, examples, wanted in self._tasks]
+        found = [metric.value(predict(model, examples), wanted) for model, examples, wanted, metric in self._tasks]
         self._evaluating += time.perf_counter() - began
         return found
 
@@ -123,7 +123,7 @@ def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
     model = kind.load_model(checkpoint, task.labels)
     validation = task.read("validation")
     examples = examples_for(kind, checkpoint, model, validation, task, Placement.of_this_machine())
-    score = metric.value(predict(model, examples), targets(examples))
+    score = metric.of(task.labels).value(predict(model, examples), targets(examples))
     if score <= 0:
         raise InputError(
             f"{checkpoint}: has {metric.name} {score:.4g} on {task.name}; `search.normalize` cannot be had"

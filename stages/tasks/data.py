@@ -51,7 +51,7 @@ class TaskData:
 
         Which of them counts is told to evaluations and searches, so that another one re-runs only these.
         """
-        return tuple(metric_named(name) for name in self.card["metrics"])
+        return tuple(metric_named(name).of(self.labels) for name in self.card["metrics"])
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -64,9 +64,10 @@ class TaskData:
         return cls(directory, card["kind"], labels, card.get("max_length", 0), card["fingerprints"], card)
 
     def read(self, split: Split) -> "pd.DataFrame":
-        """One split: the columns of an example, and `label`, if it has one: a position in `labels`, or an array.
+        """One split: the columns of an example, and `label`, if there is one: what is to be predicted.
 
-        An example is a `text`, perhaps with a `text_pair`, or an image; see `stages/tasks/kinds/NAME/reading.py`.
+        An example is a `text`, perhaps with a `text_pair`, or an image; its label is a position in `labels`, or what
+        else its kind predicts. See `stages/tasks/kinds/NAME/reading.py`.
         """
         import pandas as pd
 
@@ -77,7 +78,7 @@ class TaskData:
             raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", self.directory) from None
         if frame.empty:
             raise InputError(f"{file}: the split is empty")
-        positions = single_labels(frame)
+        positions = single_labels(frame) if self.labels else None
         if positions is not None and not positions.between(0, len(self.labels) - 1).all():
             raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
         if examples_fingerprint(frame) != self.fingerprints[split]:

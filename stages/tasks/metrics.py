@@ -5,12 +5,13 @@ metrics in its settings.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:  # params.yaml is checked without it
     import numpy as np
 
+NO_OUTPUT = -100  # the label of a position at which nothing is predicted, as transformers has it
 INTERVAL_RESAMPLES = 2000
 CONFIDENCE = 0.95
 FEW = 32  # distinct differences, up to which it is faster to draw how often each occurs
@@ -32,6 +33,10 @@ class Metric(ABC):
     title: str
     unit: Literal["share", "number"]
     larger_is_better: bool
+
+    def of(self, labels: Sequence[str]) -> Self:
+        """The metric of outputs that are called so, in their order; itself if their names mean nothing to it."""
+        return self
 
     @abstractmethod
     def per_example(self, outputs: "np.ndarray", targets: "np.ndarray") -> "np.ndarray":

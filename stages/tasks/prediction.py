@@ -13,11 +13,10 @@ import torch
 from stages.running.placement import Placement
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
+from stages.tasks.metrics import NO_OUTPUT
 
 if TYPE_CHECKING:  # it imports this module
     from stages.tasks.kind import Kind
-
-NO_OUTPUT = -100  # the label of a position at which nothing is predicted, as transformers has it
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -33,6 +32,7 @@ class Examples:
         collate: makes a batch of a list of examples.
         placement: where the batches go.
         cut: how many tokens of the task's texts the model reads, if they may have more.
+        not_predicted: how much of what the examples ask for is cut off them, by the kind's `not_predicted`.
     """
 
     encoded: Mapping[str, list[Any]]
@@ -41,6 +41,7 @@ class Examples:
     collate: Collator
     placement: Placement
     cut: int | None = None
+    not_predicted: int = 0
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of all examples, in `order`."""
@@ -87,7 +88,8 @@ def examples_for(
         said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
         print(said, file=sys.stderr)
     encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
-    return Examples(encoded, kind.largest_first(encoded), kind, kind.collator(processor, model), placement, cut)
+    order, collate = kind.largest_first(encoded), kind.collator(processor, model)
+    return Examples(encoded, order, kind, collate, placement, cut, kind.not_predicted(frame, encoded))
 
 
 def predict(model: Model, examples: Examples) -> np.ndarray:

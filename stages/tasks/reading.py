@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pandas as pd
 
 from stages.tasks import module_of
-from stages.tasks.table_files import Table
+from stages.tasks.table_files import Table, read_table
 from stages.tasks.task import Split, Task
 from stages.tasks.text_columns import TextColumns
 
@@ -42,6 +43,10 @@ class Reader(ABC, Generic[TaskT]):
     def columns(self, task: TaskT) -> list[str] | None:
         """The names of the columns of a table without a header row."""
         return task.columns
+
+    def table(self, task: TaskT, file: Path) -> Table:
+        """The table in one of the task's files. Raises `InputError` if there is none that can be read."""
+        return read_table(file, self.columns(task), task.field)
 
     @abstractmethod
     def read(self, task: TaskT, tables: Mapping[str, Table]) -> dict[str, FileExamples]:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,9 +79,7 @@ def read_table(file: Path, names: list[str] | None, field: str | None = None) ->
     Raises:
         InputError: there is no such file, its name has no ending that is known, or it is not what its name says.
     """
-    if not file.is_file():
-        beside = sorted(path.name for path in file.parent.glob("*")) if file.parent.is_dir() else []
-        raise InputError(f"{file}: no such file in the source; it has: {', '.join(beside) or 'nothing'}")
+    _refuse_missing(file)
     form = _form(file)
     try:
         if form == PARQUET:
@@ -90,7 +89,7 @@ def read_table(file: Path, names: list[str] | None, field: str | None = None) ->
         if form in SEPARATED:
             return _read_separated(file, names)
     except UnicodeDecodeError:
-        raise InputError(f"{file}: line {_undecodable_line(file)} is not UTF-8 text; save the file as UTF-8") from None
+        raise _not_text(file) from None
     except InputError:
         raise
     except Exception as error:  # whatever pandas' and pyarrow's readers make of what is no table
@@ -99,6 +98,33 @@ def read_table(file: Path, names: list[str] | None, field: str | None = None) ->
     raise InputError(
         f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {PARQUET}"
     )
+
+
+def text_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a plain text, which may be compressed (.gz), with their numbers from 1.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8 text.
+    """
+    _refuse_missing(file)
+    try:
+        with _opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield number, line.rstrip("\n")
+    except UnicodeDecodeError:
+        raise _not_text(file) from None
+    except (OSError, EOFError, zlib.error) as error:  # of what is not compressed as its name says
+        raise InputError(f"{file}: cannot be read as a text: {' '.join(str(error).split())}") from None
+
+
+def _refuse_missing(file: Path) -> None:
+    if not file.is_file():
+        beside = sorted(path.name for path in file.parent.glob("*")) if file.parent.is_dir() else []
+        raise InputError(f"{file}: no such file in the source; it has: {', '.join(beside) or 'nothing'}")
+
+
+def _not_text(file: Path) -> InputError:
+    return InputError(f"{file}: line {_undecodable_line(file)} is not UTF-8 text; save the file as UTF-8")
 
 
 def _form(file: Path) -> str:

@@ -10,7 +10,6 @@ from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
 from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels
 from stages.tasks.reading import FileExamples, reader
-from stages.tasks.table_files import read_table
 from stages.tasks.task import SPLITS, Split, Task
 
 
@@ -118,8 +117,8 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
 def _read_files(task: Task, source: Path) -> dict[str, FileExamples]:
     """Read a task's files, by name."""
     names = dict.fromkeys(task.files)
-    columns = reader(task.kind).columns(task)
-    return reader(task.kind).read(task, {name: read_table(source / name, columns, task.field) for name in names})
+    kind = reader(task.kind)
+    return kind.read(task, {name: kind.table(task, source / name) for name in names})
 
 
 def _joined(files: Mapping[str, FileExamples], names: str | list[str]) -> tuple[pd.DataFrame, int]:

@@ -79,7 +79,8 @@ class Task(Section):
     @property
     def own_metrics(self) -> tuple[Metric, ...]:
         """Its metrics, the primary one first; none if it is not evaluated."""
-        return tuple(sorted(self.possible_metrics, key=lambda metric: metric.name != self.metric))
+        ordered = sorted(self.possible_metrics, key=lambda metric: metric.name != self.metric)
+        return tuple(metric.of(self.output_names) for metric in ordered)
 
     @property
     def exact_passes(self) -> int | None:

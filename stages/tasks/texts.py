@@ -18,6 +18,7 @@ from stages.storage.cards import refuse_pointer
 from stages.storage.configuration import configuration_files
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
+from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.prediction import Collator
 
 Tokenizer = Any  # transformers has no common base of fast and slow tokenizers that type checkers understand
@@ -75,20 +76,35 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
     Raises:
         InputError: the task's texts may be longer than the model's positions, or it has no embedding of a token.
     """
-    limit = position_limit(model)
-    if limit is not None and task.max_length > limit:
-        raise InputError(
-            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
-        )
-    taken = inspect.signature(model.forward).parameters
+    refuse_longer_than_the_model(task, model)
     found = tokenizer(
         frame["text"].tolist(),
         frame["text_pair"].tolist() if "text_pair" in frame else None,
         truncation=True,
         max_length=task.max_length,
-        return_attention_mask="attention_mask" in taken,
+        return_attention_mask=takes_mask(model),
     )
+    return inputs_of(tokenizer, found, model)
+
+
+def refuse_longer_than_the_model(task: TaskData, model: Model) -> None:
+    """Raise `InputError` if a task's texts may be longer than the model's positions."""
+    limit = position_limit(model)
+    if limit is not None and task.max_length > limit:
+        raise InputError(
+            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
+        )
+
+
+def takes_mask(model: Model) -> bool:
+    """Whether the model is told which tokens are padding."""
+    return "attention_mask" in inspect.signature(model.forward).parameters
+
+
+def inputs_of(tokenizer: Tokenizer, found: Mapping[str, list[Any]], model: Model) -> dict[str, list[Any]]:
+    """Those of a tokenizer's results that the model takes. Raises `InputError` if it has no embedding of a token."""
     _refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
+    taken = inspect.signature(model.forward).parameters
     return {key: values for key, values in found.items() if key in taken}
 
 
@@ -169,7 +185,11 @@ def collator(tokenizer: Tokenizer, model: Model) -> Collator:
     """Pads a list of examples to the longest of them, with what the model takes for padding; see `agree_on_padding`."""
     agree_on_padding(tokenizer, model)
     config = model.config.get_text_config()
-    padding = {"input_ids": config.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    padding = {
+        "input_ids": config.pad_token_id,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "labels": NO_OUTPUT,  # where they are of tokens
+    }
     # XLNet's head reads the last position. Everywhere else a position's number counts from the text's beginning.
     side = "left" if getattr(config, "summary_type", None) == "last" else "right"
 
