@@ -18,7 +18,7 @@ from stages.storage.cards import refuse_pointer
 from stages.storage.configuration import configuration_files
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
-from stages.tasks.prediction import Collator
+from stages.tasks.prediction import NO_OUTPUT, Collator
 
 Tokenizer = Any  # transformers has no common base of fast and slow tokenizers that type checkers understand
 
@@ -75,11 +75,7 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
     Raises:
         InputError: the task's texts may be longer than the model's positions, or it has no embedding of a token.
     """
-    limit = position_limit(model)
-    if limit is not None and task.max_length > limit:
-        raise InputError(
-            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
-        )
+    refuse_longer(task, model)
     taken = inspect.signature(model.forward).parameters
     found = tokenizer(
         frame["text"].tolist(),
@@ -88,11 +84,37 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
         max_length=task.max_length,
         return_attention_mask="attention_mask" in taken,
     )
-    _refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
+    refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
     return {key: values for key, values in found.items() if key in taken}
 
 
-def _refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
+def plain_tokens(tokenizer: Tokenizer, found: Sequence[str], task: TaskData) -> list[list[int]]:
+    """The texts' own tokens, all of them, without those that the tokenizer puts around a text.
+
+    Raises:
+        InputError: it makes no token of a text.
+    """
+    plain: list[list[int]] = tokenizer(list(found), add_special_tokens=False)["input_ids"]
+    for text, ids in zip(found, plain, strict=True):
+        if not ids:
+            raise InputError(
+                f"{tokenizer.name_or_path}: its tokenizer makes no token of the text {text[:40]!r} of {task.name}; "
+                "remove it from the table, or take another base"
+            )
+    return plain
+
+
+def refuse_longer(task: TaskData, model: Model) -> None:
+    """Raise `InputError` if the task's texts may be longer than the model's positions."""
+    limit = position_limit(model)
+    if limit is not None and task.max_length > limit:
+        raise InputError(
+            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
+        )
+
+
+def refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
+    """Raise `InputError` if the model has no embedding of a token in these texts."""
     largest, rows = max(chain.from_iterable(texts), default=0), embedding_rows(model)
     if rows is not None and largest >= rows:
         raise InputError(
@@ -153,7 +175,11 @@ def collator(tokenizer: Tokenizer, model: Model) -> Collator:
     """Pads a list of examples to the longest of them, with what the model takes for padding; see `agree_on_padding`."""
     agree_on_padding(tokenizer, model)
     config = model.config.get_text_config()
-    padding = {"input_ids": config.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    padding = {
+        "input_ids": config.pad_token_id,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "labels": NO_OUTPUT,
+    }
     # XLNet's head reads the last position. Everywhere else a position's number counts from the text's beginning.
     side = "left" if getattr(config, "summary_type", None) == "last" else "right"
 

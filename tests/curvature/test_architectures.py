@@ -341,8 +341,9 @@ def test_parameters_that_are_never_used_cost_nothing() -> None:
 def test_what_a_module_keeps_of_its_result_stays_as_it_is() -> None:
     """Of one token, T5's attention keeps the biases that it hands on for its own backward pass."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 9, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
-    model = randomised(t.T5ForConditionalGeneration(t.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)))
+    sizes: dict[str, Any] = {"vocab_size": 9, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    sizes |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+    model = randomised(t.T5ForConditionalGeneration(t.T5Config(**sizes)))
     batches = [{"input_ids": torch.tensor([ids]), "labels": torch.tensor([[3, 1]])} for ids in ([4, 5, 6], [4])]
 
     def observed(z: Tensor, batch: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
