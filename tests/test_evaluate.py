@@ -224,11 +224,10 @@ def test_outputs_at_positions_are_kept_as_far_as_an_example_goes(tmp_path: Path)
     outputs = random.normal(size=(3, 3, 4)).astype(np.float32)
     outputs[targets == -100] = 0
     (tmp_path / "it").mkdir()
-    Predictions(outputs, targets, ["one"]).write(tmp_path / "it", "tags")
+    Predictions(outputs, targets).write(tmp_path / "it", "tags")
     found = read_predictions(tmp_path / "it", "tags")
     np.testing.assert_array_equal(found.outputs, outputs)
     np.testing.assert_array_equal(found.targets, targets)
-    assert found.texts == ["one"]
     rows = pd.read_parquet(tmp_path / "it/predictions/tags.parquet")
     assert [len(row) for row in rows["logits"]] == [2, 3, 1]
     for name, kept in (("a", targets), ("b", np.where(targets == 2, -100, targets))):  # b reads fewer tokens

@@ -187,16 +187,17 @@ class Capture:
             self._note(unit.module, call, found)
             return found
         found = list(outputs)
-        # What the module gives, it may use itself: that use must not come back with the gradient from outside.
+        # What the module gives, it may use itself: that use must not come back with the gradient from outside, and what
+        # it has kept for its own backward pass (T5's attention its biases) must stay as it is.
         apart = len(call.outputs) > 1 or next(unit.module.children(), None) is not None
         for place in call.outputs:
             y = outputs[place]
             if not isinstance(call.layout.outputs[place], int) and self._examples > 1:
                 y = y.expand(self._examples, *y.shape[1:])
+            if apart:
+                y = y.clone()
             if not y.requires_grad:
                 y = _Beginning.apply(self._anchor, y.detach())
-            elif apart:
-                y = y.clone()
             found[place] = y
         watched = [found[place] for place in call.outputs]
         self._note(unit.module, call, watched)

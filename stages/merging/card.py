@@ -26,7 +26,7 @@ def merged_card(merging: Merging, heads: Heads, found: str) -> dict[str, Any]:
         "models": {name: _model(merging, name) for name in it.checkpoints},
     }
     of = it.target.card
-    return checkpoint_card(found, of.get("base_model_prefix"), it.target.labels, of.get("task"), origin)
+    return checkpoint_card(found, of.get("base_model_prefix"), it.target.output_names, of.get("task"), origin)
 
 
 def _model(merging: Merging, name: str) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Ingredients:
         heads: see `stages.params.Merge`.
 
     Attributes:
+        constants: names of tensors that are the same in all models, and taken as they are: integers, and what is no
+            parameter.
         kept_heads: names of the heads' tensors, if the target's head is kept.
         kept_body: of the target's body, with `heads: target`, what some other model lacks (a masked-LM model has no
             pooler).
@@ -81,11 +83,10 @@ class Ingredients:
             spelled = common_names(spelled)
             self.statistics, self.further = spelled.statistics, spelled.further
         self._choose_kept(heads)
-        self._integers = {
-            name for name, spec in self.target.tensors.specs.items() if name not in self.kept and not spec.is_floating
-        }
-        for name in sorted(self._integers):
+        integers = {name for name, spec in self._own_specs() if not spec.is_floating}
+        for name in sorted(integers):
             refuse_unequal(name, self.checkpoints)
+        self.constants = integers | self._equal_without_fisher()
         if self.base is not None:
             self.base.check(self.target.tensors.specs)
         self._check_statistics()
@@ -109,12 +110,37 @@ class Ingredients:
                 "nothing to merge; merge models of one base"
             )
 
+    def _own_specs(self) -> Iterator[tuple[str, TensorSpec]]:
+        """The target's tensors that are not kept, with their specs."""
+        yield from ((name, spec) for name, spec in self.target.tensors.specs.items() if name not in self.kept)
+
+    def _equal_without_fisher(self) -> set[str]:
+        """What is no parameter, and the same in all models, which any average of them is too: BART's final_logits_bias.
+
+        Where there is a base, it is none of these: the models may have gone on from another value.
+        """
+        fishers = [
+            statistic.tensors.specs
+            for kind, those in self.statistics.items()
+            if STATISTICS[kind].is_of_parameters
+            for statistic in those.values()
+        ]
+        if not fishers or self.base is not None:
+            return set()
+        lacked = {name for name, _ in self._own_specs() if not any(name in specs for specs in fishers)}
+
+        def equal(name: str) -> bool:
+            first, *others = (checkpoint.tensors.read(name).double() for checkpoint in self.checkpoints.values())
+            return all(torch.equal(first, other) for other in others)
+
+        return {name for name in lacked if equal(name)}
+
     def _check_statistics(self) -> None:
         specs = self.target.tensors.specs
         for statistics in self.statistics.values():
             for name, statistic in statistics.items():
                 statistic.check_cards(self.checkpoints[name])
-        merged = {name: spec for name, spec in specs.items() if name not in self.kept | self._integers}
+        merged = {name: spec for name, spec in specs.items() if name not in self.kept | self.constants}
         for kind, statistics in self.statistics.items():
             if not STATISTICS[kind].is_of_parameters:
                 _check_factors(list(statistics.values()), merged)
@@ -179,7 +205,7 @@ class Merging:
         sole = [name for name, λ in self.coefficients.items() if λ > 0]
         if len(sole) == 1 and it.options.keeps_single_model:
             return dict.fromkeys(it.target.tensors.specs, sole[0]) | copied
-        return {name: it.target_name for name, spec in it.target.tensors.specs.items() if not spec.is_floating} | copied
+        return dict.fromkeys(sorted(it.constants), it.target_name) | copied
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:

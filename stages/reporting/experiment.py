@@ -31,6 +31,7 @@ from stages.reporting.tables import (
 )
 from stages.reporting.transfers import transfer_figures
 from stages.reporting.wording import escaped, listing
+from stages.reporting.writing import writing_section
 from stages.results.costs import Cost, ResultCost
 from stages.results.scores import Result, Scores, tasks_by_metric
 from stages.tasks.metrics import Metric
@@ -83,6 +84,8 @@ def _sections(experiment: Experiment) -> list[Section]:
     found += [_scores_section(metric, of_it, main, results) for metric, of_it in tasks_by_metric(results).items()]
     if groups:
         found.append(Section("significance", "Which differences are more than noise", _significance(groups)))
+    if (writing := writing_section(main, tasks)) is not None:
+        found.append(writing)
     along = _along(sweeps, results)
     along += [search_figure(name, points) for name, points in experiment.scores.sweeps.items() if points]
     if along:

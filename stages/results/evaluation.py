@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # a type alone: an evaluation runs no code of the scores
     from stages.results.scores import Contributions
 
 
+SHOWN = 3  # test examples of a task whose models write, for which it is kept what they write
+SHOWN_TOKENS = 64  # of each, at most
+
+
 def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predictions], dict[str, int]]:
     """The checkpoint's outputs on the test splits of the tasks that it can do.
 
@@ -43,10 +47,12 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predicti
         examples = prediction.examples_for(kind, checkpoint, model, task.read("test"), task, placement)
         if examples.cut is not None:
             cut[task.name] = examples.cut
-        outputs = prediction.predict(model, examples)
+        outputs = prediction.predict(model, examples, task.metrics)
         if not np.isfinite(outputs).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        found[task.name] = Predictions(outputs, prediction.targets(examples), not_predicted=examples.not_predicted)
+        written = kind.written(model, examples, range(min(SHOWN, len(examples.frame))), SHOWN_TOKENS)
+        wanted = prediction.targets(examples)
+        found[task.name] = Predictions(outputs, wanted, written, examples.not_predicted)
     return found, cut
 
 
@@ -165,7 +171,7 @@ def metrics(
 def contributions(
     predictions: Mapping[str, Predictions], primary: Mapping[str, Metric], fingerprints: Mapping[str, str]
 ) -> "dict[str, Contributions]":
-    """Task → what every example contributes to its primary metric.
+    """Task → what every example contributes to its primary metric, and what was written for the first ones, if any.
 
     Args:
         predictions: by task.
@@ -176,4 +182,6 @@ def contributions(
     for task, own in predictions.items():
         values = primary[task].per_example(own.outputs, own.targets)
         found[task] = {"examples": fingerprints[task], "metric": primary[task].name, "values": values.tolist()}
+        if own.written:
+            found[task]["written"] = [each._asdict() for each in own.written]
     return found

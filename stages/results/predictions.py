@@ -11,7 +11,7 @@ from stages.running.errors import DamagedError
 from stages.storage.cards import PREDICTIONS
 from stages.storage.digests import verify_contents
 from stages.tasks.metrics import NO_OUTPUT
-from stages.tasks.prediction import padded
+from stages.tasks.prediction import Written, padded
 
 ENDING = ".parquet"
 
@@ -24,13 +24,13 @@ class Predictions:
         outputs: [N, …]; where a model has outputs at an example's positions, [N, T, …], and any numbers beyond the
             positions of an example that has fewer than T.
         targets: what the metrics compare with them: [N, …], or [N, T] with `NO_OUTPUT` beyond an example's positions.
-        texts: what the model has written for the first examples, where it writes.
-        not_predicted: how much of what the examples ask for is cut off them; it is not in the file.
+        written: what the model has written for the first examples, where it writes; in no file of predictions.
+        not_predicted: how much of what the examples ask for is cut off them; in no file of predictions either.
     """
 
     outputs: np.ndarray
     targets: np.ndarray
-    texts: Sequence[str] = ()
+    written: Sequence[Written] = ()
     not_predicted: int = 0
 
     @property
@@ -39,14 +39,12 @@ class Predictions:
         return (self.targets != NO_OUTPUT).sum(1).tolist() if self.outputs.ndim == 3 else None
 
     def write(self, directory: Path, task: str) -> None:
-        """Write `predictions/TASK.parquet` in an evaluation's directory: columns label, logits, perhaps text."""
+        """Write `predictions/TASK.parquet` in an evaluation's directory: columns label, logits."""
         outputs, targets = list(self.outputs), list(self.targets)
         if (positions := self.positions) is not None:
             outputs = [list(rows[:stop]) for rows, stop in zip(outputs, positions, strict=True)]
             targets = [rows[:stop] for rows, stop in zip(targets, positions, strict=True)]
         columns = {"label": pd.Series(targets), "logits": pd.Series(outputs)}
-        if self.texts:
-            columns["text"] = pd.Series([*self.texts, *[None] * (len(targets) - len(self.texts))], dtype="str")
         file = directory / predictions_file(task)
         file.parent.mkdir(exist_ok=True)
         pd.DataFrame(columns).to_parquet(file, index=False)
@@ -68,7 +66,7 @@ def read_predictions(directory: Path, task: str) -> Predictions:
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are of these kinds
         reason = " ".join(str(error).split())
         raise DamagedError(f"{directory / name}: cannot be read ({reason})", directory) from None
-    return Predictions(outputs, targets, table["text"].dropna().tolist() if "text" in table else ())
+    return Predictions(outputs, targets)
 
 
 def _array(row: np.ndarray) -> np.ndarray:

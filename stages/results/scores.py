@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from stages.pipeline.places import EVAL, SCORES, SIMILARITY
 from stages.running.errors import DamagedError, InputError
@@ -25,11 +25,13 @@ class Contributions(TypedDict):
         examples: a fingerprint of the examples.
         metric: the metric's name.
         values: of each example in their order, as the metric's `per_example` gives it: a number or a list of numbers.
+        written: `prompt`, `reference` and `text` of the first examples, where the models write.
     """
 
     examples: str
     metric: str
     values: Sequence[float] | Sequence[Sequence[float]]
+    written: NotRequired[Sequence[Mapping[str, str]]]
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class LiveModel:
                     raise InputError(f"search: the task {task.name} is that of none of the merged models")
                 own = ingredients.checkpoints[expert].head_tensors()
                 head = {name: tensor.clone() for name, tensor in own.items()}
-            elif list(task.labels) != target.labels:
+            elif list(task.labels) != target.output_names:
                 raise InputError(
-                    f"search: the merged model predicts {target.labels}, but the task {task.name} has "
+                    f"search: the merged model predicts {target.output_names}, but the task {task.name} has "
                     f"{list(task.labels)}; list other tasks under `search.tasks`, or set `heads: each`"
                 )
             model = kind.load_model(target.directory, task.labels, head=head)
@@ -103,7 +103,9 @@ class LiveModel:
     def scores(self) -> list[float]:
         """Every task's score."""
         began = time.perf_counter()
-        found = [metric.value(predict(model, examples), wanted) for model, examples, wanted, metric in self._tasks]
+        found = [
+            metric.value(predict(model, examples, [metric]), wanted) for model, examples, wanted, metric in self._tasks
+        ]
         self._evaluating += time.perf_counter() - began
         return found
 
@@ -123,7 +125,7 @@ def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
     model = kind.load_model(checkpoint, task.labels)
     validation = task.read("validation")
     examples = examples_for(kind, checkpoint, model, validation, task, Placement.of_this_machine())
-    score = metric.of(task.labels).value(predict(model, examples), targets(examples))
+    score = metric.of(task.labels).value(predict(model, examples, [metric]), targets(examples))
     if score <= 0:
         raise InputError(
             f"{checkpoint}: has {metric.name} {score:.4g} on {task.name}; `search.normalize` cannot be had"

@@ -81,6 +81,12 @@ class Checkpoint:
         return labels
 
     @property
+    def output_names(self) -> list[str] | None:
+        """What the outputs are called, by its card, if that knows: none where they have no names; else its labels."""
+        names = self.card.get("labels")
+        return self.labels if names is None else list(names)
+
+    @property
     def base_model_prefix(self) -> str:
         """What the body's parameter names begin with; what lies outside is the head."""
         if isinstance(prefix := self.card.get("base_model_prefix"), str):

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 
 from stages.running.errors import InputError
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
-from stages.tasks.prediction import Collator, rows
+from stages.tasks.prediction import Collator, Examples, Written, rows
 from stages.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -132,6 +133,17 @@ class Kind(ABC, Generic[ProcessorT]):
         """
         inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
         return self.outputs(model(**inputs).logits, batch["labels"])
+
+    def further_outputs(self, model: Model, examples: Examples) -> np.ndarray:
+        """What metrics take beside `predicted`, [examples, columns], in the table's order; no column by default.
+
+        Asked for where one of the metrics is none `of_logits`. The model is where the examples' batches go.
+        """
+        return np.empty((len(examples.frame), 0))
+
+    def written(self, model: Model, examples: Examples, rows: Sequence[int], limit: int) -> list[Written]:
+        """What a model writes for the examples at some positions, of at most so many tokens; nothing by default."""
+        return []
 
     def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
         """What the metrics compare each encoded example's outputs with: a number, or an array.

@@ -53,13 +53,18 @@ def load_classifier(
         body = f"{model.base_model_prefix}."
         head = {name: tensor for name, tensor in fresh.items() if not name.startswith(body)}
     if head is not None:
-        try:
-            unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
-        except RuntimeError as error:
-            raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
-        if unexpected:
-            raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
+        take_head(model, checkpoint, head)
     return model
+
+
+def take_head(model: Model, checkpoint: Path, head: Mapping[str, torch.Tensor]) -> None:
+    """Put a head's tensors, by their names, into the model of a checkpoint. Raises `InputError` if they do not fit."""
+    try:
+        unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
+    if unexpected:
+        raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
 
 
 def load_pretrained(
@@ -112,9 +117,17 @@ def load_pretrained(
     }
     for name, complaint in sorted(lacking.items()):
         new_pooler = poolerless and name in missing and name.startswith(f"{body}pooler.")
-        if not new_pooler and (name.startswith(body) or not headless):
+        if not new_pooler and (_in_body(name, model) or not headless):
             raise InputError(f"{checkpoint}: {complaint.format(name)}; make or fetch the checkpoint again")
     return model
+
+
+def _in_body(name: str, model: Model) -> bool:
+    """Whether a model's tensor is of its body; T5 has its body's parts beside its head, which is one module."""
+    if hasattr(model, model.base_model_prefix):
+        return name.startswith(f"{model.base_model_prefix}.")
+    head = model.get_output_embeddings()
+    return not any(module is head and name.startswith(f"{path}.") for path, module in model.named_modules())
 
 
 def new_classifier(

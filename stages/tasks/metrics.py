@@ -27,12 +27,15 @@ class Metric(ABC):
         title: for people, for example `macro F1`.
         unit: a `share` is shown in per cent, and its differences in percentage points; a `number` as it is.
         larger_is_better: whether the better of two is the larger one.
+        of_logits: whether it takes what a kind makes of a batch's logits alone (`Kind.outputs`), as there is while a
+            model is trained; otherwise it takes what more there is besides (`Kind.further_outputs`).
     """
 
     name: str
     title: str
     unit: Literal["share", "number"]
     larger_is_better: bool
+    of_logits: bool = True
 
     def of(self, labels: Sequence[str]) -> Self:
         """The metric of outputs that are called so, in their order; itself if their names mean nothing to it."""

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from stages.tasks.metrics import NO_OUTPUT
 
 if TYPE_CHECKING:  # it imports this module
     from stages.tasks.kind import Kind
+    from stages.tasks.metrics import Metric
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -31,6 +32,9 @@ class Examples:
         kind: the task's.
         collate: makes a batch of a list of examples.
         placement: where the batches go.
+        frame: the examples as the task has them.
+        task: whose they are.
+        processor: what has encoded them.
         cut: how many tokens of the task's texts the model reads, if they may have more.
         not_predicted: how much of what the examples ask for is cut off them, by the kind's `not_predicted`.
     """
@@ -40,12 +44,30 @@ class Examples:
     kind: "Kind[Any]"
     collate: Collator
     placement: Placement
+    frame: pd.DataFrame
+    task: TaskData
+    processor: Any
     cut: int | None = None
     not_predicted: int = 0
 
-    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of all examples, in `order`."""
-        return batches(self.collate, self.encoded, self.order, self.kind.prediction_batch, self.placement)
+    def batches(self, order: Sequence[int] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of the examples at some positions, of all in `order` by default."""
+        rows = self.order if order is None else order
+        return batches(self.collate, self.encoded, rows, self.kind.prediction_batch, self.placement)
+
+
+class Written(NamedTuple):
+    """What a model writes for an example, to look at.
+
+    Attributes:
+        prompt: what it reads.
+        reference: what stands there in the example.
+        text: what it writes.
+    """
+
+    prompt: str
+    reference: str
+    text: str
 
 
 def batches(
@@ -88,12 +110,27 @@ def examples_for(
         said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
         print(said, file=sys.stderr)
     encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
-    order, collate = kind.largest_first(encoded), kind.collator(processor, model)
-    return Examples(encoded, order, kind, collate, placement, cut, kind.not_predicted(frame, encoded))
+    return Examples(
+        encoded,
+        kind.largest_first(encoded),
+        kind,
+        kind.collator(processor, model),
+        placement,
+        frame,
+        task,
+        processor,
+        cut,
+        kind.not_predicted(frame, encoded),
+    )
 
 
-def predict(model: Model, examples: Examples) -> np.ndarray:
+def predict(model: Model, examples: Examples, metrics: Sequence["Metric"]) -> np.ndarray:
     """A model's outputs on all examples, in the table's order. The model is moved to where the examples go.
+
+    Args:
+        model: whose.
+        examples: what it predicts.
+        metrics: that will take the outputs; they decide whether `Kind.further_outputs` are among these, as columns.
 
     Returns:
         [examples, …] in float32; of outputs at positions, those whose label is not `NO_OUTPUT`, in their order, and
@@ -106,7 +143,10 @@ def predict(model: Model, examples: Examples) -> np.ndarray:
             found = examples.kind.predicted(model, batch)
             rows += _by_example(found.float().cpu(), batch["labels"].cpu())
     ordered = sorted(zip(examples.order, rows, strict=True), key=lambda pair: pair[0])
-    return padded([row for _, row in ordered], fill=0.0)
+    outputs = padded([row for _, row in ordered], fill=0.0)
+    if all(metric.of_logits for metric in metrics):
+        return outputs
+    return np.column_stack([outputs, examples.kind.further_outputs(model, examples)]).astype(np.float32)
 
 
 def targets(examples: Examples) -> np.ndarray:

@@ -75,6 +75,20 @@ def reader(kind: str) -> Reader[Any]:
     return found
 
 
+def filled(table: Table, column: str) -> pd.Series:
+    """A column of texts, each of which has more than white space.
+
+    Raises:
+        InputError: the column is missing, or a row has none; it says which.
+    """
+    values = table.column(column)
+    if (bad := ~values.map(lambda value: isinstance(value, str)).astype(bool)).any():
+        raise table.refusal(bad.idxmax(), f"{column} is not a text ({int(bad.sum())} such rows)")
+    if (empty := ~values.map(str.strip).astype(bool)).any():
+        raise table.refusal(empty.idxmax(), f"{column} is empty ({int(empty.sum())} such rows); remove them")
+    return values.astype(str)
+
+
 def texts(task: TextColumns, table: Table) -> pd.DataFrame:
     """A task's columns of texts, under the names that they have in a prepared task: `text` and perhaps `text_pair`.
 

@@ -48,6 +48,7 @@ class Task(Section):
 
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the primary one first; without any, its models are not evaluated
     hub_pipeline: ClassVar[str | None] = None  # what the Hub calls such models, if not by the kind's name
+    auto_class: ClassVar[str | None] = None  # transformers' class that loads such models, if no pipeline does
     averaging: ClassVar[Averaging | None] = None  # what an ensemble of its models is; without, there is none
 
     kind: str = ""

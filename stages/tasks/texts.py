@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
     Raises:
         InputError: the task's texts may be longer than the model's positions, or it has no embedding of a token.
     """
-    refuse_longer_than_the_model(task, model)
+    refuse_longer(task, model)
     found = tokenizer(
         frame["text"].tolist(),
         frame["text_pair"].tolist() if "text_pair" in frame else None,
@@ -87,15 +87,6 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
     return inputs_of(tokenizer, found, model)
 
 
-def refuse_longer_than_the_model(task: TaskData, model: Model) -> None:
-    """Raise `InputError` if a task's texts may be longer than the model's positions."""
-    limit = position_limit(model)
-    if limit is not None and task.max_length > limit:
-        raise InputError(
-            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
-        )
-
-
 def takes_mask(model: Model) -> bool:
     """Whether the model is told which tokens are padding."""
     return "attention_mask" in inspect.signature(model.forward).parameters
@@ -103,7 +94,7 @@ def takes_mask(model: Model) -> bool:
 
 def inputs_of(tokenizer: Tokenizer, found: Mapping[str, list[Any]], model: Model) -> dict[str, list[Any]]:
     """Those of a tokenizer's results that the model takes. Raises `InputError` if it has no embedding of a token."""
-    _refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
+    refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
     taken = inspect.signature(model.forward).parameters
     return {key: values for key, values in found.items() if key in taken}
 
@@ -115,16 +106,43 @@ def some_tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model
         InputError: see `tokens`, or the tokenizer makes nothing of a text.
     """
     found = tokens(tokenizer, frame, task, model)
-    for text, ids in zip(frame["text"], found["input_ids"], strict=True):
-        if not ids:
-            raise InputError(
-                f"{tokenizer.name_or_path}: its tokenizer makes no token of the text {text[:40]!r} of "
-                f"{task.name}; remove it from the table, or take another base"
-            )
+    _refuse_without_tokens(tokenizer, frame["text"], found["input_ids"], task)
     return found
 
 
-def _refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
+def plain_tokens(tokenizer: Tokenizer, found: Sequence[str], task: TaskData) -> list[list[int]]:
+    """The texts' own tokens, all of them, without those that the tokenizer puts around a text.
+
+    Raises:
+        InputError: it makes no token of a text.
+    """
+    plain: list[list[int]] = tokenizer(list(found), add_special_tokens=False)["input_ids"]
+    _refuse_without_tokens(tokenizer, found, plain, task)
+    return plain
+
+
+def _refuse_without_tokens(
+    tokenizer: Tokenizer, texts: Iterable[str], tokens: Sequence[Sequence[int]], task: TaskData
+) -> None:
+    for text, ids in zip(texts, tokens, strict=True):
+        if not ids:
+            raise InputError(
+                f"{tokenizer.name_or_path}: its tokenizer makes no token of the text {text[:40]!r} of {task.name}; "
+                "remove it from the table, or take another base"
+            )
+
+
+def refuse_longer(task: TaskData, model: Model) -> None:
+    """Raise `InputError` if the task's texts may be longer than the model's positions."""
+    limit = position_limit(model)
+    if limit is not None and task.max_length > limit:
+        raise InputError(
+            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
+        )
+
+
+def refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
+    """Raise `InputError` if the model has no embedding of a token in these texts."""
     largest, rows = max(chain.from_iterable(texts), default=0), embedding_rows(model)
     if rows is not None and largest >= rows:
         raise InputError(

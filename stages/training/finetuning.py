@@ -104,7 +104,7 @@ def _trainer(
         # Examples of a size together, or most of a batch is padding.
         eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
         data_collator=kind.collator(processor, model),
-        compute_metrics=_score(task.metrics[0]) if task.metrics else None,
+        compute_metrics=_score(metric) if (metric := _metric_of_curves(task)) else None,
         preprocess_logits_for_metrics=_outputs_of(kind),
     )
 
@@ -152,6 +152,11 @@ def training_arguments(settings: FinetuneSettings, progress: Path, kind: Kind[An
     return one_gpu(arguments)
 
 
+def _metric_of_curves(task: TaskData) -> Metric | None:
+    """The first of the task's metrics that takes nothing but logits, if there is one."""
+    return next((metric for metric in task.metrics if metric.of_logits), None)
+
+
 def _score(metric: Metric) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
     """What the Trainer makes of a split's predictions: the metric, under its name."""
 
@@ -183,7 +188,7 @@ def _origin(
     base: Path, task: TaskData, settings: FinetuneSettings, examples: int, history: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
     """How a checkpoint was trained and how well it did, for its card."""
-    score = task.metrics[0].name if task.metrics else "loss"
+    score = metric.name if (metric := _metric_of_curves(task)) else "loss"
     return {
         "method": "finetuned",
         "base": base.name,

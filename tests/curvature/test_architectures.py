@@ -1,7 +1,7 @@
 """The exact Fisher on small random models of many families, against the float64 loop."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 import transformers as t
 from torch import Tensor, nn
 
-from stages.curvature import UnsupportedModelError, diagonal_fisher
+from stages.curvature import TokenCategorical, UnsupportedModelError, diagonal_fisher
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 
 SMALL: dict[str, Any] = {
@@ -336,3 +336,20 @@ def test_parameters_that_are_never_used_cost_nothing() -> None:
 
     torch.manual_seed(0)
     assert_exact_by_hooks(Spare(), [{"x": torch.randn(5, 4)}])
+
+
+def test_what_a_module_keeps_of_its_result_stays_as_it_is() -> None:
+    """Of one token, T5's attention keeps the biases that it hands on for its own backward pass."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 9, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    sizes |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+    model = randomised(t.T5ForConditionalGeneration(t.T5Config(**sizes)))
+    batches = [{"input_ids": torch.tensor([ids]), "labels": torch.tensor([[3, 1]])} for ids in ([4, 5, 6], [4])]
+
+    def observed(z: Tensor, batch: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
+        log_p = torch.log_softmax(z, -1)
+        return [(1.0, log_p[torch.arange(2), batch["labels"][0]].sum())]
+
+    found = diagonal_fisher(model, batches, likelihood=TokenCategorical(), estimator="empirical")
+    made = [batch | {"decoder_input_ids": torch.tensor([[0, 3]])} for batch in batches]
+    assert_same_fisher(found, reference_fisher(model, made, observed))

@@ -161,8 +161,8 @@ def test_the_table_of_kinds() -> None:
         for metric in KINDS[kind].metrics:
             assert metric_named(metric.name) is metric
     assert KINDS["masked-lm"].metrics == ()
-    with pytest.raises(InputError, match=r"there is no metric 'rmse'; known: accuracy, macro_f1, multi_label_macro_f1"):
-        metric_named("rmse")
+    with pytest.raises(InputError, match=r"there is no metric 'nonsense'; known: .*accuracy, macro_f1"):
+        metric_named("nonsense")
 
 
 class RatioOfSums(OfSums):

@@ -260,7 +260,7 @@ def test_texts_longer_than_the_model(tmp_path: Path, task: TaskData, capsys: pyt
     model = KIND.load_model(tmp_path / "short", NAMES)
     examples = examples_for(KIND, tmp_path / "short", model, task.read("test"), task, Placement())
     assert "task: the model reads 6 tokens of its texts, which may have 16" in capsys.readouterr().err
-    assert predict(model, examples).shape == targets(examples).shape == (10, 3)
+    assert predict(model, examples, task.metrics).shape == targets(examples).shape == (10, 3)
     with pytest.raises(InputError, match=r"tasks\.task\.max_length = 16: the model reads at most 6 tokens; lower it"):
         estimated("diagonal", tmp_path / "short", task, tmp_path / "out")
 
@@ -280,7 +280,7 @@ def test_a_base_learns_and_its_labels_are_in_its_config(tmp_path: Path, task: Ta
     assert card["origin"]["validation_multi_label_macro_f1"] > 0.5
     model = KIND.load_model(out / "checkpoint", NAMES)
     examples = examples_for(KIND, out / "checkpoint", model, task.read("validation"), task, Placement())
-    found = MultiLabelMacroF1().value(predict(model, examples), targets(examples))
+    found = MultiLabelMacroF1().value(predict(model, examples, task.metrics), targets(examples))
     assert found == pytest.approx(card["origin"]["validation_multi_label_macro_f1"])
 
 

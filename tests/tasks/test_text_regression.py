@@ -173,7 +173,7 @@ def test_texts_longer_than_the_model(tmp_path: Path, task: TaskData, capsys: pyt
     model = KIND.load_model(tmp_path / "short", TARGETS)
     examples = examples_for(KIND, tmp_path / "short", model, task.read("test"), task, Placement())
     assert "task: the model reads 6 tokens of its texts, which may have 16" in capsys.readouterr().err
-    assert predict(model, examples).shape == targets(examples).shape == (10, 2)
+    assert predict(model, examples, task.metrics).shape == targets(examples).shape == (10, 2)
     with pytest.raises(InputError, match=r"tasks\.task\.max_length = 16: the model reads at most 6 tokens; lower it"):
         estimated("diagonal", tmp_path / "short", task, tmp_path / "out")
 
@@ -194,7 +194,7 @@ def test_a_base_learns_and_its_targets_are_in_its_config(tmp_path: Path, task: T
     assert losses[-1] < 0.3 * losses[0]
     model = KIND.load_model(out / "checkpoint", TARGETS)
     examples = examples_for(KIND, out / "checkpoint", model, task.read("validation"), task, Placement())
-    found = Pearson().value(predict(model, examples), targets(examples))
+    found = Pearson().value(predict(model, examples, task.metrics), targets(examples))
     assert found == pytest.approx(card["origin"]["validation_pearson"], abs=1e-6)
 
 

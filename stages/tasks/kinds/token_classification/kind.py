@@ -18,7 +18,7 @@ from stages.tasks.kinds.token_classification.settings import TokenClassification
 from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.text_kind import TextKind
-from stages.tasks.texts import Tokenizer, inputs_of, refuse_longer_than_the_model, takes_mask
+from stages.tasks.texts import Tokenizer, inputs_of, refuse_longer, takes_mask
 
 SEPARATORS = ("", " ")  # before every word but the first, where a tokenizer is given words and not a text
 
@@ -57,7 +57,7 @@ class TokenClassificationKind(TextKind, Classifier[Tokenizer]):
             InputError: the model cannot read the sentences (see `stages.tasks.texts`), the tokenizer makes no token of
                 a word, or none of a sentence's words is before `max_length`.
         """
-        refuse_longer_than_the_model(task, model)
+        refuse_longer(task, model)
         sentences = [json.loads(words) for words in frame["words"]]
         separator = _separator(processor) or ""
         found = processor(
