@@ -24,6 +24,7 @@ from stages.merging.rules import method_rule
 from stages.merging.streaming import chunks, places
 from stages.running.errors import InputError
 from stages.storage.checkpoint import BaseWeights, Checkpoint
+from stages.storage.naming import empty_model
 from stages.storage.statistic_files import StatisticFiles, bad_value, open_statistic
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, TensorSpec
@@ -86,7 +87,7 @@ class Ingredients:
         integers = {name for name, spec in self._own_specs() if not spec.is_floating}
         for name in sorted(integers):
             refuse_unequal(name, self.checkpoints)
-        self.constants = integers | self._equal_without_fisher()
+        self.constants = integers | self._equal_buffers()
         if self.base is not None:
             self.base.check(self.target.tensors.specs)
         self._check_statistics()
@@ -114,10 +115,10 @@ class Ingredients:
         """The target's tensors that are not kept, with their specs."""
         yield from ((name, spec) for name, spec in self.target.tensors.specs.items() if name not in self.kept)
 
-    def _equal_without_fisher(self) -> set[str]:
-        """What is no parameter, and the same in all models, which any average of them is too: BART's final_logits_bias.
+    def _equal_buffers(self) -> set[str]:
+        """What is no parameter, so that it has no Fisher, and the same in all models, as BART's final_logits_bias is.
 
-        Where there is a base, it is none of these: the models may have gone on from another value.
+        Any average is that too. Where there is a base, there are none: models may have gone on from another value.
         """
         fishers = [
             statistic.tensors.specs
@@ -128,12 +129,14 @@ class Ingredients:
         if not fishers or self.base is not None:
             return set()
         lacked = {name for name, _ in self._own_specs() if not any(name in specs for specs in fishers)}
+        model = empty_model(self.target.directory) if lacked else None
+        buffers = set() if model is None else {name for name, _ in model.named_buffers()}
 
         def equal(name: str) -> bool:
             first, *others = (checkpoint.tensors.read(name).double() for checkpoint in self.checkpoints.values())
             return all(torch.equal(first, other) for other in others)
 
-        return {name for name in lacked if equal(name)}
+        return {name for name in lacked if self.target.name_in_model(name) in buffers and equal(name)}
 
     def _check_statistics(self) -> None:
         specs = self.target.tensors.specs

@@ -104,14 +104,18 @@ class Checkpoint:
         """The name of transformers' class of the model, if config.json says it."""
         return _architecture(self.config)
 
+    def name_in_model(self, name: str) -> str:
+        """What the model in memory calls a tensor."""
+        return self._model_names.get(name, name)
+
     def head(self) -> set[str]:
         """The names of the head's tensors: those outside the body."""
         prefix = f"{self.base_model_prefix}."
-        return {name for name in self.tensors.specs if not self._model_names.get(name, name).startswith(prefix)}
+        return {name for name in self.tensors.specs if not self.name_in_model(name).startswith(prefix)}
 
     def head_tensors(self) -> dict[str, "torch.Tensor"]:
         """The head's tensors, mapped, by the names that they have in the model."""
-        return {self._model_names.get(name, name): self.tensors.read(name) for name in sorted(self.head())}
+        return {self.name_in_model(name): self.tensors.read(name) for name in sorted(self.head())}
 
     def verify(self) -> None:
         """Refuse weights that are not those of the card, if it knows; quick for what has been read whole already."""

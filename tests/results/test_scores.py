@@ -110,5 +110,8 @@ def test_the_file_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_metric_that_is_gone_is_said_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = evaluated(Path("results/eval/it"))
-    with kind_with(TOY_KIND), pytest.raises(InputError, match="there is no metric 'rmse'; known: accuracy, macro_f1"):
+    with (
+        kind_with(TOY_KIND),
+        pytest.raises(InputError, match=r"there is no metric 'rmse'; known: .*accuracy, macro_f1"),
+    ):
         tasks_by_metric([result])

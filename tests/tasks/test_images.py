@@ -260,7 +260,7 @@ def test_a_prepared_task_is_read_as_it_was_written(folder: Path, tmp_path: Path)
         ({"columns": ["a", "label"]}, "`columns` must have `pixels` once"),
         (
             {"text": "words"},
-            r"text: is for tasks of the kind .* or text-classification, and this",
+            r"text: is for tasks of the kind .* or text-classification .*, and this",
         ),
         ({"max_length": 12}, "max_length: is for tasks of the kind .* or text-classification"),
         ({"kind": "text-classification"}, "image: is for tasks of the kind image-classification"),
