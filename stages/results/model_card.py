@@ -97,9 +97,7 @@ It fits these weights only: a merge compares the fingerprints and refuses it bes
 With transformers:
 
 ```python
-from transformers import pipeline
-
-model = pipeline({_json(pipeline)}, {_json(source.get("hub", source.get("path")))})
+{_loading(publication.task, _json(source.get("hub", source.get("path"))))}
 ```
 
 In another project of the Fisher merging pipeline, in `params.yaml`:
@@ -113,6 +111,18 @@ Without `fisher`, `dvc repro` estimates one on that project's own examples.
 
 `{CHECKPOINT_CARD}` and `fisher.json` say the same for programs.
 """
+
+
+def _loading(task: Task, place: str) -> str:
+    """The lines of Python that load a model from where it is."""
+    if task.auto_class is None:
+        return (
+            f"from transformers import pipeline\n\nmodel = pipeline({_json(task.hub_pipeline or task.kind)}, {place})"
+        )
+    return (
+        f"from transformers import {task.auto_class}, AutoTokenizer\n\n"
+        f"model = {task.auto_class}.from_pretrained({place})\ntokenizer = AutoTokenizer.from_pretrained({place})"
+    )
 
 
 def _labels(labels: Sequence[str]) -> str:

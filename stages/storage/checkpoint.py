@@ -69,7 +69,12 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str] | None:
-        """The label names, in the order of the outputs, if the checkpoint has any."""
+        """The label names, in the order of the outputs, if the checkpoint has any.
+
+        Its own card says them; config.json, which a foreign checkpoint has alone, may name what has no names.
+        """
+        if isinstance(of_task := self.card.get("labels"), list):
+            return list(of_task)
         names = self.config.get("id2label")
         if not isinstance(names, dict):
             return None

@@ -49,13 +49,18 @@ def load_classifier(
         body = f"{model.base_model_prefix}."
         head = {name: tensor for name, tensor in fresh.items() if not name.startswith(body)}
     if head is not None:
-        try:
-            unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
-        except RuntimeError as error:
-            raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
-        if unexpected:
-            raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
+        take_head(model, checkpoint, head)
     return model
+
+
+def take_head(model: Model, checkpoint: Path, head: Mapping[str, torch.Tensor]) -> None:
+    """Put a head's tensors, by their names, into the model of a checkpoint. Raises `InputError` if they do not fit."""
+    try:
+        unexpected = model.load_state_dict(dict(head), strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint}: a head does not fit: {' '.join(str(error).split())}") from None
+    if unexpected:
+        raise InputError(f"{checkpoint}: a head has the tensor {unexpected[0]}, which the model lacks")
 
 
 def load_pretrained(

@@ -75,11 +75,7 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
     Raises:
         InputError: the task's texts may be longer than the model's positions, or it has no embedding of a token.
     """
-    limit = position_limit(model)
-    if limit is not None and task.max_length > limit:
-        raise InputError(
-            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
-        )
+    refuse_longer(task, model)
     taken = inspect.signature(model.forward).parameters
     found = tokenizer(
         frame["text"].tolist(),
@@ -88,11 +84,21 @@ def tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Mod
         max_length=task.max_length,
         return_attention_mask="attention_mask" in taken,
     )
-    _refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
+    refuse_beyond_embeddings(tokenizer, found["input_ids"], model)
     return {key: values for key, values in found.items() if key in taken}
 
 
-def _refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
+def refuse_longer(task: TaskData, model: Model) -> None:
+    """Raise `InputError` if the task's texts may be longer than the model's positions."""
+    limit = position_limit(model)
+    if limit is not None and task.max_length > limit:
+        raise InputError(
+            f"tasks.{task.name}.max_length = {task.max_length}: the model reads at most {limit} tokens; lower it"
+        )
+
+
+def refuse_beyond_embeddings(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], model: Model) -> None:
+    """Raise `InputError` if the model has no embedding of a token in these texts."""
     largest, rows = max(chain.from_iterable(texts), default=0), embedding_rows(model)
     if rows is not None and largest >= rows:
         raise InputError(
