@@ -17,6 +17,7 @@ from stages.results.costs import Cost, ResultCost
 from stages.storage.cards import METRICS, read_json
 from stages.storage.checkpoint_files import own_card
 from stages.storage.statistics import STATISTICS
+from stages.tasks.data import TASK_CARD
 
 SAMPLE = 64  # examples that a forward pass is counted on
 KINDS = {  # what is counted, by the first word of a stage's name
@@ -132,7 +133,7 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
         return 0.0
     settings = params.fisher_settings(name)
     examples = min(settings.examples or _examples(root, task, "train"), _examples(root, task, "train"))
-    passes = {"exact": params.tasks[task].exact_passes, "empirical": 1, "adam": None}.get(
+    passes = {"exact": _exact_passes(counted, task), "empirical": 1, "adam": None}.get(
         settings.estimator, settings.samples
     )
     if not statistic.takes_gradients:
@@ -170,6 +171,12 @@ def _inference(name: str, counted: Counted) -> float:
     models = ensemble.models if ensemble is not None else [params.merges[name].target_model]
     own = params.models[models[0]].task
     return sum(counted.forward[model, own] for model in models)
+
+
+def _exact_passes(counted: Counted, task: str) -> int | None:
+    """Backward passes of an exact Fisher, for each example; where only the table tells, a task's card has them."""
+    found: int | None = read_json(counted.root / TASKS / task / TASK_CARD).get("exact_passes")
+    return counted.params.tasks[task].exact_passes if found is None else found
 
 
 def _examples(root: Path, task: str, split: str) -> int:

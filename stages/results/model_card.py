@@ -65,7 +65,7 @@ models: # the task is one of yours{f", with the labels {_json(card['labels'])} i
 def model_card(publication: Publication, source: Mapping[str, str]) -> str:
     """The model card (README.md, as the Hub has them) of a publication that others take from `source`."""
     name, kind, card = publication.name, publication.task.kind, publication.checkpoint.card
-    pipeline = publication.task.hub_pipeline or kind
+    pipeline = publication.task.hub_pipeline
     base_model = f"base_model: {publication.base.hub}\n" if publication.base and publication.base.hub else ""
     return f"""\
 ---
@@ -116,9 +116,7 @@ Without `fisher`, `dvc repro` estimates one on that project's own examples.
 def _loading(task: Task, place: str) -> str:
     """The lines of Python that load a model from where it is."""
     if task.auto_class is None:
-        return (
-            f"from transformers import pipeline\n\nmodel = pipeline({_json(task.hub_pipeline or task.kind)}, {place})"
-        )
+        return f"from transformers import pipeline\n\nmodel = pipeline({_json(task.hub_pipeline)}, {place})"
     return (
         f"from transformers import {task.auto_class}, AutoTokenizer\n\n"
         f"model = {task.auto_class}.from_pretrained({place})\ntokenizer = AutoTokenizer.from_pretrained({place})"

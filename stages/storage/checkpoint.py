@@ -69,7 +69,7 @@ class Checkpoint:
 
     @property
     def labels(self) -> list[str] | None:
-        """The label names, in the order of the outputs, if the checkpoint has any."""
+        """The label names, in the order of the outputs, if its configuration has any; it may name what has no names."""
         names = self.config.get("id2label")
         if not isinstance(names, dict):
             return None

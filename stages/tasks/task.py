@@ -47,8 +47,6 @@ class Task(Section):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the primary one first; without any, its models are not evaluated
-    hub_pipeline: ClassVar[str | None] = None  # what the Hub calls such models, if not by the kind's name
-    auto_class: ClassVar[str | None] = None  # transformers' class that loads such models, if no pipeline does
     averaging: ClassVar[Averaging | None] = None  # what an ensemble of its models is; without, there is none
 
     kind: str = ""
@@ -66,6 +64,16 @@ class Task(Section):
         """All files that it is read from."""
         parts = self.file.values() if isinstance(self.file, dict) else [self.file]
         return [name for part in parts for name in ([part] if isinstance(part, str) else part)]
+
+    @property
+    def hub_pipeline(self) -> str:
+        """What the Hub calls such models; by default the kind's name."""
+        return self.kind
+
+    @property
+    def auto_class(self) -> str | None:
+        """Transformers' class that loads such models, if no pipeline does."""
+        return None
 
     @property
     def output_names(self) -> list[str]:

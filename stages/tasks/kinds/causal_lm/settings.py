@@ -24,7 +24,6 @@ class CausalLM(Task):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (NegativeLogLikelihood(), Perplexity())
-    hub_pipeline: ClassVar[str | None] = "text-generation"
 
     kind: Literal["causal-lm"] = "causal-lm"
     messages: str | None = None
@@ -32,6 +31,11 @@ class CausalLM(Task):
     completion: str | None = None
     text: str | None = None
     max_length: int = Field(default=512, ge=2, le=1_000_000)
+
+    @property
+    def hub_pipeline(self) -> str:
+        """What the Hub calls such models."""
+        return "text-generation"
 
     @property
     def form(self) -> Form:

@@ -1,6 +1,6 @@
 """Masked language modelling in params.yaml."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -13,9 +13,12 @@ class MaskedLM(TextColumns):
     Its models are not evaluated; what they are merged into is.
     """
 
-    hub_pipeline: ClassVar[str | None] = "fill-mask"
-
     kind: Literal["masked-lm"] = "masked-lm"
+
+    @property
+    def hub_pipeline(self) -> str:
+        """What the Hub calls such models."""
+        return "fill-mask"
 
     @model_validator(mode="after")
     def _different_columns(self) -> "MaskedLM":

@@ -24,13 +24,17 @@ class MultiLabelClassification(TextColumns):
 
     metrics: ClassVar[tuple[Metric, ...]] = (MultiLabelMacroF1(), MeanAveragePrecision())
     averaging: ClassVar[Averaging | None] = MeanOfSigmoid()
-    hub_pipeline: ClassVar[str | None] = "text-classification"
 
     kind: Literal["multi-label-classification"] = "multi-label-classification"
     label: str | list[str] = "label"
     labels: list[str] = Field(min_length=1)
     separator: str = Field(default=",", min_length=1)
     unknown: list[int | str] = Field(default_factory=list)
+
+    @property
+    def hub_pipeline(self) -> str:
+        """What the Hub calls such models."""
+        return "text-classification"
 
     @property
     def output_names(self) -> list[str]:

@@ -19,14 +19,22 @@ class Seq2SeqLM(Task):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (NegativeLogLikelihood(), ExactMatch())
-    hub_pipeline: ClassVar[str | None] = "text2text-generation"
-    auto_class: ClassVar[str | None] = "AutoModelForSeq2SeqLM"
 
     kind: Literal["seq2seq-lm"] = "seq2seq-lm"
     input: str = "input"
     target: str = "target"
     max_length: int = Field(default=512, ge=2, le=1_000_000)
     max_target_length: int = Field(default=128, ge=2, le=1_000_000)
+
+    @property
+    def hub_pipeline(self) -> str:
+        """What the Hub calls such models."""
+        return "text2text-generation"
+
+    @property
+    def auto_class(self) -> str | None:
+        """Transformers has no pipeline for such models."""
+        return "AutoModelForSeq2SeqLM"
 
     @model_validator(mode="after")
     def _different_columns(self) -> "Seq2SeqLM":

@@ -20,11 +20,15 @@ class TextRegression(TextColumns):
 
     metrics: ClassVar[tuple[Metric, ...]] = (Pearson(), Spearman(), RootMeanSquaredError())
     averaging: ClassVar[Averaging | None] = MeanOutput()
-    hub_pipeline: ClassVar[str | None] = "text-classification"
 
     kind: Literal["text-regression"] = "text-regression"
     targets: list[str] = Field(min_length=1)
     variance: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def hub_pipeline(self) -> str:
+        """What the Hub calls such models."""
+        return "text-classification"
 
     @property
     def output_names(self) -> list[str]:

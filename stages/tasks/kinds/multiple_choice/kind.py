@@ -1,0 +1,193 @@
+"""Multiple choice: the right one of several choices, by an encoder's choice head or by a causal language model."""
+
+import inspect
+import sys
+from collections.abc import Container, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMultipleChoice
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+
+from stages.running.errors import InputError
+from stages.storage.checkpoint_files import read_config
+from stages.tasks.data import TaskData
+from stages.tasks.kind import Encoded
+from stages.tasks.kinds.multiple_choice.pairs import TEXTS, Pair, cut, for_a_head, for_a_language_model
+from stages.tasks.kinds.multiple_choice.reading import choice_columns
+from stages.tasks.kinds.multiple_choice.scores import score_choices
+from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
+from stages.tasks.loading import Architecture, Model, load_pretrained, new_pretrained, take_head
+from stages.tasks.prediction import Collator
+from stages.tasks.text_kind import TextKind
+from stages.tasks.texts import Tokenizer, refuse_beyond_embeddings, refuse_longer
+
+
+class MultipleChoiceKind(TextKind):
+    """Models with a score for each choice; their configuration says whether they are encoders or language models."""
+
+    settings = MultipleChoice
+    prediction_batch = 16
+
+    def load_model(
+        self,
+        checkpoint: Path,
+        labels: Sequence[str],
+        *,
+        new_head: bool = False,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> Model:
+        """The model in a checkpoint directory; see `stages.tasks.kind`.
+
+        A base may lack a choice head and the pooler before it, or a language model's head, which has the embeddings for
+        its weight if the architecture ties them.
+        """
+        assert not labels
+        architecture, what = _architecture(checkpoint)
+        headless = new_head or head is not None
+        model = load_pretrained(architecture, what, checkpoint, {}, headless=headless, poolerless=new_head)
+        if head is not None:
+            take_head(model, checkpoint, head)
+        return _scoring(model)
+
+    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
+        """A model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
+        assert not labels
+        architecture, what = _architecture(checkpoint)
+        return _scoring(new_pretrained(architecture, what, checkpoint, {}))
+
+    def load_processor(self, checkpoint: Path) -> Tokenizer:
+        """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot say where in a text a token is."""
+        tokenizer = super().load_processor(checkpoint)
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"{checkpoint}: its tokenizer ({type(tokenizer).__name__}) does not say where in a text a token is, so "
+                "question and choice cannot be told apart; take a base with a tokenizer.json"
+            )
+        return tokenizer
+
+    def encode(self, processor: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> Encoded:
+        """Every example's pairs of question and choice, one after the other, and `lengths`, how long each is.
+
+        For a language model, an example has the `choice_tokens` of each choice besides, and their `weight` in its
+        score. Nothing is drawn. Standard error says how many questions are cut; see `cut`.
+
+        Raises:
+            InputError: the model is for another `scoring`, or cannot read the examples, or a choice has no token, or
+                leaves no room for its question.
+        """
+        scoring, separator = task.card["scoring"], task.card["separator"]
+        _refuse_other_scoring(model, processor, task)
+        refuse_longer(task, model)
+        examples, shortened = [], 0
+        for question, *choices in frame[["question", *choice_columns(frame)]].itertuples(index=False):
+            if scoring == "head":
+                whole = for_a_head(processor, question, choices)
+            else:
+                whole = for_a_language_model(processor, question, separator, choices)
+            examples.append(cut(whole, question, task))
+            shortened += examples[-1] != whole
+        if shortened:
+            said = f"{shortened} of {len(frame)} questions are cut at their beginnings: with a choice, they have more"
+            print(f"{task.name}: {said} than {task.max_length} tokens", file=sys.stderr)
+        encoded = _flat(examples, inspect.signature(model.forward).parameters)
+        refuse_beyond_embeddings(processor, encoded["input_ids"], model)
+        if scoring != "head":
+            refuse_beyond_embeddings(processor, [pair.choice for pairs in examples for pair in pairs], model)
+            encoded["choice_tokens"] = [[pair.choice for pair in pairs] for pairs in examples]
+            encoded["weight"] = [
+                [1.0 if scoring == "sum" else 1 / len(pair.choice) for pair in pairs] for pairs in examples
+            ]
+        return encoded | {"labels": frame["label"].tolist()}
+
+    def collator(self, processor: Tokenizer, model: Model) -> Collator:
+        """Pads all pairs of a list of examples to the longest of them, and the choices' tokens to the most of them."""
+        pad = super().collator(processor, model)
+
+        def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+            choices = len(examples[0]["lengths"])
+            pairs = [pair for example in examples for pair in _apart(example)]
+            batch = {key: tensor.unflatten(0, (-1, choices)) for key, tensor in pad(pairs).items()}
+            if "choice_tokens" in examples[0]:
+                batch |= _scored(examples, batch["input_ids"].shape[-1])
+            return batch | {"labels": torch.tensor([example["labels"] for example in examples])}
+
+        return collate
+
+    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> list[int]:
+        """The examples' positions, those with the longest pair first."""
+        longest = [max(lengths) for lengths in encoded["lengths"]]
+        return sorted(range(len(longest)), key=lambda row: (-longest[row], row))
+
+    def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
+        """The positions of the right choices, a number an example."""
+        return list(encoded["labels"])
+
+
+def _architecture(checkpoint: Path) -> tuple[Architecture, str]:
+    """What loads a checkpoint directory's model, and what it is called."""
+    if _has_choice_head(read_config(checkpoint)):
+        return AutoModelForMultipleChoice, "a model with a choice head"
+    return AutoModelForCausalLM, "a causal language model"
+
+
+def _has_choice_head(config: Mapping[str, Any]) -> bool:
+    """Whether a model by this configuration has a head for choices; some encoders are decoders if it says so."""
+    return config.get("model_type") in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES and not config.get("is_decoder", False)
+
+
+def _scoring(model: Model) -> Model:
+    if not _has_choice_head(model.config.to_dict()):
+        score_choices(model)
+    return model
+
+
+def _refuse_other_scoring(model: Model, tokenizer: Tokenizer, task: TaskData) -> None:
+    scoring, by_head = task.card["scoring"], _has_choice_head(model.config.to_dict())
+    if by_head == (scoring == "head"):
+        return
+    what = "an encoder, which scores choices by a head" if by_head else "a language model, which has no choice head"
+    remedy = "`scoring: head`" if by_head else "`scoring: sum` or `scoring: mean`"
+    raise InputError(
+        f"tasks.{task.name}.scoring = {scoring!r}: {tokenizer.name_or_path} is {what} ({model.config.model_type}); put "
+        f"{remedy}, or take another base"
+    )
+
+
+def _flat(examples: Sequence[Sequence[Pair]], taken: Container[str]) -> Encoded:
+    """The pairs' inputs that a model takes, an example's one after the other, and how long each is."""
+    keys = [key for key in examples[0][0].inputs if key in taken]
+    found: Encoded = {
+        key: [list(chain.from_iterable(pair.inputs[key] for pair in pairs)) for pairs in examples] for key in keys
+    }
+    return found | {"lengths": [[len(pair) for pair in pairs] for pairs in examples]}
+
+
+def _apart(example: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+    """The inputs of each pair of an encoded example."""
+    ends = list(accumulate(example["lengths"], initial=0))
+    keys = [key for key in TEXTS if key in example]
+    return [{key: example[key][start:stop] for key in keys} for start, stop in pairwise(ends)]
+
+
+def _scored(examples: Sequence[Mapping[str, Any]], length: int) -> dict[str, Tensor]:
+    """What `score_choices` takes beside texts of so many positions: [B, C, M] each."""
+    most = max(len(tokens) for example in examples for tokens in example["choice_tokens"])
+    most += most == length  # so that padding of the one is never taken for padding of the other
+    shape = (len(examples), len(examples[0]["lengths"]), most)
+    positions, tokens = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
+    weights = torch.zeros(shape)
+    for row, example in enumerate(examples):
+        for choice, own in enumerate(example["choice_tokens"]):
+            stop = example["lengths"][choice]
+            positions[row, choice, : len(own)] = torch.arange(stop - len(own), stop)
+            tokens[row, choice, : len(own)] = torch.tensor(own)
+            weights[row, choice, : len(own)] = example["weight"][choice]
+    return {"output_positions": positions, "choice_tokens": tokens, "choice_weights": weights}
+
+
+KIND = MultipleChoiceKind()

@@ -1,0 +1,79 @@
+"""Multiple choice in params.yaml."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from stages.tasks.averaging import Averaging, MeanOfSoftmax
+from stages.tasks.metrics import Accuracy, Metric
+from stages.tasks.task import Task
+
+Columns = Annotated[list[str], Field(min_length=1)]
+
+
+class MultipleChoice(Task):
+    """A question and choices, one of which is right; all examples of a task have the same number of choices.
+
+    question: the column of the question, or several (a passage and a question), joined by `separator`.
+    choices: the column of the choices, or a column for each. A single column holds lists of texts, objects
+        `{text: [...], label: [...]}`, objects of texts with scores, or texts with a line for each choice that begins
+        with its letter (`A. yes`).
+    label: the column that says which choice is right. All its values are texts of choices, or labels that the choices
+        have in the table, or letters, or positions from 0, or positions from 1; or objects of texts with scores, of
+        which one is 1 and the others are 0.
+    label_from: what positions count from, where the table does not tell.
+    unusable: whether a row that is no example (a choice missing, repeated or empty, another number of choices, no such
+        label) is refused or dropped.
+    scoring: how models score a choice: by a `head` on question and choice together, or as language models by the `sum`
+        of the log-probabilities of its tokens after the question, or by their `mean`.
+    separator: what stands between a question's columns and, for language models, between question and choice.
+    max_length: in tokens, of a question with a choice; where one is longer, the question is cut at its beginning, by as
+        much for all choices of an example.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Accuracy(),)
+    averaging: ClassVar[Averaging | None] = MeanOfSoftmax()
+
+    kind: Literal["multiple-choice"] = "multiple-choice"
+    question: str | Columns = "question"
+    choices: str | Annotated[list[str], Field(min_length=2)] = "choices"
+    label: str = "label"
+    label_from: Literal[0, 1] | None = None
+    unusable: Literal["refuse", "drop"] = "refuse"
+    scoring: Literal["head", "sum", "mean"] = "head"
+    separator: str = " "
+    max_length: int = Field(default=128, ge=2, le=1_000_000)
+
+    @property
+    def questions(self) -> list[str]:
+        """The columns of a question."""
+        return [self.question] if isinstance(self.question, str) else self.question
+
+    @property
+    def hub_pipeline(self) -> str:
+        """Encoders have a task of their own on the Hub; language models are language models."""
+        return "multiple-choice" if self.scoring == "head" else "text-generation"
+
+    @property
+    def auto_class(self) -> str | None:
+        """Transformers has no pipeline for a choice head."""
+        return "AutoModelForMultipleChoice" if self.scoring == "head" else None
+
+    @property
+    def exact_passes(self) -> int:
+        """One fewer than choices; the fewest possible where only the table tells, and the task's card says it."""
+        return 1 if isinstance(self.choices, str) else len(self.choices) - 1
+
+    def has_outputs_of(self, other: Task) -> bool:
+        """Whether both are for choice heads, or both for language models; choices may be of any number."""
+        return isinstance(other, MultipleChoice) and (self.scoring == "head") == (other.scoring == "head")
+
+    @model_validator(mode="after")
+    def _different_columns(self) -> "MultipleChoice":
+        choices = [self.choices] if isinstance(self.choices, str) else self.choices
+        named = [*self.questions, *choices]
+        if len(set(named)) < len(named):
+            raise ValueError("`question` and `choices` must be different columns")
+        if self.label in self.questions or (not isinstance(self.choices, str) and self.label in choices):
+            raise ValueError("`label` must be another column than those of `question` and `choices`")
+        return self
