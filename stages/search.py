@@ -4,7 +4,6 @@
 Every point is merged in memory into one live model; nothing is read from the test splits.
 """
 
-from stages.pipeline.needs import search_tasks
 from stages.pipeline.places import SEARCH, TASKS
 from stages.pipeline.stage_settings import stage_params
 from stages.running.command import run_stage
@@ -19,7 +18,7 @@ def search(name: str) -> None:
     if name not in params.merges or params.merges[name].search is None:
         raise InputError(f"params.yaml: merges: there is no merge {name!r} with a `search`")
     merge = params.merges[name]
-    tasks = [TaskData.open(TASKS / task) for task in search_tasks(merge, params)]
+    tasks = [TaskData.open(TASKS / task) for task in params.search_tasks(merge)]
     search_coefficients(merge, params, tasks, SEARCH / name)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.params import FisherSettings, Params, parse_params
-from stages.pipeline.needs import base_directory, search_tasks, statistics_directories
+from stages.pipeline.needs import base_directory, statistics_directories
 from stages.searching.coefficients import search_coefficients
 from stages.storage.cards import read_json
 from stages.tasks.data import TaskData
@@ -89,7 +89,7 @@ def params_of(coefficients: dict[str, float], search: dict[str, Any], **merge: A
 def searched(params: Params, out: Path = OUT) -> tuple[dict[str, Any], pd.DataFrame]:
     """What the search of the merge `it` leaves: its coefficients.json and its sweep."""
     merge = params.merges["it"]
-    tasks = [TaskData.open(Path("data/tasks") / name) for name in search_tasks(merge, params)]
+    tasks = [TaskData.open(Path("data/tasks") / name) for name in params.search_tasks(merge)]
     search_coefficients(merge, params, tasks, out)
     return read_json(out / "coefficients.json"), pd.read_csv(out / "sweep.csv")
 

@@ -63,9 +63,13 @@ def lacked_by_others(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
 
 
 def heads_agree(checkpoints: Mapping[str, Checkpoint]) -> bool:
-    """Whether all models have the same label names, and all their tensors the same names and shapes."""
+    """Whether all models have the same label names, and all their tensors the same names and shapes.
+
+    What the outputs mean must be the same too, where two models say it: one label of several, any of them, or numbers.
+    """
     first, *others = checkpoints.values()
-    if all(other.labels == first.labels for other in others):
+    stated = {checkpoint.config.get("problem_type") for checkpoint in checkpoints.values()} - {None}
+    if len(stated) < 2 and all(other.labels == first.labels for other in others):
         shapes = {name: spec.shape for name, spec in first.tensors.specs.items()}
         if all({name: spec.shape for name, spec in other.tensors.specs.items()} == shapes for other in others):
             return True

@@ -175,9 +175,9 @@ def _check_estimator(params: Params, model: str, place: str) -> None:
 
 
 def _check_search(params: Params, merge: Merge, search: Search, place: str) -> None:
-    """Refuse a search on tasks that have no common metric to score λ by."""
+    """Refuse a search on tasks that have no common metric to score λ by, or that the merged model cannot do."""
     own = {params.models[model].task for model in merge.models}
-    tasks = search.tasks or [task for task in params.tasks if task in own and params.tasks[task].own_metrics]
+    tasks = params.search_tasks(merge)
     if not tasks:
         raise InputError(f"{place}.tasks: missing, and no task of the merged models has a metric to score λ by")
     primary = {}
@@ -202,6 +202,11 @@ def _check_search(params: Params, merge: Merge, search: Search, place: str) -> N
         raise InputError(
             f"{place}.metric: missing, and the tasks have different primary metrics ({listed}); name one that all of "
             "them have, or list other tasks under `search.tasks`"
+        )
+    if merge.heads != "each" and (others := [task for task in tasks if task not in params.tasks_of(merge)]):
+        raise InputError(
+            f"{place}.tasks: {others[0]} asks for other outputs than the merged model has, which are those of "
+            f"{params.models[merge.target_model].task}; list other tasks, or set `heads: each`"
         )
 
 

@@ -88,7 +88,8 @@ class Merge(Weighted):
     """A merge. In the file, the method's options stand beside these keys.
 
     target: besides, the model that `favor_target` favours and whose head is kept where heads cannot be merged.
-    heads: `merge` merges the heads if all models share label names and shapes, and else keeps the target's;
+    heads: `merge` merges the heads if all models share label names, shapes and what they are for, and else keeps the
+        target's;
         `target` keeps the target's, and of its body what another model lacks (a masked-LM model has no pooler);
         `each` evaluates every task with the head of that task's own model.
     precision: what values are computed in; they are written in the target's type.

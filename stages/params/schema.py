@@ -139,6 +139,26 @@ class Params(Section):
             return None
         return _validated(Source, {"files": FISHER_FILES, **own}, ("models", model, "fisher"))
 
+    def tasks_of(self, merge: Merge) -> list[str]:
+        """The tasks that a merge is evaluated on: those that ask for its target's outputs, by kind and name.
+
+        A merge that keeps each model's head is evaluated on its models' own tasks.
+        """
+        if merge.heads == "each":
+            own = {self.models[model].task for model in merge.models}
+            return [task for task, found in self.tasks.items() if task in own and found.own_metrics]
+        target = self.tasks[self.models[merge.target_model].task]
+        return [task for task, found in self.tasks.items() if found.has_outputs_of(target)]
+
+    def search_tasks(self, merge: Merge) -> list[str]:
+        """The tasks on whose validation splits the merge's λ are scored.
+
+        These are the ones that its search names, or else those of its models that it is evaluated on.
+        """
+        own = {self.models[model].task for model in merge.models}
+        named = merge.search.tasks if merge.search is not None else None
+        return named or [task for task in self.tasks_of(merge) if task in own and self.tasks[task].own_metrics]
+
     def ancestors(self, model: str) -> list[str]:
         """What the model was fine-tuned from, and what that was, and so on, to a source. No cycles are expected."""
         found = [self.models[model].base]

@@ -18,7 +18,6 @@ from stages.pipeline.needs import (
     evaluated_tasks,
     models_with_fishers,
     roles,
-    search_tasks,
     settings_file,
     statistics_directories,
 )
@@ -165,7 +164,7 @@ def _estimation_inputs(model: str, params: Params) -> list[str]:
 
 
 def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
-    tasks = search_tasks(merge, params)
+    tasks = params.search_tasks(merge)
     inputs = [*_merge_inputs(merge, params), *(str(TASKS / task) for task in tasks)]
     code = ["search", *_statistics(merge), *_kinds(tasks, params)]
     outs = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")]

@@ -51,15 +51,10 @@ def roles(params: Params) -> dict[str, str]:
 
 
 def evaluated_tasks(name: str, params: Params) -> list[str]:
-    """The tasks that a model or merge is evaluated on: those that ask for its own task's outputs, by name.
-
-    A merge that keeps each model's head is evaluated on its models' own tasks.
-    """
-    merge = params.merges.get(name)
-    if merge is not None and merge.heads == "each":
-        own = {params.models[model].task for model in merge.models}
-        return [task for task, found in params.tasks.items() if task in own and found.own_metrics]
-    task = params.tasks[params.models[name if merge is None else merge.target_model].task]
+    """The tasks that a model or merge is evaluated on: those that ask for its own task's outputs, by kind and name."""
+    if name in params.merges:
+        return params.tasks_of(params.merges[name])
+    task = params.tasks[params.models[name].task]
     return [other for other, found in params.tasks.items() if found.has_outputs_of(task)]
 
 
@@ -69,20 +64,12 @@ def ensemble_kinds(ensemble: Ensemble, params: Params) -> dict[str, str]:
     return {task: found.kind for task, found in params.tasks.items() if all(task in those for those in tasks)}
 
 
-def search_tasks(merge: Merge, params: Params) -> list[str]:
-    """The tasks on whose validation splits the merge's λ are scored."""
-    assert merge.search is not None
-    own = {params.models[model].task for model in merge.models}
-    scored = [task for task, found in params.tasks.items() if task in own and found.own_metrics]
-    return merge.search.tasks or scored
-
-
 def search_metric(merge: Merge, params: Params) -> Metric:
     """The metric by which the merge's λ are searched: the named one, or the primary one of the tasks."""
     assert merge.search is not None
     if merge.search.metric is not None:
         return metric_named(merge.search.metric)
-    return params.tasks[search_tasks(merge, params)[0]].own_metrics[0]
+    return params.tasks[params.search_tasks(merge)[0]].own_metrics[0]
 
 
 def models_with_fishers(params: Params) -> list[str]:

@@ -14,7 +14,6 @@ from stages.pipeline.needs import (
     models_with_fishers,
     roles,
     search_metric,
-    search_tasks,
     settings_file,
 )
 from stages.pipeline.plan_file import check_stage
@@ -120,7 +119,7 @@ def _search(name: str, params: Params) -> dict[str, Any]:
     return _merge(name, params) | {
         "search": merge.search.model_dump(mode="json") | {"metric": search_metric(merge, params).name},
         "start": _coefficients(merge),
-        "tasks": search_tasks(merge, params),
+        "tasks": params.search_tasks(merge),
         "experts": [[model, params.models[model].task] for model in merge.models],
     }
 

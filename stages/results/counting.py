@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.params import Params
 from stages.pipeline.graph import planned_stages, stages_before
-from stages.pipeline.needs import evaluated_models, evaluated_tasks, search_tasks
+from stages.pipeline.needs import evaluated_models, evaluated_tasks
 from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
 from stages.results.costs import Cost, ResultCost
 from stages.storage.cards import METRICS, read_json
@@ -119,7 +119,7 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
     if kind == "search":
         merge = params.merges[name]
         assert merge.search is not None
-        tasks = search_tasks(merge, params)
+        tasks = params.search_tasks(merge)
         forward = {task: counted.forward[merge.target_model, task] for task in tasks}
         return merge.search.points * sum(forward[task] * _examples(root, task, "validation") for task in tasks)
     task = params.models[name].task

@@ -185,6 +185,26 @@ def test_each_models_head_is_kept(zoo: Zoo) -> None:
         assert torch.equal(head["classifier.weight"], zoo.tensors(model)["classifier.weight"])
 
 
+@pytest.mark.parametrize(
+    ("problems", "kept"),
+    [
+        (("single_label_classification", "multi_label_classification", None), "target"),
+        (("regression", None, "single_label_classification"), "target"),
+        (("regression", None, "regression"), "merge"),
+        ((None, None, None), "merge"),
+    ],
+)
+def test_heads_of_other_kinds_are_not_merged(zoo: Zoo, problems: tuple[str | None, ...], kept: str) -> None:
+    """Though their labels and tensors have the same names and shapes, a logit of one is nothing to the other."""
+    for name, problem in zip(zoo.checkpoints, problems, strict=True):
+        config = zoo.checkpoints[name] / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"problem_type": problem}))
+    zoo.merge(λ3, method="isotropic")
+    merged, head = load_file(zoo.root / "merged/model.safetensors"), zoo.tensors("ann")["classifier.weight"]
+    assert torch.equal(merged["classifier.weight"], head) == (kept == "target")
+    assert json.loads((zoo.root / "merged/checkpoint.json").read_text())["origin"]["heads"] == kept
+
+
 W = "bert.encoder.layer.1.attention.output.dense.weight"
 
 

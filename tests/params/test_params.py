@@ -279,7 +279,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
     ],
 )
 def test_the_metric_of_a_search_is_one_that_all_tasks_have(search: dict[str, Any], message: str | None) -> None:
-    content = edited(unlabelled(merging(search={"sampler": "grid", **search}), estimator="sketch"))
+    content = edited(unlabelled(merging(search={"sampler": "grid", **search}, heads="each"), estimator="sketch"))
     with kind_with("masked-lm", RootMeanSquaredError()):
         if message is None:
             parse_params(content)
@@ -287,6 +287,27 @@ def test_the_metric_of_a_search_is_one_that_all_tasks_have(search: dict[str, Any
             with pytest.raises(InputError, match=message) as caught:
                 parse_params(content)
             assert "\n" not in str(caught.value)
+
+
+def test_a_search_is_on_tasks_that_the_merged_model_can_do() -> None:
+    """Of models for tasks of different kinds, these are the target's, unless each keeps its head."""
+
+    def numbers(**merge: Any) -> dict[str, Any]:
+        content = edited(merging(search={"sampler": "grid"}, **merge))
+        content["tasks"]["scores"] = {"kind": "text-regression", "source": "base", "file": "t.csv", "targets": ["a"]}
+        content["models"]["two"]["task"] = "scores"
+        return content
+
+    for target, task in (("one", "reviews"), ("two", "scores")):
+        params = parse_params(numbers(target=target))
+        assert params.search_tasks(params.merges["both"]) == [task]
+    with pytest.raises(InputError, match=r"search\.metric: missing, .* \(reviews: accuracy, scores: pearson\)"):
+        parse_params(numbers(heads="each"))
+    content = numbers(heads="target", target="one")
+    content["merges"]["both"]["search"]["tasks"] = ["scores"]
+    message = r"both\.search\.tasks: scores asks for other outputs than the merged model has, .* reviews; list other"
+    with pytest.raises(InputError, match=message):
+        parse_params(content)
 
 
 def test_a_search_needs_a_task_with_a_metric() -> None:
