@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help repro plan status push share check-cache mend recipe test test-endtoend test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
+.PHONY: help repro plan status push share check-cache mend recipe test test-endtoend test-kinds test-architectures test-fuzz test-sharing test-faults lint bench compare lock clean
 
 help:
 	@echo "make repro   run what params.yaml changed, up to the report"
@@ -19,6 +19,7 @@ help:
 	@echo "make recipe NAME=ensembling  run a recipe of recipes/ in a workspace of its own"
 	@echo "make test    formatting, types and tests"
 	@echo "make test-endtoend  whole pipelines, run by dvc"
+	@echo "make test-kinds  a pipeline of each kind of task, from params.yaml to the report"
 	@echo "make test-architectures  the Fisher of every architecture that transformers has, as a table"
 	@echo "make test-fuzz  thousands of bad inputs"
 	@echo "make test-sharing  tests with several clones and remotes of three kinds"
@@ -64,7 +65,10 @@ test: lint
 	python -m pytest -n 2 --dist loadfile --ignore tests/endtoend --ignore tests/fuzz --ignore tests/sharing --ignore tests/faults
 
 test-endtoend: $(INSTALLED)
-	python -m pytest -n 2 --dist loadfile tests/endtoend
+	python -m pytest -n 2 --dist loadfile tests/endtoend --ignore tests/endtoend/kinds
+
+test-kinds: $(INSTALLED)
+	python -m pytest -n 2 --dist loadfile tests/endtoend/kinds
 
 test-architectures: $(INSTALLED)
 	python -m tests.architectures

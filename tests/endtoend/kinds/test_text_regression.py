@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from tests.endtoend.two_tasks import DOMAINS, metrics_of, project_of, published
+from tests.endtoend.kinds.two_tasks import DOMAINS, metrics_of, project_of, published
 from tests.tasks.test_text_regression import TARGETS, scored
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score
 
-from tests.endtoend.two_tasks import DOMAINS, metrics_of, project_of, published
+from tests.endtoend.kinds.two_tasks import DOMAINS, metrics_of, project_of, published
 from tests.tiny import WORDS, sentiment_table
 
 NAMES = ["kind", "unkind", "film"]
