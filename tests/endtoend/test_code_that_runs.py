@@ -19,6 +19,7 @@ SCHEMA = (
     "stages.tasks.task",
     "stages.tasks.classification",
     "stages.tasks.text_columns",
+    "stages.tasks.metrics",  # which a task has, and what they are called
 )
 
 # Runs a stage and writes down the files of its functions that were called, but for calls while a module is imported.
