@@ -11,7 +11,7 @@ from stages.running.errors import DamagedError
 from stages.storage.cards import PREDICTIONS
 from stages.storage.digests import verify_contents
 from stages.tasks.metrics import NO_OUTPUT
-from stages.tasks.prediction import Written, padded
+from stages.tasks.outputs import Written, padded
 
 ENDING = ".parquet"
 

@@ -12,7 +12,8 @@ import torch
 from stages.running.errors import InputError
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
-from stages.tasks.prediction import Collator, Examples, Written, rows
+from stages.tasks.outputs import Written
+from stages.tasks.prediction import Collator, Examples, rows
 from stages.tasks.task import Task
 
 if TYPE_CHECKING:

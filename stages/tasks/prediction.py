@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from stages.running.placement import Placement
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
+from stages.tasks.outputs import padded
 
 if TYPE_CHECKING:  # it imports this module
     from stages.tasks.kind import Kind
@@ -54,20 +55,6 @@ class Examples:
         """Batches of the examples at some positions, of all in `order` by default."""
         rows = self.order if order is None else order
         return batches(self.collate, self.encoded, rows, self.kind.prediction_batch, self.placement)
-
-
-class Written(NamedTuple):
-    """What a model writes for an example, to look at.
-
-    Attributes:
-        prompt: what it reads.
-        reference: what stands there in the example.
-        text: what it writes.
-    """
-
-    prompt: str
-    reference: str
-    text: str
 
 
 def batches(
@@ -152,16 +139,6 @@ def predict(model: Model, examples: Examples, metrics: Sequence["Metric"]) -> np
 def targets(examples: Examples) -> np.ndarray:
     """What the metrics compare the outputs with, [examples, …], in the table's order; `NO_OUTPUT` beyond positions."""
     return padded([np.asarray(target) for target in examples.kind.targets(examples.encoded)], fill=NO_OUTPUT)
-
-
-def padded(rows: Sequence[np.ndarray], fill: float) -> np.ndarray:
-    """Arrays as one, [rows, …]; their first axes may be of different lengths, and are filled up to the longest."""
-    if len({row.shape for row in rows}) == 1:
-        return np.stack(rows)
-    found = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill, dtype=rows[0].dtype)
-    for row, own in zip(found, rows, strict=True):
-        row[: len(own)] = own
-    return found
 
 
 def _by_example(outputs: torch.Tensor, labels: torch.Tensor) -> list[np.ndarray]:

@@ -34,7 +34,8 @@ from stages.tasks.kinds.causal_lm.reading import READER
 from stages.tasks.kinds.causal_lm.settings import CausalLM
 from stages.tasks.language_metrics import NegativeLogLikelihood, Perplexity
 from stages.tasks.language_model import log_likelihood
-from stages.tasks.prediction import Written, batches, examples_for, predict, targets
+from stages.tasks.outputs import Written
+from stages.tasks.prediction import batches, examples_for, predict, targets
 from stages.tasks.table_files import read_table
 from stages.training.finetuning import train
 from tests.curvature.reference import assert_same_fisher, reference_fisher

@@ -18,7 +18,8 @@ from stages.tasks.kinds.causal_lm.settings import CausalLM
 from stages.tasks.language_model import LanguageModelKind, greedy
 from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
-from stages.tasks.prediction import Examples, Written
+from stages.tasks.outputs import Written
+from stages.tasks.prediction import Examples
 from stages.tasks.texts import Tokenizer, plain_tokens, position_limit, refuse_beyond_embeddings, refuse_longer
 
 TokensOfExample = tuple[list[int], list[bool]]  # and which of them are trained

@@ -18,7 +18,8 @@ from stages.tasks.kinds.seq2seq_lm.settings import Seq2SeqLM
 from stages.tasks.language_model import LanguageModelKind, greedy
 from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
-from stages.tasks.prediction import Collator, Examples, Written
+from stages.tasks.outputs import Written
+from stages.tasks.prediction import Collator, Examples
 from stages.tasks.texts import Tokenizer
 
 
