@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from stages.tasks.loading import Architecture, Model, load_pretrained, new_pretrained, take_head
+from stages.tasks.loading import Architecture, Model
 from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.text_kind import TextKind
+from stages.tasks.texts import Tokenizer
+from stages.tasks.unlabelled import UnlabelledKind
 
 POSITIONS_AT_ONCE = 64  # of an example, whose logits over a vocabulary are many
 
 
-class LanguageModelKind(TextKind):
+class LanguageModelKind(TextKind, UnlabelledKind[Tokenizer]):
     """A kind whose models have an output for each token of their vocabulary, at each position.
 
     What metrics take of an example is the log-likelihood of its trained tokens and their number.
@@ -29,29 +31,9 @@ class LanguageModelKind(TextKind):
     what: ClassVar[str]
     prediction_batch = 8  # an example has as many logits as positions and tokens of the vocabulary
 
-    def load_model(
-        self,
-        checkpoint: Path,
-        labels: Sequence[str],
-        *,
-        new_head: bool = False,
-        head: Mapping[str, Tensor] | None = None,
-    ) -> Model:
-        """The language model in a checkpoint directory; see `stages.tasks.kind`.
-
-        A head that the checkpoint lacks has the embeddings for its weight, if the architecture ties them.
-        """
-        assert not labels
-        headless = new_head or head is not None
-        model = load_pretrained(self.architecture, self.what, checkpoint, {}, headless=headless, poolerless=False)
-        if head is not None:
-            take_head(model, checkpoint, head)
-        return model
-
-    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
-        """A language model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
-        assert not labels
-        return new_pretrained(self.architecture, self.what, checkpoint, {})
+    def architecture_of(self, checkpoint: Path) -> tuple[Architecture, str]:
+        """The kind's own, whatever the checkpoint."""
+        return self.architecture, self.what
 
     def outputs(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The log-likelihood of each example's trained tokens and their number, [B, 2]; see `log_likelihood`."""

@@ -110,7 +110,7 @@ def test_transformers_is_asked_for_safetensors_and_no_code(checkpoint: Path, mon
         asked.append(options)
         raise OSError("enough")
 
-    for loader in ("kinds.text_classification.kind.AutoModelForSequenceClassification", "texts.AutoTokenizer"):
+    for loader in ("text_classifier.AutoModelForSequenceClassification", "texts.AutoTokenizer"):
         monkeypatch.setattr(f"stages.tasks.{loader}.from_pretrained", from_pretrained)
     for load in (lambda: KIND.load_model(checkpoint, LABELS), lambda: KIND.load_processor(checkpoint)):
         with pytest.raises(InputError, match="enough"):

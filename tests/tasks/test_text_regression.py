@@ -32,7 +32,7 @@ from stages.tasks.tables import split_examples, write_task
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, gaussian
 from tests.tasks.heads import estimated, reference, save_bert, save_gpt2, written_task
-from tests.tiny import WORDS, save_base, sentiment_table, tiny_bert, tiny_tokenizer
+from tests.tiny import WORDS, save_base, sentiment_table
 
 TARGETS = ["praise", "length"]
 VARIANCE = 0.3
@@ -166,18 +166,6 @@ def test_encoding_and_loss(tmp_path: Path, names: list[str]) -> None:
         torch.testing.assert_close(found.loss, (found.logits - batch["labels"]).square().mean())
 
 
-def test_texts_longer_than_the_model(tmp_path: Path, task: TaskData, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of another model's task, it reads the beginnings, and says so; a task of its own is refused."""
-    tiny_bert(TARGETS, max_position_embeddings=6).save_pretrained(tmp_path / "short")
-    tiny_tokenizer().save_pretrained(tmp_path / "short")
-    model = KIND.load_model(tmp_path / "short", TARGETS)
-    examples = examples_for(KIND, tmp_path / "short", model, task.read("test"), task, Placement())
-    assert "task: the model reads 6 tokens of its texts, which may have 16" in capsys.readouterr().err
-    assert predict(model, examples, task.metrics).shape == targets(examples).shape == (10, 2)
-    with pytest.raises(InputError, match=r"tasks\.task\.max_length = 16: the model reads at most 6 tokens; lower it"):
-        estimated("diagonal", tmp_path / "short", task, tmp_path / "out")
-
-
 def test_a_base_learns_and_its_targets_are_in_its_config(tmp_path: Path, task: TaskData) -> None:
     save_base(tmp_path / "base")
     out = tmp_path / "out"
@@ -262,18 +250,6 @@ def test_padding_without_a_padding_token(tmp_path: Path, names: list[str], side:
     found = estimated("diagonal", tmp_path / "model", task, tmp_path / "fisher")
     wanted = reference(tmp_path / "model", task, partial(gaussian, variance=VARIANCE))
     assert_same_fisher(found, wanted, tolerance=1e-4)
-
-
-@pytest.mark.parametrize("statistic", ["kfac", "gram"])
-def test_factors_do_not_depend_on_the_batches(tmp_path: Path, task: TaskData, statistic: str) -> None:
-    save_bert(tmp_path / "model", TARGETS, None)
-    alone, together = (
-        estimated(statistic, tmp_path / "model", task, tmp_path / f"{statistic}-{size}", batch_size=size)
-        for size in (1, 7)
-    )
-    assert "input.classifier.weight" in alone
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
 
 
 def made_up(seed: int, examples: int = 200, outputs: int = 3) -> tuple[np.ndarray, np.ndarray]:

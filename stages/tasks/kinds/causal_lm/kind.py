@@ -1,7 +1,7 @@
 """Causal language modelling: each token of a text is predicted from those before it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,22 +32,8 @@ class CausalLMKind(LanguageModelKind):
     architecture = AutoModelForCausalLM
     what = "a causal language model"
 
-    def load_model(
-        self,
-        checkpoint: Path,
-        labels: Sequence[str],
-        *,
-        new_head: bool = False,
-        head: Mapping[str, Tensor] | None = None,
-    ) -> Model:
-        """The causal language model in a checkpoint directory. Raises `InputError`, too, if it looks ahead."""
-        model = super().load_model(checkpoint, labels, new_head=new_head, head=head)
-        refuse_looking_ahead(model, checkpoint)
-        return model
-
-    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
-        """A causal language model, initialised at random. Raises `InputError`, too, if it looks ahead."""
-        model = super().new_model(checkpoint, labels)
+    def prepared(self, model: Model, checkpoint: Path) -> Model:
+        """The model as it is. Raises `InputError` if it looks ahead."""
         refuse_looking_ahead(model, checkpoint)
         return model
 

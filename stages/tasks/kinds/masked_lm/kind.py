@@ -14,10 +14,11 @@ from stages.running.errors import InputError
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
-from stages.tasks.loading import Model, load_pretrained, new_pretrained
+from stages.tasks.loading import Architecture, Model
 from stages.tasks.prediction import Collator
 from stages.tasks.text_kind import TextKind
 from stages.tasks.texts import Tokenizer, embedding_rows, tokens
+from stages.tasks.unlabelled import UnlabelledKind
 
 MASKED = 0.15  # of a text's tokens, at least one
 REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.8, 0.1  # of those; the others stay, and are predicted too
@@ -113,35 +114,17 @@ def _unmasked(example: Mapping[str, list[int]]) -> list[int]:
     return ids
 
 
-class MaskedLMKind(TextKind):
+class MaskedLMKind(TextKind, UnlabelledKind[Tokenizer]):
     """Models that predict hidden tokens; their outputs are `select_positions`'s, one a token of the vocabulary."""
 
     settings = MaskedLM
 
-    def load_model(
-        self,
-        checkpoint: Path,
-        labels: Sequence[str],
-        *,
-        new_head: bool = False,
-        head: Mapping[str, Tensor] | None = None,
-    ) -> Model:
-        """The masked-LM model in a checkpoint directory; see `stages.tasks.kind`.
+    def architecture_of(self, checkpoint: Path) -> tuple[Architecture, str]:
+        """A masked-LM model, whatever the checkpoint."""
+        return AutoModelForMaskedLM, "a masked-LM model"
 
-        A head initialised at random has the embeddings for its decoder, if the architecture ties them.
-        """
-        assert not labels
-        assert head is None
-        model = load_pretrained(
-            AutoModelForMaskedLM, "a masked-LM model", checkpoint, {}, headless=new_head, poolerless=new_head
-        )
-        select_positions(model)
-        return model
-
-    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
-        """A masked-LM model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
-        assert not labels
-        model = new_pretrained(AutoModelForMaskedLM, "a masked-LM model", checkpoint, {})
+    def prepared(self, model: Model, checkpoint: Path) -> Model:
+        """A model that has logits at the hidden positions alone; see `select_positions`."""
         select_positions(model)
         return model
 

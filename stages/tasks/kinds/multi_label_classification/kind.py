@@ -2,35 +2,24 @@
 
 import numpy as np
 import pandas as pd
-from transformers import AutoModelForSequenceClassification
 
-from stages.tasks.classifier import Classifier
 from stages.tasks.data import TaskData
-from stages.tasks.kind import Encoded
 from stages.tasks.kinds.multi_label_classification.settings import MultiLabelClassification
-from stages.tasks.loading import Model
-from stages.tasks.text_kind import TextKind
-from stages.tasks.texts import Tokenizer, some_tokens
+from stages.tasks.text_classifier import TextClassifier
 
 
-class MultiLabelClassificationKind(TextKind, Classifier[Tokenizer]):
+class MultiLabelClassificationKind(TextClassifier):
     """Classifiers of texts whose outputs are a logit per label, each for itself."""
 
     settings = MultiLabelClassification
-    architecture = AutoModelForSequenceClassification
     problem = "multi_label_classification"
 
-    def encode(self, processor: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> Encoded:
-        """Token ids and masks of every example, and `labels`: 1.0 for those that it has, 0.0 for the others.
-
-        Raises:
-            InputError: the model cannot read them; see `stages.tasks.texts.some_tokens`.
-        """
-        found = some_tokens(processor, frame, task, model)
-        labels = np.zeros((len(frame), len(task.labels)))
-        for row, positions in zip(labels, frame["label"], strict=True):
+    def wanted(self, labels: pd.Series, task: TaskData) -> list[list[float]]:
+        """1.0 for each label that the example has, 0.0 for the others."""
+        found = np.zeros((len(labels), len(task.labels)))
+        for row, positions in zip(found, labels, strict=True):
             row[positions] = 1
-        return found | {"labels": labels.tolist()}
+        return found.tolist()
 
 
 KIND = MultiLabelClassificationKind()

@@ -21,44 +21,30 @@ from stages.tasks.kinds.multiple_choice.pairs import TEXTS, Pair, cut, for_a_hea
 from stages.tasks.kinds.multiple_choice.reading import choice_columns
 from stages.tasks.kinds.multiple_choice.scores import score_choices
 from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
-from stages.tasks.loading import Architecture, Model, load_pretrained, new_pretrained, take_head
+from stages.tasks.loading import Architecture, Model
 from stages.tasks.prediction import Collator
 from stages.tasks.text_kind import TextKind
 from stages.tasks.texts import Tokenizer, refuse_beyond_embeddings, refuse_longer
+from stages.tasks.unlabelled import UnlabelledKind
 
 
-class MultipleChoiceKind(TextKind):
+class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
     """Models with a score for each choice; their configuration says whether they are encoders or language models."""
 
     settings = MultipleChoice
     prediction_batch = 16
 
-    def load_model(
-        self,
-        checkpoint: Path,
-        labels: Sequence[str],
-        *,
-        new_head: bool = False,
-        head: Mapping[str, Tensor] | None = None,
-    ) -> Model:
-        """The model in a checkpoint directory; see `stages.tasks.kind`.
+    def architecture_of(self, checkpoint: Path) -> tuple[Architecture, str]:
+        """A model with a choice head if there is one for its configuration; otherwise a causal language model."""
+        if _has_choice_head(read_config(checkpoint)):
+            return AutoModelForMultipleChoice, "a model with a choice head"
+        return AutoModelForCausalLM, "a causal language model"
 
-        A base may lack a choice head and the pooler before it, or a language model's head, which has the embeddings for
-        its weight if the architecture ties them.
-        """
-        assert not labels
-        architecture, what = _architecture(checkpoint)
-        headless = new_head or head is not None
-        model = load_pretrained(architecture, what, checkpoint, {}, headless=headless, poolerless=new_head)
-        if head is not None:
-            take_head(model, checkpoint, head)
-        return _scoring(model)
-
-    def new_model(self, checkpoint: Path, labels: Sequence[str]) -> Model:
-        """A model by a directory's config.json, initialised at random; see `stages.tasks.loading`."""
-        assert not labels
-        architecture, what = _architecture(checkpoint)
-        return _scoring(new_pretrained(architecture, what, checkpoint, {}))
+    def prepared(self, model: Model, checkpoint: Path) -> Model:
+        """A language model has a score for each choice, too; see `score_choices`."""
+        if not _has_choice_head(model.config.to_dict()):
+            score_choices(model)
+        return model
 
     def load_processor(self, checkpoint: Path) -> Tokenizer:
         """The tokenizer in a checkpoint directory. Raises `InputError` if it cannot say where in a text a token is."""
@@ -128,22 +114,9 @@ class MultipleChoiceKind(TextKind):
         return list(encoded["labels"])
 
 
-def _architecture(checkpoint: Path) -> tuple[Architecture, str]:
-    """What loads a checkpoint directory's model, and what it is called."""
-    if _has_choice_head(read_config(checkpoint)):
-        return AutoModelForMultipleChoice, "a model with a choice head"
-    return AutoModelForCausalLM, "a causal language model"
-
-
 def _has_choice_head(config: Mapping[str, Any]) -> bool:
     """Whether a model by this configuration has a head for choices; some encoders are decoders if it says so."""
     return config.get("model_type") in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES and not config.get("is_decoder", False)
-
-
-def _scoring(model: Model) -> Model:
-    if not _has_choice_head(model.config.to_dict()):
-        score_choices(model)
-    return model
 
 
 def _refuse_other_scoring(model: Model, tokenizer: Tokenizer, task: TaskData) -> None:
