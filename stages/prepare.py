@@ -1,4 +1,4 @@
-"""prepare@TASK: one source's tables → data/tasks/TASK/{train,validation,test}.parquet and task.json."""
+"""prepare@TASK: one source's tables → data/tasks/TASK/{train,validation,test}.arrow and task.json."""
 
 import sys
 
@@ -24,7 +24,7 @@ def prepare(name: str) -> None:
         print(f"warning: {TASKS / name}: {remark}", file=sys.stderr)
     with atomic_directory(TASKS / name) as partial:
         write_task(partial, task, splits, dropped)
-        write_contents(partial, besides="*.parquet")
+        write_contents(partial, besides="*.arrow")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_the_files_have_the_factors_of_the_examples_that_the_fisher_is_estimated
     out = factors(kind, checkpoint, task, tmp_path / "out")
     assert sorted(file.name for file in out.iterdir()) == [f"{kind}.json", f"{kind}.safetensors"]
     tokenizer = KIND.load_processor(checkpoint)
-    texts = draw_examples(task.read("train"), 20, 2)["text"]
+    texts = draw_examples(task.rows("train"), 20, 2)["text"]
     single = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
     wanted = curvature_statistics(KIND.load_model(checkpoint, task.labels), single, statistics=[kind])
     found = load_file(out / f"{kind}.safetensors")

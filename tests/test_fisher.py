@@ -46,7 +46,7 @@ def test_it_is_the_fisher_of_examples_drawn_from_the_train_split(
     tmp_path: Path, checkpoint: Path, task: TaskData
 ) -> None:
     out = estimated(tmp_path, checkpoint, task, FisherSettings(examples=11, batch_size=4, seed=5))
-    frame = draw_examples(task.read("train"), 11, 5)
+    frame = draw_examples(task.rows("train"), 11, 5).to_pandas()
     tokenizer = KIND.load_processor(checkpoint)
     single = [dict(tokenizer(text, return_tensors="pt")) for text in frame["text"]]
     wanted = diagonal_fisher(KIND.load_model(checkpoint, task.labels), single)

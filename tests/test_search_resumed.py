@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.digests import tree_sha256
 from stages.storage.saved_progress import Progress
 from stages.storage.tensors import TensorFiles, fingerprint
+from stages.tasks.arrow import write_rows
 from stages.tasks.data import TaskData, examples_fingerprint
 from tests.cards import rewrite_card
 from tests.test_fisher import Killed
@@ -87,9 +87,9 @@ def change_fisher(name: str) -> None:
 
 
 def change_validation() -> None:
-    file = Path("data/tasks/films/validation.parquet")
-    frame = pd.read_parquet(file)
-    frame[1:].to_parquet(file, index=False)
+    file = Path("data/tasks/films/validation.arrow")
+    frame = TaskData.open(file.parent).read("validation")
+    write_rows(file, [frame[1:]])
     card = read_json(file.with_name("task.json"))
     found = examples_fingerprint(frame[1:])
     write_json(file.with_name("task.json"), card | {"fingerprints": card["fingerprints"] | {"validation": found}})

@@ -67,7 +67,7 @@ def build(root: Path) -> None:
         checkpoint.mkdir(parents=True)
         bring_in(source, task, checkpoint)
         estimate("diagonal", checkpoint, task, FisherSettings(examples=12), root / "models/fishers" / name)
-    for file in root.glob("data/tasks/*/test.parquet"):
+    for file in root.glob("data/tasks/*/test.arrow"):
         file.unlink()
 
 
@@ -118,7 +118,7 @@ def logits_of(checkpoint: Path, task: str, head: Path | None = None) -> tuple[np
     if head is not None:
         model.load_state_dict(load_file(head), strict=False)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    frame = pd.read_parquet(Path("data/tasks") / task / "validation.parquet")
+    frame = TaskData.open(Path("data/tasks") / task).read("validation")
     with torch.no_grad():
         logits = [model.eval()(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in frame["text"]]
     return np.stack(logits), frame["label"].to_numpy()

@@ -30,6 +30,7 @@ from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint
 from stages.tasks import module_of, task_kind, task_likelihood
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
+from stages.tasks.encoding import encode
 from stages.tasks.loading import Model
 from stages.tasks.prediction import batches
 
@@ -140,16 +141,16 @@ class _Examples:
 
     def __init__(self, checkpoint: Path, task: TaskData, settings: FisherSettings) -> None:
         kind, likelihood = task_kind(task.kind), task_likelihood(task)
-        frame = draw_examples(task.read("train"), settings.examples, settings.seed)
+        rows = draw_examples(task.rows("train"), settings.examples, settings.seed)
         self.card = estimate_card(task, settings) | {
-            "examples": len(frame),
-            "examples_fingerprint": examples_fingerprint(frame),
+            "examples": len(rows),
+            "examples_fingerprint": examples_fingerprint(rows),
             "likelihood": likelihood.name,
             **({"likelihood_parameters": dict(likelihood.parameters)} if likelihood.parameters else {}),
         }
         self.model = kind.load_model(checkpoint, task.labels)
         processor = kind.load_processor(checkpoint)
-        self.encoded = kind.encode(processor, frame, task, self.model, settings.seed)
+        self.encoded = encode(kind, processor, rows, task, self.model, settings.seed)
         self._collate = kind.collator(processor, self.model)
         self.order = kind.largest_first(self.encoded)
 

@@ -18,6 +18,7 @@ from stages.storage.cards import METRICS, read_json
 from stages.storage.checkpoint_files import own_card
 from stages.storage.statistics import STATISTICS
 from stages.tasks.data import TASK_CARD
+from stages.tasks.task import Split
 
 SAMPLE = 64  # examples that a forward pass is counted on
 KINDS = {  # what is counted, by the first word of a stage's name
@@ -73,13 +74,13 @@ def forward_flops(checkpoint: Path, directory: Path) -> float:
     task = TaskData.open(directory)
     kind = task_kind(task.kind)
     model = kind.load_model(checkpoint, task.labels).eval()
-    frame = draw_examples(task.read("train"), SAMPLE, 0)
-    batches = examples_for(kind, checkpoint, model, frame, task, Placement()).batches()
+    rows = draw_examples(task.rows("train"), SAMPLE, 0)
+    batches = examples_for(kind, checkpoint, model, rows, task, Placement()).batches()
     # The kernels that CPUs have for attention are not among those that the counter knows; plain products are.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for batch in batches:
             model(**{key: tensor for key, tensor in batch.items() if key != "labels"})
-    return counter.get_total_flops() / len(frame)
+    return counter.get_total_flops() / len(rows)
 
 
 def stage_costs(counted: Counted, seconds: Mapping[str, float], runs_on: str) -> list[Cost]:
@@ -179,7 +180,8 @@ def _exact_passes(counted: Counted, task: str) -> int | None:
     return counted.params.tasks[task].exact_passes if found is None else found
 
 
-def _examples(root: Path, task: str, split: str) -> int:
-    import pyarrow.parquet
+def _examples(root: Path, task: str, split: Split) -> int:
+    from stages.tasks.arrow import open_rows
+    from stages.tasks.data import split_file
 
-    return int(pyarrow.parquet.read_metadata(root / TASKS / task / f"{split}.parquet").num_rows)
+    return len(open_rows(root / TASKS / task / split_file(split)))

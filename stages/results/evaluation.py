@@ -44,13 +44,13 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predicti
     verify_checkpoint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
         kind = task_kind(task.kind)
-        examples = prediction.examples_for(kind, checkpoint, model, task.read("test"), task, placement)
+        examples = prediction.examples_for(kind, checkpoint, model, task.rows("test"), task, placement)
         if examples.cut is not None:
             cut[task.name] = examples.cut
         outputs = prediction.predict(model, examples, task.metrics)
         if not np.isfinite(outputs).all():
             raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        written = kind.written(model, examples, range(min(SHOWN, len(examples.frame))), SHOWN_TOKENS)
+        written = kind.written(model, examples, range(min(SHOWN, len(examples.rows))), SHOWN_TOKENS)
         wanted = prediction.targets(examples)
         found[task.name] = Predictions(outputs, wanted, written, examples.not_predicted)
     return found, cut

@@ -6,6 +6,7 @@ The device is a matter of the machine, never of params.yaml, so that nobody's ha
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -84,6 +85,16 @@ def started_processes() -> "PartialState":
 def on_the_cpu(model: ModelT) -> ModelT:
     """The model, moved back to be written; it is the same object."""
     return Placement().model(model)
+
+
+def without_weights(model: ModelT) -> ModelT:
+    """A copy of a model that has its modules and configuration, and neither weights nor hooks: it takes no memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    copied = deepcopy(model, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
+    for module in copied.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return copied
 
 
 def compute_device() -> torch.device:

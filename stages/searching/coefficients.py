@@ -23,7 +23,7 @@ from stages.storage.outputs import atomic_directory
 from stages.storage.saved_progress import Progress
 from stages.storage.tensors import fingerprint
 from stages.tasks import module_of
-from stages.tasks.data import TASK_CARD, TaskData
+from stages.tasks.data import TASK_CARD, TaskData, split_file
 from stages.tasks.metrics import Metric
 
 
@@ -156,7 +156,7 @@ def _identity(merge: Merge, metric: Metric, ingredients: Ingredients, tasks: Seq
         "base": fingerprint(ingredients.base.tensors) if ingredients.base is not None else None,
         "statistics": [statistic.card.get("fingerprint") for statistic in statistics],
         "tasks": {
-            task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, "validation.parquet")]
+            task.name: [tree_sha256(task.directory / file) for file in (TASK_CARD, split_file("validation"))]
             for task in tasks
         },
         "code": code_sha256("searching.coefficients", *sorted({module_of(task.kind, "kind") for task in tasks})),

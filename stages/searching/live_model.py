@@ -53,7 +53,7 @@ class LiveModel:
                 setattr(model, model.base_model_prefix, getattr(body, body.base_model_prefix))
             else:
                 model = body
-            validation = task.read("validation")
+            validation = task.rows("validation")
             examples = examples_for(kind, target.directory, model, validation, task, self._placement)
             placed = self._placement.model(model)
             self._tasks.append((placed, examples, targets(examples), metric.of(task.labels)))
@@ -123,7 +123,7 @@ def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:
     """
     kind = task_kind(task.kind)
     model = kind.load_model(checkpoint, task.labels)
-    validation = task.read("validation")
+    validation = task.rows("validation")
     examples = examples_for(kind, checkpoint, model, validation, task, Placement.of_this_machine())
     score = metric.of(task.labels).value(predict(model, examples, [metric]), targets(examples))
     if score <= 0:

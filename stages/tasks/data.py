@@ -1,8 +1,9 @@
 """A prepared task: `data/tasks/T/` with its splits and `task.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +15,7 @@ from stages.tasks.task import Split
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
     from stages.tasks.metrics import Metric
 
@@ -63,27 +65,44 @@ class TaskData:
         labels = tuple(card["labels"])
         return cls(directory, card["kind"], labels, card.get("max_length", 0), card["fingerprints"], card)
 
-    def read(self, split: Split) -> "pd.DataFrame":
-        """One split: the columns of an example, and `label`, if there is one: what is to be predicted.
+    def rows(self, split: Split) -> "Dataset":
+        """One split, memory-mapped: the columns of an example, and `label`, if there is one: what is to be predicted.
 
         An example is a `text`, perhaps with a `text_pair`, or an image; its label is a position in `labels`, or what
         else its kind predicts. See `stages/tasks/kinds/NAME/reading.py`.
-        """
-        import pandas as pd
 
-        file = self.directory / f"{split}.parquet"
+        Raises:
+            DamagedError: it cannot be read, or is not what the card says.
+            InputError: it is empty.
+        """
+        from stages.tasks.arrow import frames, open_rows
+
+        file = self.directory / split_file(split)
         try:
-            frame = pd.read_parquet(file)
+            rows = open_rows(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
             raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", self.directory) from None
-        if frame.empty:
+        if not len(rows):
             raise InputError(f"{file}: the split is empty")
-        positions = single_labels(frame) if self.labels else None
-        if positions is not None and not positions.between(0, len(self.labels) - 1).all():
-            raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
-        if examples_fingerprint(frame) != self.fingerprints[split]:
+        if self.labels and "label" in rows.column_names:
+            for frame in frames(rows.select_columns(["label"])):
+                positions = single_labels(frame)
+                if positions is not None and not positions.between(0, len(self.labels) - 1).all():
+                    raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
+        if examples_fingerprint(rows) != self.fingerprints[split]:
             raise DamagedError(f"{file}: its contents are not what {TASK_CARD} says", self.directory)
-        return frame
+        return rows
+
+    def read(self, split: Split) -> "pd.DataFrame":
+        """One split in memory; see `rows`."""
+        from stages.tasks.arrow import frame
+
+        return frame(self.rows(split))
+
+
+def split_file(split: Split) -> str:
+    """Where a split is, in a task's directory."""
+    return f"{split}.arrow"
 
 
 def single_labels(frame: "pd.DataFrame") -> "pd.Series | None":
@@ -93,31 +112,44 @@ def single_labels(frame: "pd.DataFrame") -> "pd.Series | None":
     return frame["label"] if "label" in frame and is_integer_dtype(frame["label"]) else None
 
 
-def draw_examples(frame: "pd.DataFrame", examples: int | None, seed: int) -> "pd.DataFrame":
-    """`examples` rows drawn at random without replacement, in the table's order; all rows if there are no more."""
-    if examples is None or examples >= len(frame):
-        return frame
-    return frame.sample(examples, random_state=seed).sort_index().reset_index(drop=True)
+def draw_examples(rows: "Dataset", examples: int | None, seed: int) -> "Dataset":
+    """`examples` rows drawn at random without replacement, in their order; all rows if there are no more."""
+    import pandas as pd
+
+    if examples is None or examples >= len(rows):
+        return rows
+    return rows.select(pd.Series(range(len(rows))).sample(examples, random_state=seed).sort_index())
 
 
-def examples_fingerprint(frame: "pd.DataFrame") -> str:
-    """SHA-256 of the examples' columns, their contents and any labels, in their order."""
-    rows: Sequence[Sequence[object]] = frame.to_numpy(dtype=object).tolist()
-    return _sha256([list(frame.columns), rows])
+def examples_fingerprint(rows: "Dataset | pd.DataFrame") -> str:
+    """SHA-256 of the examples' columns, their contents and any labels, in their order.
+
+    It is of texts alone, a line of JSON for the columns and one for each row, so it depends neither on how a file keeps
+    the rows nor on the version of a library. Bytes are there as their own SHA-256.
+    """
+    import pandas as pd
+
+    from stages.tasks.arrow import frames
+
+    columns = list(rows.columns if isinstance(rows, pd.DataFrame) else rows.column_names)
+    tables = [rows] if isinstance(rows, pd.DataFrame) else frames(rows)
+    return _sha256([columns], (row for table in tables for row in table.to_numpy(dtype=object).tolist()))
 
 
 def encoding_fingerprint(encoded: Mapping[str, Sequence[object]]) -> str:
-    """SHA-256 of encoded examples: lists of numbers, or arrays."""
-    return _sha256(encoded)
+    """SHA-256 of encoded examples, row by row, as `examples_fingerprint` has it."""
+    return _sha256([list(encoded)], zip(*encoded.values(), strict=True))
 
 
-def _sha256(content: object) -> str:
+def _sha256(*parts: Iterable[object]) -> str:
     import json
 
-    return sha256(json.dumps(content, ensure_ascii=False, default=_buffer_sha256).encode()).hexdigest()
+    digest = sha256()
+    for line in chain(*parts):
+        digest.update(f"{json.dumps(line, ensure_ascii=False, default=_as_json)}\n".encode())
+    return digest.hexdigest()
 
 
-def _buffer_sha256(buffer: Any) -> list[object]:
-    """In place of bytes or an array, which JSON cannot hold: their shape, type and digest."""
-    view = memoryview(buffer)
-    return [view.shape, view.format, sha256(view).hexdigest()]
+def _as_json(value: Any) -> object:
+    """What stands for a value that JSON cannot hold: an array's numbers, the digest of bytes."""
+    return {"sha256": sha256(value).hexdigest()} if isinstance(value, bytes) else value.tolist()

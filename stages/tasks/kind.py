@@ -1,7 +1,7 @@
 """What a kind of task is to the stages: its models and their inputs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -11,17 +11,19 @@ import torch
 
 from stages.running.errors import InputError
 from stages.tasks.data import TaskData
+from stages.tasks.encoding import EncodedExamples, number_of
 from stages.tasks.loading import Model
 from stages.tasks.outputs import Written
-from stages.tasks.prediction import Collator, Examples, rows
+from stages.tasks.prediction import Collator, Examples
 from stages.tasks.task import Task
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from stages.storage.checkpoint import Checkpoint
 
-Example = dict[str, Any]  # encoded: by model input, a number, a list of them or an array
-TrainingSet = list[Example] | torch.utils.data.Dataset[Example]
-Encoded = dict[str, list[Any]]  # by model input, an entry an example: a number, a list of them or an array
+Example = dict[str, Any]  # encoded: by model input, a number, a list of them, or bytes
+Encoded = Mapping[str, Sequence[Any]]  # by model input, an entry an example: a number, a list of them, or bytes
 
 
 class Processor(Protocol):
@@ -84,9 +86,12 @@ class Kind(ABC, Generic[ProcessorT]):
     def encode(self, processor: ProcessorT, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> Encoded:
         """The examples of a table as model inputs, and `labels`, without padding.
 
+        A table may be a part of a split: `stages.tasks.encoding.encode` has all of it. An example that says nothing to
+        the model may be left out.
+
         Args:
             processor: the model's.
-            frame: the examples.
+            frame: the examples; its index is their number in the split.
             task: theirs.
             model: what they are for.
             seed: of what is drawn at random in the examples (hidden tokens).
@@ -102,17 +107,27 @@ class Kind(ABC, Generic[ProcessorT]):
         Processor and model agree on what pads it from then on.
         """
 
-    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> list[int]:
-        """The examples' positions, in the order in which memory runs out at once or not at all."""
-        return list(range(len(next(iter(encoded.values())))))
+    def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """How much each example takes in a batch, in whatever unit; by default all are alike."""
+        return np.zeros(number_of(encoded), dtype=np.int64)
+
+    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """The examples' positions, largest first: little padding, and memory runs out at once or not at all."""
+        return np.argsort(-self.sizes(encoded), kind="stable")
 
     def position_limit(self, model: Model) -> int | None:
         """How long an example may be, in tokens, if that is limited."""
         return None
 
-    def training_set(self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]], seed: int) -> TrainingSet:
+    def training_set(
+        self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]], seed: int
+    ) -> torch.utils.data.Dataset[Example]:
         """The encoded examples to train on, perhaps drawn anew in every epoch."""
-        return rows(encoded)
+        return EncodedExamples(encoded)
+
+    def remarks(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]], task: TaskData) -> Iterator[str]:
+        """What a user should know of a split's encoded examples, a sentence each."""
+        yield from ()
 
     def refuse_unknown(self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]], task: TaskData) -> None:
         """Raise `InputError` if a task's training examples, so encoded, say next to nothing to the model."""
@@ -140,7 +155,7 @@ class Kind(ABC, Generic[ProcessorT]):
 
         Asked for where one of the metrics is none `of_logits`. The model is where the examples' batches go.
         """
-        return np.empty((len(examples.frame), 0))
+        return np.empty((len(examples.rows), 0))
 
     def written(self, model: Model, examples: Examples, rows: Sequence[int], limit: int) -> list[Written]:
         """What a model writes for the examples at some positions, of at most so many tokens; nothing by default."""
@@ -154,6 +169,6 @@ class Kind(ABC, Generic[ProcessorT]):
         """
         raise InputError(f"tasks of the kind {self.settings.model_fields['kind'].default} are not evaluated")
 
-    def not_predicted(self, frame: pd.DataFrame, encoded: Mapping[str, Sequence[Any]]) -> int:
-        """How much of what a table's examples ask for is not in the encoded examples, because they are too long."""
+    def not_predicted(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]]) -> int:
+        """How much of what a split's examples ask for is not in the encoded examples, because they are too long."""
         return 0

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from stages.running.placement import Placement
 from stages.tasks.data import TaskData
+from stages.tasks.encoding import encode
 from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.outputs import padded
 
 if TYPE_CHECKING:  # it imports this module
+    from datasets import Dataset
+
     from stages.tasks.kind import Kind
     from stages.tasks.metrics import Metric
 
@@ -28,37 +30,41 @@ class Examples:
     """Encoded examples, from which batches are made when they are needed: all of them at once may be too large.
 
     Attributes:
-        encoded: by model input, one entry an example, in the table's order.
+        encoded: by model input, one entry an example, in the split's order.
         order: the examples' positions, largest first.
         kind: the task's.
         collate: makes a batch of a list of examples.
         placement: where the batches go.
-        frame: the examples as the task has them.
+        rows: the examples as the task has them.
         task: whose they are.
         processor: what has encoded them.
         cut: how many tokens of the task's texts the model reads, if they may have more.
         not_predicted: how much of what the examples ask for is cut off them, by the kind's `not_predicted`.
     """
 
-    encoded: Mapping[str, list[Any]]
-    order: Sequence[int]
+    encoded: Mapping[str, Sequence[Any]]
+    order: np.ndarray
     kind: "Kind[Any]"
     collate: Collator
     placement: Placement
-    frame: pd.DataFrame
+    rows: "Dataset"
     task: TaskData
     processor: Any
     cut: int | None = None
     not_predicted: int = 0
 
-    def batches(self, order: Sequence[int] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(self, order: Sequence[int] | np.ndarray | None = None) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of the examples at some positions, of all in `order` by default."""
-        rows = self.order if order is None else order
-        return batches(self.collate, self.encoded, rows, self.kind.prediction_batch, self.placement)
+        wanted = self.order if order is None else order
+        return batches(self.collate, self.encoded, wanted, self.kind.prediction_batch, self.placement)
 
 
 def batches(
-    collate: Collator, encoded: Mapping[str, list[Any]], order: Sequence[int], batch_size: int, placement: Placement
+    collate: Collator,
+    encoded: Mapping[str, Sequence[Any]],
+    order: Sequence[int] | np.ndarray,
+    batch_size: int,
+    placement: Placement,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of the encoded examples in the given order, each collated by itself."""
     for start in range(0, len(order), batch_size):
@@ -66,15 +72,10 @@ def batches(
         yield placement.batch(collate([{key: values[row] for key, values in encoded.items()} for row in rows]))
 
 
-def rows(encoded: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The encoded examples, one by one."""
-    return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
-
-
 def examples_for(
-    kind: "Kind[Any]", checkpoint: Path, model: Model, frame: pd.DataFrame, task: TaskData, placement: Placement
+    kind: "Kind[Any]", checkpoint: Path, model: Model, rows: "Dataset", task: TaskData, placement: Placement
 ) -> Examples:
-    """A table's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
+    """A split's examples as a task kind's model takes them, ready for `predict`, as often as wanted.
 
     Of a task that the model was not made for, and whose texts may be longer than it reads, it gets their beginnings;
     standard error says so.
@@ -83,7 +84,7 @@ def examples_for(
         kind: the task's.
         checkpoint: where the processor is.
         model: what they are for.
-        frame: rows of the task.
+        rows: of the task.
         task: whose they are.
         placement: where the batches go.
 
@@ -96,18 +97,18 @@ def examples_for(
     if cut is not None:
         said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
         print(said, file=sys.stderr)
-    encoded = kind.encode(processor, frame, replace(task, max_length=cut or task.max_length), model, seed=0)
+    encoded = encode(kind, processor, rows, replace(task, max_length=cut or task.max_length), model, seed=0)
     return Examples(
         encoded,
         kind.largest_first(encoded),
         kind,
         kind.collator(processor, model),
         placement,
-        frame,
+        rows,
         task,
         processor,
         cut,
-        kind.not_predicted(frame, encoded),
+        kind.not_predicted(rows, encoded),
     )
 
 

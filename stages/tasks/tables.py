@@ -8,7 +8,8 @@ import pandas as pd
 
 from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
-from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels
+from stages.tasks.arrow import write_rows
+from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels, split_file
 from stages.tasks.reading import FileExamples, reader
 from stages.tasks.task import SPLITS, Split, Task
 
@@ -61,7 +62,7 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
 def write_task(directory: Path, task: Task, splits: Mapping[Split, pd.DataFrame], dropped: Mapping[str, int]) -> None:
     """Write a task's splits and card into `directory`."""
     for split, frame in splits.items():
-        frame.to_parquet(directory / f"{split}.parquet", index=False)
+        write_rows(directory / split_file(split), [frame])
     write_json(
         directory / TASK_CARD,
         {

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.tasks import texts
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Kind
@@ -25,9 +27,9 @@ class TextKind(Kind[Tokenizer]):
         """Pads a list of examples to the longest of them; see `stages.tasks.texts.collator`."""
         return texts.collator(processor, model)
 
-    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> list[int]:
-        """The examples' positions, longest first."""
-        return texts.largest_first(encoded)
+    def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """How many tokens each example has."""
+        return texts.lengths(encoded["input_ids"])
 
     def position_limit(self, model: Model) -> int | None:
         """How many tokens the model reads, if that is limited."""

@@ -2,11 +2,13 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -157,11 +159,12 @@ def refuse_unknown(tokenizer: Tokenizer, encoded: Mapping[str, Sequence[Any]], t
     others = {getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos", "cls", "sep", "mask")}
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in others else None  # GPT-2 has one for everything
     special = set(tokenizer.all_special_ids) - {unknown}
-    ordinary = [token for ids in encoded["input_ids"] for token in ids if token not in special]
-    if (count := ordinary.count(unknown)) > MOST_UNKNOWN * len(ordinary):
+    times = Counter(chain.from_iterable(encoded["input_ids"]))
+    ordinary = sum(count for token, count in times.items() if token not in special)
+    if (count := times[unknown]) > MOST_UNKNOWN * ordinary:
         raise InputError(
-            f"{tokenizer.name_or_path}: its tokenizer does not know {count} of the {len(ordinary)} tokens "
-            f"({count / len(ordinary):.0%}) of the training texts of {task.name}, which are {tokenizer.unk_token!r}; "
+            f"{tokenizer.name_or_path}: its tokenizer does not know {count} of the {ordinary} tokens "
+            f"({count / ordinary:.0%}) of the training texts of {task.name}, which are {tokenizer.unk_token!r}; "
             "take the tokenizer that the model was trained with, or a base for such texts"
         )
 
@@ -193,10 +196,9 @@ def position_limit(model: Model) -> int | None:
     return limit
 
 
-def largest_first(encoded: Mapping[str, Sequence[Any]]) -> list[int]:
-    """The examples' positions, longest first: little padding, and memory runs out at once or not at all."""
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+def lengths(lists: Sequence[Sequence[Any]]) -> np.ndarray:
+    """How long each of the lists is."""
+    return np.fromiter(map(len, lists), np.int64, len(lists))
 
 
 def collator(tokenizer: Tokenizer, model: Model) -> Collator:

@@ -25,9 +25,9 @@ from stages.storage.naming import as_stored
 from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
 from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
+from stages.tasks.encoding import EncodedExamples, encode
 from stages.tasks.kind import Kind
 from stages.tasks.metrics import Metric
-from stages.tasks.prediction import rows
 from stages.training.resuming import TrainingProgress
 
 SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # of a base's tokenizer, which is saved without them
@@ -61,10 +61,10 @@ def train(
     else:
         model = kind.load_model(base, task.labels, new_head=True)
     processor = kind.load_processor(base)
-    frame = draw_examples(task.read("train"), settings.examples, settings.seed)
+    drawn = draw_examples(task.rows("train"), settings.examples, settings.seed)
     examples = {
-        split: kind.encode(processor, table, task, model, settings.seed)
-        for split, table in (("train", frame), ("validation", task.read("validation")))
+        split: encode(kind, processor, rows, task, model, settings.seed)
+        for split, rows in (("train", drawn), ("validation", task.rows("validation")))
     }
     kind.refuse_unknown(processor, examples["train"], task)
     trainer = _trainer(model, processor, examples, task, settings, progress)
@@ -82,7 +82,7 @@ def train(
     moments = second_moments(trainer.optimizer, model, settings.batch_size) if keep_moments else None
     _write_checkpoint(model, processor, base, out, moments)
     _write_card(
-        out, task, model.base_model_prefix, _origin(base, task, settings, len(frame), trainer.state.log_history)
+        out, task, model.base_model_prefix, _origin(base, task, settings, len(drawn), trainer.state.log_history)
     )
 
 
@@ -96,13 +96,13 @@ def _trainer(
 ) -> transformers.Trainer:
     """The Trainer, with the encoded examples of the splits `train` and `validation`."""
     kind = task_kind(task.kind)
-    validation = rows(examples["validation"])
+    validation = EncodedExamples(examples["validation"])
     return transformers.Trainer(
         model,
         training_arguments(settings, progress, kind),
         train_dataset=kind.training_set(processor, examples["train"], settings.seed),
         # Examples of a size together, or most of a batch is padding.
-        eval_dataset=[validation[row] for row in kind.largest_first(examples["validation"])],
+        eval_dataset=torch.utils.data.Subset(validation, kind.largest_first(examples["validation"]).tolist()),
         data_collator=kind.collator(processor, model),
         compute_metrics=_score(metric) if (metric := _metric_of_curves(task)) else None,
         preprocess_logits_for_metrics=_outputs_of(kind),
@@ -212,7 +212,7 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
     model = kind.load_model(base, task.labels)
     processor = kind.load_processor(base)
-    kind.refuse_unknown(processor, kind.encode(processor, task.read("train"), task, model, seed=0), task)
+    kind.refuse_unknown(processor, encode(kind, processor, task.rows("train"), task, model, seed=0), task)
     copy_configuration(base, out)
     model.config.save_pretrained(out)
     checkpoint.tensors.copy_to(out)

@@ -462,7 +462,7 @@ def test_training_merging_and_searching(tmp_path: Path, tied: bool) -> None:
         model = KIND.load_model(out, [])
         wanted = []
         for task in tasks.values():
-            examples = examples_for(KIND, out, model, task.read("validation"), task, Placement())
+            examples = examples_for(KIND, out, model, task.rows("validation"), task, Placement())
             wanted.append(metric.value(predict(model, examples, [metric]), targets(examples)))
         assert live.scores() == pytest.approx(wanted, rel=1e-5)
 
@@ -501,7 +501,7 @@ def test_what_models_write(tmp_path: Path, task: TaskData, make: Callable[..., A
     model.generation_config.update(num_beams=2, repetition_penalty=5.0, do_sample=False, no_repeat_ngram_size=1)
     place, tokenizer = save(model, tmp_path / "model"), letters_tokenizer()
     model = KIND.load_model(place, [])
-    examples = examples_for(KIND, place, model, task.read("test"), task, Placement())
+    examples = examples_for(KIND, place, model, task.rows("test"), task, Placement())
     found = KIND.written(model, examples, range(3), 64)
     assert found == KIND.written(model, examples, range(3), 64)
     assert model.generation_config.repetition_penalty == 5.0
@@ -523,7 +523,7 @@ def test_what_is_written_of_texts_and_conversations(tmp_path: Path) -> None:
     )
     found = []
     for task in (texts, chats):
-        examples = examples_for(KIND, place, model, task.read("train"), task, Placement())
+        examples = examples_for(KIND, place, model, task.rows("train"), task, Placement())
         found += KIND.written(model, examples, range(1), 4)
     assert [each[:2] for each in found] == [("abcd", "efg"), ("<|system|>a</s><|user|>ab</s><|assistant|>", "c")]
 

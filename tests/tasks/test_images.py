@@ -14,6 +14,7 @@ from stages.params import parse_params
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
 from stages.storage.digests import tree_sha256
+from stages.tasks.arrow import write_rows
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.image_classification.images import images, read_images
 from stages.tasks.kinds.image_classification.settings import ImageClassification
@@ -238,9 +239,9 @@ def test_a_prepared_task_is_read_as_it_was_written(folder: Path, tmp_path: Path)
     assert (data.kind, data.labels) == ("image-classification", ("across", "down"))
     assert read_json(tmp_path / "a" / "task.json")["corruptions"] == [{"gaussian_noise": 0.1}]
     assert all(data.read(split).equals(splits[split]) for split in splits)
-    assert (tmp_path / "a" / "train.parquet").stat().st_size < 70 * 64 + 8000
+    assert (tmp_path / "a" / "train.arrow").stat().st_size < 70 * 64 + 8000
     changed = splits["test"].assign(pixels=splits["test"]["pixels"].map(lambda pixels: pixels[::-1]))
-    changed.to_parquet(tmp_path / "a" / "test.parquet", index=False)
+    write_rows(tmp_path / "a" / "test.arrow", [changed])
     with pytest.raises(InputError, match=r"its contents are not what task\.json says"):
         data.read("test")
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers as t
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
@@ -24,6 +25,7 @@ from stages.running.errors import InputError
 from stages.running.placement import Placement
 from stages.storage.cards import read_json
 from stages.tasks.data import TaskData
+from stages.tasks.encoding import encode
 from stages.tasks.kinds.masked_lm.kind import KIND, Masking, select_positions
 from stages.tasks.kinds.text_classification import kind as text_classification
 from stages.tasks.prediction import batches
@@ -115,7 +117,7 @@ def test_texts_without_tokens_are_left_out(texts: TaskData) -> None:
     encoded = KIND.encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(), seed=0)
     assert [len(ids) for ids in encoded["input_ids"]] == [4, 4]
     with pytest.raises(InputError, match=r"texts: the tokenizer makes no tokens of its texts"):
-        KIND.encode(tiny_tokenizer(), frame[1:2], texts, tiny_masked_lm(), seed=0)
+        encode(KIND, tiny_tokenizer(), Dataset.from_pandas(frame[1:2]), texts, tiny_masked_lm(), seed=0)
     with pytest.raises(InputError, match=r"tasks\.texts\.max_length = 16: the model reads at most 9 tokens"):
         KIND.encode(tiny_tokenizer(), frame, texts, tiny_masked_lm(max_position_embeddings=9), seed=0)
 

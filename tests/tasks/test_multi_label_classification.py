@@ -238,7 +238,7 @@ def test_encoding_and_batches(tmp_path: Path, task: TaskData) -> None:
     frame = pd.DataFrame({"text": TEXTS, "label": [np.array(own, dtype=int) for own in SETS]})
     encoded = KIND.encode(tokenizer, frame, task, model, seed=0)
     assert encoded["labels"] == [[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]]
-    assert KIND.largest_first(encoded) == [0, 1, 3, 2]
+    assert KIND.largest_first(encoded).tolist() == [0, 1, 3, 2]
     rows = [{key: values[row] for key, values in encoded.items()} for row in (2, 0)]
     batch = KIND.collator(tokenizer, model)(rows)
     assert batch["labels"].tolist() == [[0, 0, 0], [1, 0, 1]]
@@ -267,7 +267,7 @@ def test_a_base_learns_and_its_labels_are_in_its_config(tmp_path: Path, task: Ta
     assert card["labels"] == NAMES
     assert card["origin"]["validation_multi_label_macro_f1"] > 0.5
     model = KIND.load_model(out / "checkpoint", NAMES)
-    examples = examples_for(KIND, out / "checkpoint", model, task.read("validation"), task, Placement())
+    examples = examples_for(KIND, out / "checkpoint", model, task.rows("validation"), task, Placement())
     found = MultiLabelMacroF1().value(predict(model, examples, task.metrics), targets(examples))
     assert found == pytest.approx(card["origin"]["validation_multi_label_macro_f1"])
 

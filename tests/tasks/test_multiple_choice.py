@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers as t
+from datasets import Dataset
 from safetensors.torch import load_file
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score
@@ -24,6 +25,7 @@ from stages.running.errors import InputError
 from stages.running.placement import Placement
 from stages.storage.cards import read_json
 from stages.tasks.data import TaskData
+from stages.tasks.encoding import encode
 from stages.tasks.kinds.multiple_choice.kind import KIND
 from stages.tasks.kinds.multiple_choice.pairs import for_a_language_model
 from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
@@ -325,7 +327,7 @@ def test_scores_and_fisher_are_those_of_the_definitions(
     checkpoint = saved(tmp_path / "model", model)
     loaded = KIND.load_model(checkpoint, [])
     assert dict(loaded.named_parameters()).keys() == dict(model.named_parameters()).keys()
-    examples = examples_for(KIND, checkpoint, loaded, task.read("test"), task, Placement())
+    examples = examples_for(KIND, checkpoint, loaded, task.rows("test"), task, Placement())
     outputs = predict(loaded, examples, [Accuracy()])
     model = model.double().eval()
     with torch.no_grad():
@@ -447,7 +449,7 @@ def test_long_questions_are_cut_at_their_beginnings(
     question = "awful bad dull poor fine good"
     frame = pd.DataFrame([[question, "film", "book plot", 1], ["the", "film", "book plot", 0]])
     frame.columns = ["question", "choice_0", "choice_1", "label"]
-    encoded = KIND.encode(tokenizer, frame, task, model, seed=0)
+    encoded = encode(KIND, tokenizer, Dataset.from_pandas(frame), task, model, seed=0)
     assert "task: 1 of 2 questions are cut at their beginnings" in capsys.readouterr().err
     ids = encoded["input_ids"][0]
     first, second = (tokenizer.convert_ids_to_tokens(part) for part in (ids[: encoded["lengths"][0][0]], ids[-limit:]))
@@ -475,7 +477,7 @@ def test_a_model_without_a_padding_token(tmp_path: Path) -> None:
     tokenizer.save_pretrained(checkpoint)
     model = KIND.load_model(checkpoint, [])
     assert model.config.pad_token_id is None
-    examples = examples_for(KIND, checkpoint, model, task.read("test"), task, Placement())
+    examples = examples_for(KIND, checkpoint, model, task.rows("test"), task, Placement())
     together = predict(model, examples, [Accuracy()])
     assert model.config.pad_token_id == 3
     plain = t.GPT2LMHeadModel.from_pretrained(checkpoint).eval()
@@ -547,7 +549,7 @@ def test_the_card_says_what_is_needed_later(tmp_path: Path) -> None:
 def test_accuracy_is_scikit_learns(tmp_path: Path) -> None:
     task, checkpoint = made_task(tmp_path / "task", "sum"), saved(tmp_path / "model", causal(True))
     model = KIND.load_model(checkpoint, [])
-    examples = examples_for(KIND, checkpoint, model, task.read("train"), task, Placement())
+    examples = examples_for(KIND, checkpoint, model, task.rows("train"), task, Placement())
     outputs, right = predict(model, examples, [Accuracy()]), targets(examples)
     (metric,) = task.metrics
     assert metric.value(outputs, right) == pytest.approx(accuracy_score(right, outputs.argmax(-1)))

@@ -311,7 +311,7 @@ def test_nothing_is_written_where_no_metric_asks_for_it(
 ) -> None:
     place, data = learnt
     model = KIND.load_model(place, [])
-    examples = examples_for(KIND, place, model, data.read("validation"), data, Placement())
+    examples = examples_for(KIND, place, model, data.rows("validation"), data, Placement())
     both, plain = (predict(model, examples, of_it) for of_it in (data.metrics, data.metrics[:1]))
     assert (both.shape, plain.shape) == ((40, 3), (40, 2))
     np.testing.assert_array_equal(both[:, :2], plain)
@@ -331,7 +331,7 @@ def test_a_target_that_is_not_written_to_its_end_is_no_match(learnt: tuple[Path,
     strange = made_task(tmp_path / "strange", settings(), {"input": [*words_, "b", "c"], "target": ["a?"] * 6}, held=1)
     model = KIND.load_model(place, [])
     for data, wanted in ((cut, [0, 0, 0, 1]), (strange, [0, 0, 0, 0])):
-        examples = examples_for(KIND, place, model, data.read("train"), data, Placement())
+        examples = examples_for(KIND, place, model, data.rows("train"), data, Placement())
         assert predict(model, examples, data.metrics)[:, 2].tolist() == wanted
 
 

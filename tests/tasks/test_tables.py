@@ -5,8 +5,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from stages.running.errors import InputError
+from stages.tasks.arrow import frame as in_memory
+from stages.tasks.arrow import write_rows
 from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
 from stages.tasks.tables import split_examples, write_task
@@ -234,30 +237,32 @@ def test_a_written_task_is_read_back_and_checked(folder: Path, tmp_path: Path) -
     data = TaskData.open(directory)
     assert (data.name, data.labels, data.max_length) == ("reviews", ("bad", "good"), 33)
     assert data.read("test").equals(splits["test"])
-    splits["test"][::-1].to_parquet(directory / "test.parquet")
+    write_rows(directory / "test.arrow", [splits["test"][::-1]])
     with pytest.raises(InputError, match=r"not what task\.json says; make or fetch .*reviews again"):
         data.read("test")
-    splits["test"].assign(label=5).to_parquet(directory / "test.parquet")
+    write_rows(directory / "test.arrow", [splits["test"].assign(label=5)])
     with pytest.raises(InputError, match="labels outside the task's 2"):
         data.read("test")
-    splits["test"].iloc[:0].to_parquet(directory / "test.parquet")
+    write_rows(directory / "test.arrow", [splits["test"].iloc[:0]])
     with pytest.raises(InputError, match="split is empty"):
         data.read("test")
-    (directory / "test.parquet").write_bytes(b"PAR1")
+    (directory / "test.arrow").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read"):
         data.read("test")
 
 
 def test_examples_are_drawn_at_random_with_the_seed() -> None:
-    frame = sentiment_table(50, 0)
-    drawn = draw_examples(frame, 10, seed=3)
+    table = sentiment_table(50, 0)
+    rows = Dataset.from_pandas(table)
+    drawn = draw_examples(rows, 10, seed=3)
     assert len(drawn) == 10
-    assert drawn.equals(draw_examples(frame, 10, seed=3))
-    assert not drawn.equals(draw_examples(frame, 10, seed=4))
-    assert not drawn["text"].equals(frame["text"].iloc[:10])
-    assert draw_examples(frame, 1000, seed=3) is frame
-    assert examples_fingerprint(drawn) != examples_fingerprint(draw_examples(frame, 10, seed=4))
-    assert examples_fingerprint(drawn) == examples_fingerprint(drawn.copy())
+    assert in_memory(drawn).equals(in_memory(draw_examples(rows, 10, seed=3)))
+    assert in_memory(drawn).equals(table.sample(10, random_state=3).sort_index().reset_index(drop=True))
+    assert not in_memory(drawn).equals(in_memory(draw_examples(rows, 10, seed=4)))
+    assert not in_memory(drawn)["text"].equals(table["text"].iloc[:10])
+    assert draw_examples(rows, 1000, seed=3) is rows
+    assert examples_fingerprint(drawn) != examples_fingerprint(draw_examples(rows, 10, seed=4))
+    assert examples_fingerprint(drawn) == examples_fingerprint(in_memory(drawn))
 
 
 def test_a_part_is_checked_for_texts_without_labels_too() -> None:

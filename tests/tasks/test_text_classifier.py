@@ -45,7 +45,7 @@ def test_texts_longer_than_the_model(
     tiny_bert(NAMES, max_position_embeddings=6).save_pretrained(tmp_path / "short")
     tiny_tokenizer().save_pretrained(tmp_path / "short")
     model = kind.load_model(tmp_path / "short", NAMES)
-    examples = examples_for(kind, tmp_path / "short", model, task.read("test"), task, Placement())
+    examples = examples_for(kind, tmp_path / "short", model, task.rows("test"), task, Placement())
     assert "task: the model reads 6 tokens of its texts, which may have 16" in capsys.readouterr().err
     assert predict(model, examples, task.metrics).shape == (10, 3)
     assert len(targets(examples)) == 10

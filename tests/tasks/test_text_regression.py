@@ -181,7 +181,7 @@ def test_a_base_learns_and_its_targets_are_in_its_config(tmp_path: Path, task: T
     losses = pd.read_csv(out / "curves/eval/loss.tsv", sep="\t")["loss"].tolist()
     assert losses[-1] < 0.3 * losses[0]
     model = KIND.load_model(out / "checkpoint", TARGETS)
-    examples = examples_for(KIND, out / "checkpoint", model, task.read("validation"), task, Placement())
+    examples = examples_for(KIND, out / "checkpoint", model, task.rows("validation"), task, Placement())
     found = Pearson().value(predict(model, examples, task.metrics), targets(examples))
     assert found == pytest.approx(card["origin"]["validation_pearson"], abs=1e-6)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from seqeval.metrics import f1_score
@@ -30,6 +31,7 @@ from stages.running.placement import Placement
 from stages.storage.cards import read_json, write_json
 from stages.tasks.averaging import MeanOfSoftmax
 from stages.tasks.data import TaskData
+from stages.tasks.encoding import encode
 from stages.tasks.kinds.token_classification.kind import KIND
 from stages.tasks.kinds.token_classification.metrics import EntityF1, TagAccuracy
 from stages.tasks.kinds.token_classification.settings import TokenClassification
@@ -321,7 +323,7 @@ def test_labels_are_at_each_words_first_token(tmp_path: Path, task: TaskData) ->
     )
     assert batch["labels"].tolist()[1] == [-100, 0, -100, -100, -100, -100, -100]
     assert batch["attention_mask"].sum(1).tolist() == [7, 3]
-    assert KIND.largest_first(encoded) == [0, 1]
+    assert KIND.largest_first(encoded).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -333,10 +335,11 @@ def test_words_beyond_the_length_are_not_predicted_and_it_is_said(
     frame.loc[2] = ['["good-day", "is", "bad"]', "[1, 2, 0]"]  # a word that is cut in two, if the beginning is cut off
     tokenizer = tiny_tokenizer()
     tokenizer.truncation_side = side
-    encoded = KIND.encode(tokenizer, frame, task, tiny_tagger(), seed=0)
+    rows = Dataset.from_pandas(frame)
+    encoded = encode(KIND, tokenizer, rows, task, tiny_tagger(), seed=0)
     targets = [target.tolist() for target in KIND.targets(encoded)]
     assert targets == ([[0, 1], [2, 1, 2, 0], [1, 2]] if side == "right" else [[0, 1], [1, 2, 0, 0], [2, 0]])
-    assert KIND.not_predicted(frame, encoded) == 2
+    assert KIND.not_predicted(rows, encoded) == 2
     assert capsys.readouterr().err == "short: 2 of 10 words are beyond max_length = 6; not predicted\n"
 
 

@@ -45,7 +45,7 @@ class CausalLMKind(LanguageModelKind):
                 does not suit the conversations.
         """
         refuse_longer(task, model)
-        encoded: Encoded = {"input_ids": [], "attention_mask": [], "labels": []}
+        encoded: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for (_, example), (ids, trained) in zip(frame.iterrows(), _tokens(processor, frame, task), strict=True):
             # Nothing is before the first token, from which it could be predicted.
             labels = [NO_OUTPUT, *(id_ if own else NO_OUTPUT for id_, own in zip(ids[1:], trained[1:], strict=True))]

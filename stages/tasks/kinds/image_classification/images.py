@@ -18,14 +18,18 @@ from stages.tasks.kinds.image_classification.corruptions import corrupt
 from stages.tasks.kinds.image_classification.settings import Corruption, ImageClassification, Images
 from stages.tasks.table_files import Table
 
+COLUMNS = ("pixels", "height", "width", "channels")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 def images(frame: pd.DataFrame) -> Iterator[np.ndarray]:
     """The images of a prepared task's rows, [H, W, C] of uint8 each, read-only."""
-    columns = (frame[column] for column in ("pixels", "height", "width", "channels"))
-    for pixels, *shape in zip(*columns, strict=True):
-        yield np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+    yield from map(image, *(frame[column] for column in COLUMNS))
+
+
+def image(pixels: bytes, height: int, width: int, channels: int) -> np.ndarray:
+    """An image of a prepared task, [H, W, C] of uint8, read-only."""
+    return np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, channels)
 
 
 def image_columns(found: Sequence[np.ndarray], index: pd.Index) -> pd.DataFrame:

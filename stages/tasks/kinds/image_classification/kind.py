@@ -15,7 +15,7 @@ from stages.storage.checkpoint_files import IMAGE_PROCESSOR, read_config
 from stages.tasks.classifier import Classifier
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
-from stages.tasks.kinds.image_classification.images import images, with_channels
+from stages.tasks.kinds.image_classification.images import COLUMNS, image, images, with_channels
 from stages.tasks.kinds.image_classification.settings import ImageClassification
 from stages.tasks.loading import Model
 from stages.tasks.prediction import Collator
@@ -89,21 +89,20 @@ class ImageClassificationKind(Classifier[ImageProcessor]):
     def encode(
         self, processor: ImageProcessor, frame: pd.DataFrame, task: TaskData, model: Model, seed: int
     ) -> Encoded:
-        """The images [H, W, C] of uint8, which take a quarter of the model's input's memory, and `labels`.
+        """The columns of the images as the task has them, see `images`, and `labels`.
 
         Raises:
             InputError: they do not come out at the size that the model reads.
         """
-        found = list(images(frame))
-        processor.check(found)
-        return {"pixel_values": found, "labels": frame["label"].tolist()}
+        processor.check(list(images(frame)))
+        return {column: frame[column].tolist() for column in COLUMNS} | {"labels": frame["label"].tolist()}
 
     def collator(self, processor: ImageProcessor, model: Model) -> Collator:
         """Makes the model's input of a list of examples."""
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             return {
-                "pixel_values": processor([row["pixel_values"] for row in rows]),
+                "pixel_values": processor([image(*(row[column] for column in COLUMNS)) for row in rows]),
                 "labels": torch.tensor([row["labels"] for row in rows]),
             }
 

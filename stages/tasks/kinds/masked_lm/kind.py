@@ -141,8 +141,8 @@ class MaskedLMKind(TextKind, UnlabelledKind[Tokenizer]):
         Texts of which the tokenizer makes no token are left out.
 
         Raises:
-            InputError: the model cannot read them (see `stages.tasks.texts.tokens`), none has a token, or the tokenizer
-                has more tokens than the model, any of which may be drawn.
+            InputError: the model cannot read them (see `stages.tasks.texts.tokens`), or the tokenizer has more tokens
+                than the model, any of which may be drawn.
         """
         found = tokens(processor, frame, task, model)
         embedded = embedding_rows(model)
@@ -154,11 +154,9 @@ class MaskedLMKind(TextKind, UnlabelledKind[Tokenizer]):
             )
         masking = Masking(processor, seed)
         whole = [row for row, ids in enumerate(found["input_ids"]) if masking.candidates(ids)]
-        if not whole:
-            raise InputError(f"{task.directory}: the tokenizer makes no tokens of its texts; take another base or task")
         encoded = {key: [values[row] for row in whole] for key, values in found.items()}
-        masked = [masking.masked(ids, number) for number, ids in enumerate(encoded["input_ids"])]
-        return encoded | {key: [example[key] for example in masked] for key in masked[0]}
+        masked = [masking.masked(found["input_ids"][row], int(frame.index[row])) for row in whole]
+        return encoded | {key: [example[key] for example in masked] for key in ("input_ids", *PADDING)}
 
     def training_set(self, processor: Tokenizer, encoded: Mapping[str, Sequence[Any]], seed: int) -> MaskedTexts:
         """The examples to train on, whose tokens are hidden anew in every epoch."""

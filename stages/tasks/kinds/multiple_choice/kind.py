@@ -1,12 +1,12 @@
 """Multiple choice: the right one of several choices, by an encoder's choice head or by a causal language model."""
 
 import inspect
-import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from stages.tasks.prediction import Collator
 from stages.tasks.text_kind import TextKind
 from stages.tasks.texts import Tokenizer, refuse_beyond_embeddings, refuse_longer
 from stages.tasks.unlabelled import UnlabelledKind
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
@@ -60,7 +63,7 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         """Every example's pairs of question and choice, one after the other, and `lengths`, how long each is.
 
         For a language model, an example has the `choice_tokens` of each choice besides, and their `weight` in its
-        score. Nothing is drawn. Standard error says how many questions are cut; see `cut`.
+        score. `cut` says whether its question is cut; see `cut`. Nothing is drawn.
 
         Raises:
             InputError: the model is for another `scoring`, or cannot read the examples, or a choice has no token, or
@@ -69,18 +72,15 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         scoring, separator = task.card["scoring"], task.card["separator"]
         _refuse_other_scoring(model, processor, task)
         refuse_longer(task, model)
-        examples, shortened = [], 0
+        examples, shortened = [], []
         for question, *choices in frame[["question", *choice_columns(frame)]].itertuples(index=False):
             if scoring == "head":
                 whole = for_a_head(processor, question, choices)
             else:
                 whole = for_a_language_model(processor, question, separator, choices)
             examples.append(cut(whole, question, task))
-            shortened += examples[-1] != whole
-        if shortened:
-            said = f"{shortened} of {len(frame)} questions are cut at their beginnings: with a choice, they have more"
-            print(f"{task.name}: {said} than {task.max_length} tokens", file=sys.stderr)
-        encoded = _flat(examples, inspect.signature(model.forward).parameters)
+            shortened.append(examples[-1] != whole)
+        encoded = _flat(examples, inspect.signature(model.forward).parameters) | {"cut": shortened}
         refuse_beyond_embeddings(processor, encoded["input_ids"], model)
         if scoring != "head":
             refuse_beyond_embeddings(processor, [pair.choice for pairs in examples for pair in pairs], model)
@@ -89,6 +89,14 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
                 [1.0 if scoring == "sum" else 1 / len(pair.choice) for pair in pairs] for pairs in examples
             ]
         return encoded | {"labels": frame["label"].tolist()}
+
+    def remarks(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]], task: TaskData) -> Iterator[str]:
+        """How many questions are cut, if any."""
+        if shortened := sum(encoded["cut"]):
+            yield (
+                f"{shortened} of {len(rows)} questions are cut at their beginnings: with a choice, they have more than "
+                f"{task.max_length} tokens"
+            )
 
     def collator(self, processor: Tokenizer, model: Model) -> Collator:
         """Pads all pairs of a list of examples to the longest of them, and the choices' tokens to the most of them."""
@@ -104,10 +112,9 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
 
         return collate
 
-    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> list[int]:
-        """The examples' positions, those with the longest pair first."""
-        longest = [max(lengths) for lengths in encoded["lengths"]]
-        return sorted(range(len(longest)), key=lambda row: (-longest[row], row))
+    def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """How many tokens the longest pair of each example has."""
+        return np.array([max(lengths) for lengths in encoded["lengths"]])
 
     def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
         """The positions of the right choices, a number an example."""
@@ -131,12 +138,10 @@ def _refuse_other_scoring(model: Model, tokenizer: Tokenizer, task: TaskData) ->
     )
 
 
-def _flat(examples: Sequence[Sequence[Pair]], taken: Container[str]) -> Encoded:
+def _flat(examples: Sequence[Sequence[Pair]], taken: Container[str]) -> dict[str, list[Any]]:
     """The pairs' inputs that a model takes, an example's one after the other, and how long each is."""
     keys = [key for key in examples[0][0].inputs if key in taken]
-    found: Encoded = {
-        key: [list(chain.from_iterable(pair.inputs[key] for pair in pairs)) for pairs in examples] for key in keys
-    }
+    found = {key: [list(chain.from_iterable(pair.inputs[key] for pair in pairs)) for pairs in examples] for key in keys}
     return found | {"lengths": [[len(pair) for pair in pairs] for pairs in examples]}
 
 

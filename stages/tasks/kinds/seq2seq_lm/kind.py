@@ -65,10 +65,9 @@ class Seq2SeqLMKind(LanguageModelKind):
         texts.refuse_unknown(processor, encoded, task)
         texts.refuse_unknown(processor, {"input_ids": encoded["labels"]}, task)
 
-    def largest_first(self, encoded: Mapping[str, Sequence[Any]]) -> list[int]:
-        """The examples' positions, those with the most tokens of input and target together first."""
-        sizes = [len(ids) + len(labels) for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True)]
-        return sorted(range(len(sizes)), key=lambda row: (-sizes[row], row))
+    def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """How many tokens each example has, of input and target together."""
+        return texts.lengths(encoded["input_ids"]) + texts.lengths(encoded["labels"])
 
     def collator(self, processor: Tokenizer, model: Model) -> Collator:
         """Pads a list of examples, and has the decoder's inputs: the model's own, of the labels one position later."""
@@ -89,8 +88,8 @@ class Seq2SeqLMKind(LanguageModelKind):
     def further_outputs(self, model: Model, examples: Examples) -> np.ndarray:
         """[N, 1]: whether the model writes the target, and ends there, within as many tokens as a target may have."""
         limit, tokenizer = examples.task.card["max_target_length"], examples.processor
-        found = np.zeros((len(examples.frame), 1))
-        targets = examples.frame["target"].tolist()
+        found = np.zeros((len(examples.rows), 1))
+        targets = examples.rows["target"]
         for row, ids in zip(examples.order, _goes_on(model, examples, examples.order, limit), strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             found[row] = ids[-1:] == [tokenizer.eos_token_id] and text.strip() == targets[row].strip()
@@ -98,14 +97,14 @@ class Seq2SeqLMKind(LanguageModelKind):
 
     def written(self, model: Model, examples: Examples, rows: Sequence[int], limit: int) -> list[Written]:
         """What the model writes of the inputs."""
-        read = examples.frame.iloc[list(rows)]
+        read = examples.rows.select(rows)
         own = [
             examples.processor.decode(ids, skip_special_tokens=True) for ids in _goes_on(model, examples, rows, limit)
         ]
         return [Written(*each) for each in zip(read["input"], read["target"], own, strict=True)]
 
 
-def _goes_on(model: Model, examples: Examples, rows: Sequence[int], limit: int) -> list[list[int]]:
+def _goes_on(model: Model, examples: Examples, rows: Sequence[int] | np.ndarray, limit: int) -> list[list[int]]:
     """The tokens that the model writes for the examples at these positions."""
     most, end = texts.position_limit(model), examples.processor.eos_token_id
     found: list[list[int]] = []

@@ -1,10 +1,9 @@
 """Token classification: a tag for each word, predicted at its first token."""
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,9 @@ from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.text_kind import TextKind
 from stages.tasks.texts import Tokenizer, inputs_of, refuse_longer, takes_mask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SEPARATORS = ("", " ")  # before every word but the first, where a tokenizer is given words and not a text
 
@@ -51,7 +53,7 @@ class TokenClassificationKind(TextKind, Classifier[Tokenizer]):
     def encode(self, processor: Tokenizer, frame: pd.DataFrame, task: TaskData, model: Model, seed: int) -> Encoded:
         """Token ids and masks of every sentence, and `labels`: of each word at its first token, elsewhere −100.
 
-        Words beyond `max_length` have none; standard error says how many.
+        Words beyond `max_length` have none.
 
         Raises:
             InputError: the model cannot read the sentences (see `stages.tasks.texts`), the tokenizer makes no token of
@@ -85,20 +87,25 @@ class TokenClassificationKind(TextKind, Classifier[Tokenizer]):
             labels.append([NO_OUTPUT] * len(encoding.ids))
             for word, token in first.items():
                 labels[-1][token] = own[word]
-        encoded = inputs_of(processor, found, model) | {"labels": labels}
-        if left := self.not_predicted(frame, encoded):
-            total = sum(map(len, sentences))
-            said = f"{task.name}: {left} of {total} words are beyond max_length = {task.max_length}; not predicted"
-            print(said, file=sys.stderr)
-        return encoded
+        return inputs_of(processor, found, model) | {"labels": labels}
+
+    def remarks(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]], task: TaskData) -> Iterator[str]:
+        """How many words are beyond `max_length`, if any."""
+        if left := self.not_predicted(rows, encoded):
+            yield f"{left} of {_words(rows)} words are beyond max_length = {task.max_length}; not predicted"
 
     def targets(self, encoded: Mapping[str, Sequence[Any]]) -> list[Any]:
         """The labels' positions of each example's words, an array."""
         return [own[own != NO_OUTPUT] for own in map(np.asarray, encoded["labels"])]
 
-    def not_predicted(self, frame: pd.DataFrame, encoded: Mapping[str, Sequence[Any]]) -> int:
+    def not_predicted(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]]) -> int:
         """How many words are beyond `max_length`."""
-        return sum(len(json.loads(words)) for words in frame["words"]) - sum(map(len, self.targets(encoded)))
+        return _words(rows) - sum(map(len, self.targets(encoded)))
+
+
+def _words(rows: "Dataset") -> int:
+    """How many words the sentences have."""
+    return sum(len(json.loads(words)) for words in rows["words"])
 
 
 def _first_tokens(encoding: Any, *, cut_before: bool) -> dict[int, int]:
