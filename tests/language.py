@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stages.tasks.data import TaskData
-from stages.tasks.tables import write_task
 from stages.tasks.task import Task
+from tests.tasks.in_memory import write_task
 
 PAD, END, UNKNOWN, BEGIN = "<pad>", "</s>", "<unk>", "<s>"
 MARKS = [PAD, END, UNKNOWN, BEGIN, "<|system|>", "<|user|>", "<|assistant|>"]

@@ -24,8 +24,8 @@ from stages.tasks.data import TaskData
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
 from stages.tasks.kinds.text_classification.kind import KIND
 from stages.tasks.kinds.text_classification.settings import TextClassification
-from stages.tasks.tables import write_task
 from stages.training.finetuning import bring_in, second_moments, train, training_arguments
+from tests.tasks.in_memory import write_task
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
 

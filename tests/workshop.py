@@ -19,9 +19,9 @@ from stages.storage.cards import read_json
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import KINDS, kind_of
 from stages.tasks.kinds.text_classification.settings import TextClassification
-from stages.tasks.tables import write_task
 from stages.tasks.task import Task
 from stages.training.finetuning import bring_in
+from tests.tasks.in_memory import write_task
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 
 BINARY = ["bad", "good"]

@@ -1,5 +1,6 @@
 """Arrow files: rows that are memory-mapped, so that many of them take no memory, and what is read of them at a time."""
 
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -21,22 +22,42 @@ def write_rows(file: Path, frames: Iterable[pd.DataFrame]) -> None:
 
     Args:
         file: where.
-        frames: at least one; all have the columns and types of the first.
+        frames: at least one; all have the columns and types of the first that has rows.
     """
     following = iter(frames)
-    table = pa.Table.from_pandas(next(following), preserve_index=False)
+    for first in following:
+        if len(first):  # without rows, a column of texts may be of anything
+            break
+    table = pa.Table.from_pandas(first, preserve_index=False)
     schema = table.schema.remove_metadata()
-    with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+    partial = file.with_name(f".{file.name}.partial")
+    with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
         writer.write_table(table.cast(schema), max_chunksize=ROWS_AT_ONCE)
         for frame in following:
-            writer.write_table(pa.Table.from_pandas(frame, schema, preserve_index=False), max_chunksize=ROWS_AT_ONCE)
+            if len(frame):
+                rows = pa.Table.from_pandas(frame, schema, preserve_index=False)
+                writer.write_table(rows, max_chunksize=ROWS_AT_ONCE)
+    partial.replace(file)  # whoever has the old rows in memory-mapped tables keeps them
+
+
+def temporary_rows(frames: Iterable[pd.DataFrame]) -> "Dataset":
+    """The rows of tables, memory-mapped from a file in the directory for temporary files (TMPDIR).
+
+    The file has no name any more when this returns, and goes with the process.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.arrow"
+        write_rows(file, frames)
+        return open_rows(file)
 
 
 def open_rows(file: Path) -> "Dataset":
     """The rows of an Arrow file, memory-mapped. Raises `OSError` or `ValueError` if it cannot be read."""
     from datasets import Dataset
 
-    return Dataset.from_file(str(file))
+    rows = Dataset.from_file(str(file))
+    rows.data.table.validate(full=True)  # to convert what is damaged may end the process
+    return rows
 
 
 def frames(rows: "Dataset") -> Iterator[pd.DataFrame]:
@@ -49,7 +70,7 @@ def frames(rows: "Dataset") -> Iterator[pd.DataFrame]:
 
 
 def frame(rows: "Dataset") -> pd.DataFrame:
-    """All rows, in memory."""
+    """All rows as one table."""
     found = rows.to_pandas()
     assert isinstance(found, pd.DataFrame)
     return found

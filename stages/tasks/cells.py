@@ -32,12 +32,14 @@ def refuse_missing(table: Table, label: str, names: Sequence[str]) -> None:
     Raises:
         InputError: with the first row, and how many there are.
     """
-    column = table.column(label)
-    missing = column.isna()
-    if "" not in names:
-        missing |= np.array([isinstance(value, str) and not value for value in column.tolist()], dtype=bool)
-    if missing.any():
-        raise table.refusal(missing.idxmax(), f"has no {label} ({int(missing.sum())} such rows)")
+
+    def missing(part: Table) -> pd.Series:
+        column = part.column(label)
+        if "" in names:
+            return column.isna()
+        return column.isna() | np.array([isinstance(value, str) and not value for value in column.tolist()], dtype=bool)
+
+    table.refuse(missing, f"has no {label}")
 
 
 def numbers(table: Table, name: str) -> pd.Series:

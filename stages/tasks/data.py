@@ -94,7 +94,7 @@ class TaskData:
         return rows
 
     def read(self, split: Split) -> "pd.DataFrame":
-        """One split in memory; see `rows`."""
+        """One split as a table; see `rows`."""
         from stages.tasks.arrow import frame
 
         return frame(self.rows(split))

@@ -1,18 +1,24 @@
 """From the labels in tables to their positions in a task's list of labels."""
 
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pandas as pd
 
 from stages.running.errors import InputError
+from stages.tasks.arrow import frame as in_memory
 from stages.tasks.cells import BOOLEANS, NUMBERS, numbers, refuse_missing, shown, spelled, whole_number
 from stages.tasks.classification import Classification
-from stages.tasks.reading import FileExamples, Reader
-from stages.tasks.table_files import Table
+from stages.tasks.reading import Parts, Reader, SomeExamples
+from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 LISTED = 20  # labels in a message
 
@@ -25,28 +31,33 @@ class LabelReader(Reader[LabelledT]):
     not_an_example = "label_not_of_the_task"
 
     def labelled(
-        self, task: LabelledT, tables: Mapping[str, Table], inputs: Mapping[str, pd.DataFrame]
-    ) -> dict[str, FileExamples]:
-        """File → its examples: the inputs that were read from its table, with `label`, a position.
+        self, task: LabelledT, files: Mapping[str, TableFile], inputs: Callable[[Table], pd.DataFrame]
+    ) -> dict[str, Iterable[SomeExamples]]:
+        """File → its examples: the inputs of each part of it, with `label`, a position.
 
         Raises:
             InputError: a label is missing, or is none of the task's.
         """
-        columns = {name: _kept(table, task) for name, table in tables.items()}
+        position_of: Callable[[Table], pd.Series]
         if isinstance(task.labels, dict):
-            intervals = task.labels.values()
-            positions = [interval_positions(intervals, table, task.label) for table in columns.values()]
+            position_of = partial(interval_positions, list(task.labels.values()), label=task.label)
         else:
-            positions = named_positions(task.output_names, list(columns.values()), task.label)
-        return {name: _with_labels(inputs[name], found) for name, found in zip(tables, positions, strict=True)}
+            parts = (_kept(part, task) for file in files.values() for part in file.parts())
+            position_of = NamedPositions(task.output_names, parts, task.label).of
 
-    def card(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+        def examples(part: Table) -> SomeExamples:
+            kept = _kept(part, task)
+            return _with_labels(inputs(part), position_of(kept))
+
+        return {name: Parts(examples, file) for name, file in files.items()}
+
+    def card(self, task: LabelledT, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The examples of each label."""
-        return {"counts": label_counts(task.output_names, splits)}
+        return {"counts": label_counts(task.output_names, labels_of(splits))}
 
-    def remarks(self, task: LabelledT, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+    def remarks(self, task: LabelledT, splits: "Mapping[Split, Dataset]") -> Iterator[str]:
         """The labels without examples."""
-        return labels_without_examples(task.output_names, splits)
+        return labels_without_examples(task.output_names, labels_of(splits))
 
 
 def _kept(table: Table, task: Classification) -> Table:
@@ -55,17 +66,19 @@ def _kept(table: Table, task: Classification) -> Table:
     if task.drop:
         dropped = {spelled(value) for value in task.drop}
         column = column[[spelled(value) not in dropped for value in column.tolist()]]
-    return replace(table, rows=column.to_frame())
+    whole = table.whole
+    others = whole and TableFile(whole.file, lambda: (_kept(part, task) for part in whole.parts()))
+    return replace(table, rows=column.to_frame(), whole=others)
 
 
-def _with_labels(inputs: pd.DataFrame, positions: pd.Series) -> FileExamples:
+def _with_labels(inputs: pd.DataFrame, positions: pd.Series) -> SomeExamples:
     """The rows that have a position, with it, and how many have none."""
     examples = inputs.assign(label=positions)
     kept = examples.dropna(subset=["label"]).astype({"label": "int64"})
-    return FileExamples(kept, len(examples) - len(kept))
+    return SomeExamples(kept, len(examples) - len(kept))
 
 
-def interval_positions(intervals: Iterable[Sequence[float]], table: Table, label: str) -> pd.Series:
+def interval_positions(intervals: Sequence[Sequence[float]], table: Table, label: str) -> pd.Series:
     """Positions of the intervals that a column's numbers lie in, missing where none holds a number.
 
     Raises:
@@ -78,31 +91,49 @@ def interval_positions(intervals: Iterable[Sequence[float]], table: Table, label
     return positions
 
 
-def named_positions(names: Sequence[str], tables: Sequence[Table], label: str) -> list[pd.Series]:
-    """Positions of the labels in a column of several tables, which holds either names or positions in all of them.
+class NamedPositions:
+    """The positions of the labels in a column of several tables, which holds either names or positions in all of them.
 
     Whole numbers (1, 1.0, "1") may be both, and so may true and false, which are the positions 1 and 0. So the whole
     column decides: it holds names if all its values are names, positions if all are positions and not all are names.
 
+    Args:
+        names: the labels, in their order.
+        tables: all of them, or all of their parts.
+        label: the column.
+
     Raises:
         InputError: a label is missing, or is neither, or some are only names and others only positions.
     """
-    columns = [table.column(label).tolist() for table in tables]
-    found: dict[Hashable, _Label] = {}  # the distinct ones, where they first are
-    for table, values in zip(tables, columns, strict=True):
-        refuse_missing(table, label, names)
-        for row, value in zip(table.rows.index, values, strict=True):
-            if (key := _key(value)) not in found:
-                found[key] = _Label(value, table, row, _by_name(value, names), _by_position(value, names))
-    chosen = "name" if all(one.name is not None for one in found.values()) else "position"
-    if any(getattr(one, chosen) is None for one in found.values()):
-        raise _neither(names, list(found.values()))
-    _say_what_is_ambiguous(names, tables, label, list(found.values()), chosen)
-    positions = {key: getattr(one, chosen) for key, one in found.items()}
-    return [
-        pd.Series([positions[_key(value)] for value in values], table.rows.index, dtype="int64")
-        for table, values in zip(tables, columns, strict=True)
-    ]
+
+    def __init__(self, names: Sequence[str], tables: Iterable[Table], label: str) -> None:
+        self._label = label
+        found: dict[Hashable, _Label] = {}  # the distinct ones, where they first are
+        files: dict[Path, None] = {}
+        for table in tables:
+            files[table.file] = None
+            refuse_missing(table, label, names)
+            column = table.column(label)
+            for row, value in zip(column.index, column.tolist(), strict=True):
+                if (key := _key(value)) not in found:
+                    found[key] = _Label(value, table, row, _by_name(value, names), _by_position(value, names))
+                    if found[key].name is None and found[key].position is None:
+                        raise _neither(names, list(found.values()))
+        chosen = "name" if all(one.name is not None for one in found.values()) else "position"
+        if any(getattr(one, chosen) is None for one in found.values()):
+            raise _neither(names, list(found.values()))
+        _say_what_is_ambiguous(names, files, label, list(found.values()), chosen)
+        self._positions = {key: getattr(one, chosen) for key, one in found.items()}
+
+    def of(self, table: Table) -> pd.Series:
+        """The positions of one of the tables' labels."""
+        column = table.column(self._label)
+        return pd.Series([self._positions[_key(value)] for value in column.tolist()], column.index, dtype="int64")
+
+
+def labels_of(splits: "Mapping[Split, Dataset]") -> dict[Split, pd.DataFrame]:
+    """The column `label` of each split, in memory."""
+    return {split: in_memory(rows.select_columns(["label"])) for split, rows in splits.items()}
 
 
 def label_counts(labels: Sequence[str], splits: Mapping[Split, pd.DataFrame]) -> dict[Split, dict[str, int]]:
@@ -190,7 +221,7 @@ def _neither(names: Sequence[str], found: Sequence[_Label]) -> InputError:
 
 
 def _say_what_is_ambiguous(
-    names: Sequence[str], tables: Sequence[Table], label: str, found: Sequence[_Label], chosen: str
+    names: Sequence[str], files: Iterable[Path], label: str, found: Sequence[_Label], chosen: str
 ) -> None:
     """Print how the labels are read, where they could be read otherwise."""
     truths = any(str(one.value).lower() in BOOLEANS for one in found)
@@ -201,8 +232,8 @@ def _say_what_is_ambiguous(
         ambiguous = differ or truths
     if ambiguous:
         meanings = sorted({f"{one.shown} is {names[getattr(one, chosen)]!r}" for one in found})
-        files = ", ".join(str(table.file) for table in tables)
-        print(f"note: {files}: {label} holds {chosen}s: {_listed(meanings)}", file=sys.stderr)
+        listed = ", ".join(map(str, files))
+        print(f"note: {listed}: {label} holds {chosen}s: {_listed(meanings)}", file=sys.stderr)
 
 
 def _listed(items: Sequence[str]) -> str:

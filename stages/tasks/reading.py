@@ -1,28 +1,32 @@
 """How a kind of task makes examples of tables."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pandas as pd
 
 from stages.tasks import module_of
-from stages.tasks.table_files import Table, read_table
+from stages.tasks.table_files import Table, TableFile, open_table
 from stages.tasks.task import Split, Task
 from stages.tasks.text_columns import TextColumns
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 TaskT = TypeVar("TaskT", bound=Task)
 
 
-class FileExamples(NamedTuple):
-    """One file's examples.
+class SomeExamples(NamedTuple):
+    """The examples that a part of a file has.
 
     Attributes:
         examples: the columns that the kind's examples have in a prepared task; `label`, a position or an array, if they
             have one.
-        dropped: how many of the file's rows are no examples.
+        dropped: how many of the rows are no examples.
     """
 
     examples: pd.DataFrame
@@ -44,29 +48,52 @@ class Reader(ABC, Generic[TaskT]):
         """The names of the columns of a table without a header row."""
         return task.columns
 
-    def table(self, task: TaskT, file: Path) -> Table:
+    def open(self, task: TaskT, file: Path) -> TableFile:
         """The table in one of the task's files. Raises `InputError` if there is none that can be read."""
-        return read_table(file, self.columns(task), task.field)
+        return open_table(file, self.columns(task), task.field)
 
-    @abstractmethod
-    def read(self, task: TaskT, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
-        """File → its examples; all of a task's files at once, since together they may say what their labels are.
+    def read(self, task: TaskT, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
+        """File → its examples, part by part: each time they are gone through, the file is read.
+
+        It has all of a task's files at once, since together they may say what their labels are.
 
         Raises:
-            InputError: a column is missing, or a row can neither be an example nor be dropped.
+            InputError: a column is missing, or a row can neither be an example nor be dropped; some of this is found
+                where the parts are gone through.
         """
+        return {name: Parts(partial(self.examples, task), file) for name, file in files.items()}
 
-    def finished(self, task: TaskT, examples: pd.DataFrame) -> pd.DataFrame:
+    def examples(self, task: TaskT, part: Table) -> SomeExamples:
+        """The examples of a part of a file, where a kind needs no other part for it. Raises `InputError` as `read`."""
+        raise NotImplementedError
+
+    def finished(self, task: TaskT, rows: "Dataset") -> "Dataset":
         """A split's examples, after whatever is done with them once it is decided which are in which split."""
-        return examples
+        return rows
 
-    def card(self, task: TaskT, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: TaskT, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """What the task's card says of this kind: `counts`, the examples of each split, and settings that matter."""
-        return {"counts": {split: len(frame) for split, frame in splits.items()}}
+        return {"counts": {split: len(rows) for split, rows in splits.items()}}
 
-    def remarks(self, task: TaskT, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+    def remarks(self, task: TaskT, splits: "Mapping[Split, Dataset]") -> Iterator[str]:
         """What a user should know of the splits, a sentence each."""
         yield from ()
+
+
+class Parts(Iterable[SomeExamples]):
+    """A file's examples, part by part, read each time anew.
+
+    Args:
+        examples: makes them of a part.
+        file: whose.
+    """
+
+    def __init__(self, examples: Callable[[Table], SomeExamples], file: TableFile) -> None:
+        self._examples = examples
+        self._file = file
+
+    def __iter__(self) -> Iterator[SomeExamples]:
+        return map(self._examples, self._file.parts())
 
 
 def reader(kind: str) -> Reader[Any]:
@@ -81,12 +108,17 @@ def filled(table: Table, column: str) -> pd.Series:
     Raises:
         InputError: the column is missing, or a row has none; it says which.
     """
-    values = table.column(column)
-    if (bad := ~values.map(lambda value: isinstance(value, str)).astype(bool)).any():
-        raise table.refusal(bad.idxmax(), f"{column} is not a text ({int(bad.sum())} such rows)")
-    if (empty := ~values.map(str.strip).astype(bool)).any():
-        raise table.refusal(empty.idxmax(), f"{column} is empty ({int(empty.sum())} such rows); remove them")
-    return values.astype(str)
+    table.refuse(partial(_are_no_strings, column=column), f"{column} is not a text")
+    table.refuse(partial(_are_empty, column=column), f"{column} is empty", "; remove them")
+    return table.column(column).astype(str)
+
+
+def _are_no_strings(table: Table, column: str) -> pd.Series:
+    return table.column(column).map(lambda value: not isinstance(value, str))
+
+
+def _are_empty(table: Table, column: str) -> pd.Series:
+    return table.column(column).map(lambda value: isinstance(value, str) and not value.strip())
 
 
 def texts(task: TextColumns, table: Table) -> pd.DataFrame:
@@ -115,8 +147,7 @@ def strings(task: TextColumns, table: Table, further: Iterable[str]) -> pd.DataF
     found = texts(task, table)
     for name in further:
         table.column(name)
-    for column in found:
-        if (bad := ~found[column].map(lambda value: isinstance(value, str)).astype(bool)).any():
-            own = task.text if column == "text" else task.text_pair
-            raise table.refusal(bad.idxmax(), f"{own} is not a text ({int(bad.sum())} such rows)")
+    for own in (task.text, task.text_pair):
+        if own is not None:
+            table.refuse(partial(_are_no_strings, column=own), f"{own} is not a text")
     return found.astype(str)

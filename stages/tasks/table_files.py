@@ -1,4 +1,4 @@
-"""Tables as files have them: their rows, and where in the file each row is."""
+"""Tables as files have them, some rows at a time, and where in the file each row is."""
 
 import csv
 import gzip
@@ -7,17 +7,19 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.running.errors import InputError
+from stages.tasks.arrow import ROWS_AT_ONCE
 
 COMPRESSED = ".gz"
 # What separates cells, and how they are quoted: in plain tab-separated files, quotes are ordinary characters.
@@ -36,19 +38,21 @@ LONGEST_CELL = 2**31 - 1  # in characters
 
 @dataclass(frozen=True)
 class Table:
-    """A file's rows.
+    """A file's rows, or some of them.
 
     Attributes:
-        rows: the rows; their index is unique, and says where they are.
+        rows: the rows; their index is unique in the file, and says where they are.
         file: the file.
         place: of a row's index, where it is in the file: "line 3" of a text, "row 3" of a Parquet file.
         doubled: names that more than one column has.
+        whole: all parts of the file, if this is one of several.
     """
 
     rows: pd.DataFrame
     file: Path
     place: Callable[[Any], str]
     doubled: frozenset[str] = frozenset()
+    whole: "TableFile | None" = None
 
     def column(self, name: str) -> pd.Series:
         """The column of that name. Raises `InputError` unless there is exactly one."""
@@ -66,9 +70,51 @@ class Table:
         """The error that the row of this index cannot be used."""
         return InputError(f"{self.file}: {self.place(row)}: {reason}")
 
+    def refuse(self, bad: "Callable[[Table], pd.Series]", reason: str, remedy: str = "") -> None:
+        """Refuse a table in which some rows are bad.
 
-def read_table(file: Path, names: list[str] | None, field: str | None = None) -> Table:
-    """Read a table in whatever form the file's name says that it has, in upper or lower case.
+        Args:
+            bad: whether each row of a table is.
+            reason: what is wrong; after it, the message says how many such rows the file has.
+            remedy: the message's end.
+
+        Raises:
+            InputError: there are such rows; it has the place of the first one.
+        """
+        found = bad(self).astype(bool)
+        if found.any():
+            parts = [self] if self.whole is None else self.whole.parts()
+            number = sum(int(bad(part).astype(bool).sum()) for part in parts)
+            raise self.refusal(found.idxmax(), f"{reason} ({number} such rows){remedy}")
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file's rows, some at a time, so that a file may have any number of them.
+
+    Attributes:
+        file: the file.
+        read: reads it, from its beginning; there is one part at least.
+    """
+
+    file: Path
+    read: Callable[[], Iterator[Table]]
+
+    def parts(self) -> Iterator[Table]:
+        """The rows, some at a time. Raises `InputError` where the file is not what its name says."""
+        for part in self.read():
+            yield replace(part, whole=self)
+
+    def table(self) -> Table:
+        """All rows, in memory."""
+        first, *others = self.parts()
+        if not others:
+            return first
+        return replace(first, rows=pd.concat([first.rows, *(other.rows for other in others)]))
+
+
+def open_table(file: Path, names: list[str] | None, field: str | None = None) -> TableFile:
+    """A table in whatever form the file's name says that it has, in upper or lower case.
 
     Args:
         file: separated text (.csv, .tsv, .txt, Orange's .tab) or JSON (an object a line, or an array of objects), which
@@ -77,27 +123,33 @@ def read_table(file: Path, names: list[str] | None, field: str | None = None) ->
         field: the key of the array of rows, in JSON that is one object.
 
     Raises:
-        InputError: there is no such file, its name has no ending that is known, or it is not what its name says.
+        InputError: there is no such file, or its name has no ending that is known. That it is not what its name says is
+            found where it is read.
     """
     _refuse_missing(file)
     form = _form(file)
+    if form == PARQUET:
+        return TableFile(file, lambda: _readable(_read_parquet(file), file))
+    if form in JSON:
+        return TableFile(file, lambda: _readable(_read_json(file, field), file))
+    if form in SEPARATED:
+        return TableFile(file, lambda: _readable(_read_separated(file, names), file))
+    texts = ", ".join([*SEPARATED, *JSON])
+    raise InputError(
+        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {PARQUET}"
+    )
+
+
+def _readable(parts: Iterator[Table], file: Path) -> Iterator[Table]:
+    """The parts of a table. Raises `InputError` whatever is wrong with the file."""
     try:
-        if form == PARQUET:
-            return _read_parquet(file)
-        if form in JSON:
-            return _read_json(file, field)
-        if form in SEPARATED:
-            return _read_separated(file, names)
+        yield from parts
     except UnicodeDecodeError:
         raise _not_text(file) from None
     except InputError:
         raise
     except Exception as error:  # whatever pandas' and pyarrow's readers make of what is no table
         raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
-    texts = ", ".join([*SEPARATED, *JSON])
-    raise InputError(
-        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {PARQUET}"
-    )
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -156,7 +208,7 @@ def _separation(file: Path) -> str:
     return f"cells of a {form} file are separated by {'commas' if SEPARATED[form][0] == ',' else 'tabs'}"
 
 
-def _read_separated(file: Path, names: list[str] | None) -> Table:
+def _read_separated(file: Path, names: list[str] | None) -> Iterator[Table]:
     separator, quoting = SEPARATED[_form(file)]
     orange = _form(file) == ORANGE
     first = next((cells for _, cells in _records(file)), [])
@@ -165,8 +217,10 @@ def _read_separated(file: Path, names: list[str] | None) -> Table:
         raise InputError(
             f"{file}: its first line is one cell, and `columns` names {len(names or [])}; {_separation(file)}"
         )
+    place = partial(_line, file, 0 if headless else 1)
+    doubled = [name for name, times in Counter(first).items() if times > 1] if names is None else []
     # Every cell stays the text that it is.
-    rows = pd.read_csv(
+    with pd.read_csv(
         file,
         sep=separator,
         quoting=quoting,
@@ -177,12 +231,15 @@ def _read_separated(file: Path, names: list[str] | None) -> Table:
         skip_blank_lines=not orange,  # one may be Orange's row of flags
         encoding="utf-8",
         compression="gzip" if file.suffix.lower() == COMPRESSED else None,
-    )
-    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the first cells of such rows for names of the rows
-        raise InputError(f"{file}: its rows have more cells than the {len(rows.columns)} columns that have a name")
-    place = partial(_line, file, 0 if headless else 1)
-    doubled = [name for name, times in Counter(first).items() if times > 1] if names is None else []
-    return Table(_orange_rows(rows.fillna(""), file) if orange else rows, file, place, frozenset(doubled))
+        chunksize=ROWS_AT_ONCE,
+    ) as parts:
+        for number, rows in enumerate(parts):
+            if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the first cells for names of the rows
+                columns = len(rows.columns)
+                raise InputError(f"{file}: its rows have more cells than the {columns} columns that have a name")
+            if orange:
+                rows = _orange_rows(rows.fillna(""), file, begins=number == 0)
+            yield Table(rows, file, place, frozenset(doubled))
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -208,34 +265,66 @@ def _line(file: Path, headers: int, row: int) -> str:
         return f"row {row + 1}"
 
 
-def _orange_rows(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The rows after those of types and flags that Orange's tables begin with, but for rows of empty cells."""
-    if len(rows) < 2 or not ORANGE_TYPES & set(rows.iloc[0]):
-        raise InputError(f"{file}: its second row does not name Orange's types ({', '.join(sorted(ORANGE_TYPES))})")
-    below = rows[2:]
-    return below[(below != "").any(axis=1)]
+def _orange_rows(rows: pd.DataFrame, file: Path, *, begins: bool) -> pd.DataFrame:
+    """The rows, but for those of empty cells and, where the table begins, those of types and flags."""
+    if begins:
+        if len(rows) < 2 or not ORANGE_TYPES & set(rows.iloc[0]):
+            raise InputError(f"{file}: its second row does not name Orange's types ({', '.join(sorted(ORANGE_TYPES))})")
+        rows = rows[2:]
+    return rows[(rows != "").any(axis=1)]
 
 
-def _read_json(file: Path, field: str | None) -> Table:
+def _read_json(file: Path, field: str | None) -> Iterator[Table]:
     """A table with an object a line, where lines of nothing but white space do not count; or an array of objects."""
-    with _opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
-        content = text.read()
     if field is not None:
-        unit, found = f"{field}, entry", list(enumerate(_rows_in(content, file, field), start=1))
-    elif content.lstrip().startswith("["):
-        unit, found = "entry", list(enumerate(_parsed(content, file, "the array"), start=1))
+        rows: Iterable[tuple[int, Any]] = enumerate(_rows_in(_content(file), file, field), start=1)
+        yield from _objects(rows, file, f"{field}, entry", None)
+    elif _begin(file) == "[":
+        rows = enumerate(_parsed(_content(file), file, "the array"), start=1)
+        yield from _objects(rows, file, "entry", None)
     else:
-        unit = "line"
-        lines = enumerate(content.split("\n"), start=1)
-        found = [(number, _parsed(line, file, f"line {number}")) for number, line in lines if line.strip()]
-    for number, row in found:
-        if not isinstance(row, dict):
-            raise InputError(f"{file}: {unit} {number} is no JSON object")
-    if re.search(r"\\u[dD][89a-fA-F]", content):
+        keys: dict[str, None] = {}
+        for _, row in _json_lines(file):
+            if isinstance(row, dict):
+                keys.update(dict.fromkeys(row))
+        yield from _objects(_json_lines(file), file, "line", list(keys))
+
+
+def _objects(rows: Iterable[tuple[int, Any]], file: Path, unit: str, keys: list[str] | None) -> Iterator[Table]:
+    """The rows, numbered objects: some at a time with a column for each of the keys, or all with what they have."""
+    following = iter(rows)
+    begins = True
+    while (found := list(islice(following, None if keys is None else ROWS_AT_ONCE))) or begins:
+        begins = False
+        for number, row in found:
+            if not isinstance(row, dict):
+                raise InputError(f"{file}: {unit} {number} is no JSON object")
         _refuse_halves(file, unit, found)
-    rows = pd.DataFrame([row for _, row in found])
-    numbers = [number for number, _ in found]
-    return Table(rows, file, lambda row: f"{unit} {numbers[row]}")
+        numbers = [number for number, _ in found]
+        table = pd.DataFrame([row for _, row in found], pd.Index(numbers, dtype="int64"), columns=keys)
+        yield Table(table, file, lambda row: f"{unit} {row}")
+
+
+def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    with _text(file) as text:
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                yield number, _parsed(line, file, f"line {number}")
+
+
+def _text(file: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_opened(file), encoding="utf-8-sig")
+
+
+def _begin(file: Path) -> str:
+    """The first character of a text that is no white space."""
+    with _text(file) as text:
+        return next((line.lstrip()[0] for line in text if line.strip()), "")
+
+
+def _content(file: Path) -> str:
+    with _text(file) as text:
+        return text.read()
 
 
 def _rows_in(content: str, file: Path, field: str) -> list[Any]:
@@ -264,15 +353,32 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_halves(file: Path, unit: str, found: Sequence[tuple[int, Any]]) -> None:
     """Refuse halves of surrogate pairs, which JSON can escape, and no text has."""
-    for number, row in found:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{file}: {unit} {number}: has half of a surrogate pair, which is no character") from None
+    if _has_halves(found):
+        number = next(number for number, row in found if _has_halves(row))
+        raise InputError(f"{file}: {unit} {number}: has half of a surrogate pair, which is no character")
 
 
-def _read_parquet(file: Path) -> Table:
-    rows = pd.read_parquet(file)
+def _has_halves(content: Any) -> bool:
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _read_parquet(file: Path) -> Iterator[Table]:
+    with pq.ParquetFile(file) as content:
+        start = 0
+        batches = content.iter_batches(ROWS_AT_ONCE)
+        for batch in chain(batches, [content.schema_arrow.empty_table()] if not content.metadata.num_rows else []):
+            table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+            rows = _python_values(table.to_pandas())
+            yield Table(rows.set_axis(pd.RangeIndex(start, start + len(rows))), file, lambda row: f"row {row + 1}")
+            start += len(rows)
+
+
+def _python_values(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with what was their index as columns."""
     named = [name for name in rows.index.names if name is not None]
     rows = rows.reset_index(named).reset_index(drop=True) if named else rows.reset_index(drop=True)
     for name, kind in rows.dtypes.items():
@@ -280,4 +386,4 @@ def _read_parquet(file: Path) -> Table:
             rows[name] = rows[name].astype(object)
         elif isinstance(kind, pd.StringDtype):
             pa.array(rows[name]).validate(full=True)  # nothing has looked yet whether it is UTF-8
-    return Table(rows, file, lambda row: f"row {row + 1}")
+    return rows

@@ -1,25 +1,35 @@
 """From tables in a source to a prepared task: examples in three splits, and a card."""
 
-from collections.abc import Iterable, Mapping
-from hashlib import sha256
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
-from stages.tasks.arrow import write_rows
+from stages.tasks.arrow import frames, temporary_rows, write_rows
 from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels, split_file
-from stages.tasks.reading import FileExamples, reader
+from stages.tasks.reading import SomeExamples, reader
 from stages.tasks.task import SPLITS, Split, Task
 
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
-def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
+
+def split_examples(task: Task, source: Path) -> "tuple[dict[Split, Dataset], dict[str, int]]":
     """The task's examples, with the columns that its kind gives them (`stages/tasks/kinds/NAME/reading.py`).
 
     Rows that the kind drops are left out, and so are repeated texts or images (their first row is kept), so that none
     is in two splits. Splits are stratified by label, if each example has one, and depend on nothing but the table,
     `split.seed`, and how many rows are wanted: images are corrupted afterwards.
+
+    The examples are in a file that goes with the process (see `stages.tasks.arrow.temporary_rows`); of each, no more
+    than a digest, its label and its place are in memory.
 
     Returns:
         The splits, and how many rows were dropped for what reason.
@@ -27,42 +37,33 @@ def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame],
     Raises:
         InputError: a file or column is missing, a label is not one of the task's, or a split is empty.
     """
-    files = _read_files(task, source)
-    if not isinstance(task.file, dict):
-        table, dropped = _joined(files, task.file)
-        table, repeated = _without_repeats(table)
-        table = _part(table, task)
-        if task.examples is not None and task.examples < len(table):
-            table = table.sample(task.examples, random_state=task.split.seed).sort_index()
-        rest, test = _split(table, round(task.split.test * len(table)), task)
-        train, validation = _split(rest, round(task.split.validation * len(table)), task)
-    else:
-        tables = {split: _joined(files, names) for split, names in task.file.items()}
-        dropped = sum(count for _, count in tables.values())
-        # Test first: where a text is in two splits, the training example goes.
-        order = [split for split in ("test", "validation", "train") if split in tables]
-        joined, repeated = _without_repeats(pd.concat([tables[split][0].assign(split=split) for split in order]))
-        parts = {split: _part(joined[joined["split"] == split].drop(columns="split"), task) for split in order}
-        train, test = parts["train"], parts["test"]
-        if task.examples is not None and task.examples < len(train):
-            train = train.sample(task.examples, random_state=task.split.seed).sort_index()
-        if "validation" in parts:
-            validation = parts["validation"]
-        else:
-            train, validation = _split(train, round(task.split.validation * len(train)), task)
-    splits: dict[Split, pd.DataFrame] = {"train": train, "validation": validation, "test": test}
-    for split in SPLITS:
-        if splits[split].empty:
-            raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
     kind = reader(task.kind)
-    splits = {split: kind.finished(task, frame.reset_index(drop=True)) for split, frame in splits.items()}
-    return splits, {kind.not_an_example: dropped, f"repeated_{kind.example}": repeated}
+    files = kind.read(task, {name: kind.open(task, source / name) for name in dict.fromkeys(task.files)})
+    if isinstance(task.file, dict):
+        # Test first: where a text is in two splits, the training example goes.
+        wanted = {split: task.file[split] for split in ("test", "validation", "train") if split in task.file}
+    else:
+        wanted = {"train": task.file}
+    found = _Found(task.split.seed)
+    parts = (
+        (split, part)
+        for split, names in wanted.items()
+        for name in ([names] if isinstance(names, str) else names)
+        for part in files[name]
+    )
+    rows = temporary_rows(found.added(tqdm(parts, desc="prepare", unit=" parts", delay=2)))
+    positions = _positions(task, found)
+    for split in SPLITS:
+        if not len(positions[split]):
+            raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
+    splits = {split: kind.finished(task, rows.select(positions[split])) for split in SPLITS}
+    return splits, {kind.not_an_example: found.dropped, f"repeated_{kind.example}": int(found.repeated.sum())}
 
 
-def write_task(directory: Path, task: Task, splits: Mapping[Split, pd.DataFrame], dropped: Mapping[str, int]) -> None:
+def write_task(directory: Path, task: Task, splits: "Mapping[Split, Dataset]", dropped: Mapping[str, int]) -> None:
     """Write a task's splits and card into `directory`."""
-    for split, frame in splits.items():
-        write_rows(directory / split_file(split), [frame])
+    for split, rows in splits.items():
+        write_rows(directory / split_file(split), frames(rows))
     write_json(
         directory / TASK_CARD,
         {
@@ -72,59 +73,112 @@ def write_task(directory: Path, task: Task, splits: Mapping[Split, pd.DataFrame]
             "metrics": [metric.name for metric in task.possible_metrics],
             **reader(task.kind).card(task, splits),
             "dropped": dict(dropped),
-            "fingerprints": {split: examples_fingerprint(frame) for split, frame in splits.items()},
+            "fingerprints": {split: examples_fingerprint(rows) for split, rows in splits.items()},
         },
     )
 
 
-def _without_repeats(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    inputs = [column for column in table.columns if column not in ("label", "split")]
-    kept = table.drop_duplicates(subset=inputs)
-    return kept, len(table) - len(kept)
+@dataclass
+class _Found:
+    """What is known of all examples, in their order, while they themselves are in a file.
+
+    Attributes:
+        seed: of their places.
+        dropped: how many rows were no examples.
+    """
+
+    seed: int
+    dropped: int = 0
+    _digests: list[np.ndarray] = field(default_factory=list)
+    _places: list[np.ndarray] = field(default_factory=list)
+    _labels: list[np.ndarray | None] = field(default_factory=list)
+    _splits: list[np.ndarray] = field(default_factory=list)
+
+    def added(self, parts: Iterable[tuple[Split, SomeExamples]]) -> Iterator[pd.DataFrame]:
+        """The examples of the parts, each of which is added."""
+        for split, (examples, dropped) in parts:
+            inputs = examples.drop(columns="label", errors="ignore")
+            contents = [[_bytes(value) for value in row] for row in inputs.itertuples(index=False)]
+            self._digests.append(np.frombuffer(b"".join(map(_digest, contents)), dtype="<u8").reshape(-1, 2))
+            self._places.append(np.array([_place(row, self.seed) for row in contents], dtype=np.float64))
+            labels = single_labels(examples)
+            self._labels.append(None if labels is None else labels.to_numpy())
+            self._splits.append(np.full(len(examples), SPLITS.index(split), dtype=np.int8))
+            self.dropped += dropped
+            yield examples
+
+    @property
+    def repeated(self) -> np.ndarray:
+        """Whether each example's inputs are those of one before it."""
+        return pd.DataFrame(np.concatenate(self._digests)).duplicated().to_numpy()
+
+    @property
+    def places(self) -> np.ndarray:
+        """A number in [0, 1) for each example, evenly spread and the same for the same inputs, in whichever table."""
+        return np.concatenate(self._places)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Each example's label, if they have one each, a position."""
+        labels = [own for own in self._labels if own is not None]
+        return np.concatenate(labels) if len(labels) == len(self._labels) else None
+
+    def of(self, split: Split) -> np.ndarray:
+        """The positions of the examples that the files have for a split."""
+        return np.flatnonzero(np.concatenate(self._splits) == SPLITS.index(split))
 
 
-def _part(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The rows whose place between 0 and 1, which their contents and the seed decide, lies in the task's part."""
-    if task.part is None:
-        return table
-    first, last = task.part
-    inputs = table.drop(columns="label", errors="ignore")
-    places = [_place(row, task.split.seed) for row in inputs.itertuples(index=False)]
-    return table[[first <= place < last for place in places]]
+def _positions(task: Task, found: _Found) -> dict[Split, np.ndarray]:
+    """Which of the examples each split has, in their order."""
+    usable = ~found.repeated
+    if task.part is not None:
+        first, last = task.part
+        usable &= (first <= found.places) & (found.places < last)
+    given = {split: own[usable[own]] for split in SPLITS for own in [found.of(split)]}
+    train = given["train"]
+    if task.examples is not None and task.examples < len(train):
+        train = np.sort(pd.Series(train).sample(task.examples, random_state=task.split.seed).to_numpy())
+    rows, labels = len(train), found.labels
+    if not isinstance(task.file, dict):
+        train, given["test"] = _split(train, round(task.split.test * rows), labels, task)
+    if not isinstance(task.file, dict) or "validation" not in task.file:
+        train, given["validation"] = _split(train, round(task.split.validation * rows), labels, task)
+    return given | {"train": train}
 
 
-def _place(contents: Iterable[object], seed: int) -> float:
-    """A number in [0, 1), evenly spread over contents and the same for the same, in whichever table they are."""
-    digest = sha256(str(seed).encode())
-    for content in contents:
-        digest.update(b"\0" + (content if isinstance(content, bytes) else str(content).encode()))
-    return int.from_bytes(digest.digest()[:6], "big") / 2**48
-
-
-def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two parts, the second of `rows` rows, in the table's order; stratified by label if examples have one each."""
+def _split(positions: np.ndarray, rows: int, labels: np.ndarray | None, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts, the second of `rows` rows, in their order; stratified by label if examples have one each."""
     from sklearn.model_selection import train_test_split
 
     try:
         first, second = train_test_split(
-            table, test_size=rows, random_state=task.split.seed, stratify=single_labels(table), shuffle=True
+            positions,
+            test_size=rows,
+            random_state=task.split.seed,
+            stratify=None if labels is None else labels[positions],
+            shuffle=True,
         )
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{task.file}: {len(table)} usable rows cannot be split: {reason}") from None
-    return first.sort_index(), second.sort_index()
+        raise InputError(f"{task.file}: {len(positions)} usable rows cannot be split: {reason}") from None
+    return np.sort(first), np.sort(second)
 
 
-def _read_files(task: Task, source: Path) -> dict[str, FileExamples]:
-    """Read a task's files, by name."""
-    names = dict.fromkeys(task.files)
-    kind = reader(task.kind)
-    return kind.read(task, {name: kind.table(task, source / name) for name in names})
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
-def _joined(files: Mapping[str, FileExamples], names: str | list[str]) -> tuple[pd.DataFrame, int]:
-    """The examples of one file, or of several one after the other, and how many of their rows are none."""
-    if isinstance(names, str):
-        return files[names].examples, files[names].dropped
-    examples = pd.concat([files[name].examples for name in names], ignore_index=True)
-    return examples, sum(files[name].dropped for name in names)
+def _digest(contents: Iterable[bytes]) -> bytes:
+    """128 bits that are the same for the same contents, and for no others."""
+    digest = blake2b(digest_size=16)
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.digest()
+
+
+def _place(contents: Iterable[bytes], seed: int) -> float:
+    """A number in [0, 1), evenly spread over contents."""
+    digest = sha256(str(seed).encode())
+    for content in contents:
+        digest.update(b"\0" + content)
+    return int.from_bytes(digest.digest()[:6], "big") / 2**48

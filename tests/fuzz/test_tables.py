@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from stages.running.errors import InputError
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.text_classification.settings import TextClassification
-from stages.tasks.tables import split_examples, write_task
 from stages.tasks.task import SPLITS, Task
 from stages.tasks.text_columns import TextColumns
 from tests.fuzz.cases import Random, choice, refused
 from tests.fuzz.conftest import Runner
 from tests.fuzz.mutations import bytes_scattered
+from tests.tasks.in_memory import split_examples, write_task
 from tests.tiny import sentiment_table
 from tests.workshop import task_of
 

@@ -7,7 +7,7 @@ import pandas as pd
 from stages.results.counting import forward_flops
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.text_classification.settings import TextClassification
-from stages.tasks.tables import write_task
+from tests.tasks.in_memory import write_task
 from tests.tiny import tiny_bert, tiny_config, tiny_tokenizer
 
 

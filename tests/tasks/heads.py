@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 from stages.estimation.estimate import estimate
 from stages.params import FisherSettings
 from stages.tasks.data import TaskData
-from stages.tasks.tables import write_task
 from stages.tasks.task import Task
 from tests.curvature.reference import Outcomes, reference_fisher
+from tests.tasks.in_memory import write_task
 from tests.tasks.test_texts import byte_level
 from tests.tiny import tiny_bert, tiny_tokenizer
 

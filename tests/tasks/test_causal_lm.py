@@ -36,7 +36,6 @@ from stages.tasks.language_metrics import NegativeLogLikelihood, Perplexity
 from stages.tasks.language_model import log_likelihood
 from stages.tasks.outputs import Written
 from stages.tasks.prediction import batches, examples_for, predict, targets
-from stages.tasks.table_files import read_table
 from stages.training.finetuning import train
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.language import (
@@ -52,6 +51,7 @@ from tests.language import (
     tiny_llama,
     words,
 )
+from tests.tasks.in_memory import read_examples, read_table
 from tests.test_finetune import outputs
 
 PROMPTS = {"prompt": "q", "completion": "a"}
@@ -98,13 +98,15 @@ def test_all_forms_are_read(tmp_path: Path) -> None:
     plain = [{key: message[key] for key in ("role", "content")} for message in chat]  # type: ignore[index]
     for file in ("f.jsonl", "f.parquet"):
         tables = {file: read_table(tmp_path / file, None)}
-        found = READER.read(settings(messages="m"), tables)[file].examples
+        found = read_examples(READER, settings(messages="m"), tables)[file].examples
         assert [json.loads(text) for text in found["messages"]] == [plain, plain + plain]
-        found = READER.read(settings(**PROMPTS), tables)[file].examples
+        found = read_examples(READER, settings(**PROMPTS), tables)[file].examples
         assert found.to_dict("list") == {"prompt": ["ab", "a"], "completion": ["b", "c"]}
-        found = READER.read(settings(prompt=["t", "q"], completion="a"), tables)[file].examples
+        found = read_examples(READER, settings(prompt=["t", "q"], completion="a"), tables)[file].examples
         assert found.to_dict("list") == {"prompt": ["abc\nab\n", "d\na\n"], "completion": ["b", "c"]}
-        assert READER.read(settings(text="t"), tables)[file].examples.to_dict("list") == {"text": ["abc", "d"]}
+        assert read_examples(READER, settings(text="t"), tables)[file].examples.to_dict("list") == {
+            "text": ["abc", "d"]
+        }
 
 
 GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -146,7 +148,7 @@ def test_bad_rows_are_named(tmp_path: Path, keys: dict[str, str], bad: dict[str,
     first = {key: good[key] for key in bad}
     (tmp_path / "f.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(bad)}\n")
     with pytest.raises(InputError, match=message) as error:
-        READER.read(settings(**keys), {"f": read_table(tmp_path / "f.jsonl", None)})
+        read_examples(READER, settings(**keys), {"f": read_table(tmp_path / "f.jsonl", None)})
     assert "\n" not in str(error.value)
 
 

@@ -24,10 +24,10 @@ from stages.tasks.data import TaskData
 from stages.tasks.kinds.image_classification.images import image_columns, images
 from stages.tasks.kinds.image_classification.kind import KIND
 from stages.tasks.kinds.image_classification.settings import ImageClassification, Images
-from stages.tasks.tables import write_task
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.project import ROOT
+from tests.tasks.in_memory import write_task
 from tests.test_finetune import make_task, outputs
 from tests.tiny import save_image_processor, save_vit, stripes, tiny_vit
 

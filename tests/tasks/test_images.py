@@ -19,8 +19,8 @@ from stages.tasks.data import TaskData
 from stages.tasks.kinds.image_classification.images import images, read_images
 from stages.tasks.kinds.image_classification.settings import ImageClassification
 from stages.tasks.table_files import Table
-from stages.tasks.tables import split_examples, write_task
 from stages.tasks.task import Split
+from tests.tasks.in_memory import split_examples, write_task
 from tests.tiny import pixel_table, stripes
 from tests.workshop import task_of
 

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from stages.running.errors import InputError
 from stages.tasks.kinds.text_classification.settings import TextClassification
-from stages.tasks.labels import interval_positions, labels_without_examples, named_positions
+from stages.tasks.labels import NamedPositions, interval_positions, labels_without_examples
 from stages.tasks.table_files import Table
-from stages.tasks.tables import split_examples
 from stages.tasks.task import Task
+from tests.tasks.in_memory import split_examples
 from tests.tiny import sentiment_table
 from tests.workshop import task_of
 
@@ -34,9 +34,10 @@ def table(values: Any, name: str = "t.csv") -> Table:
 
 
 def positions(names: Sequence[str], *columns: Any) -> list[int]:
-    """What `named_positions` makes of columns, each of a file of its own."""
+    """What `NamedPositions` makes of columns, each of a file of its own."""
     tables = [table(values, f"{number}.csv") for number, values in enumerate(columns)]
-    return [int(position) for part in named_positions(names, tables, "label") for position in part]
+    found = NamedPositions(names, tables, "label")
+    return [int(position) for part in tables for position in found.of(part)]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_scores_of_which_one_is_1_are_a_label() -> None:
     assert positions(BINARY, [{"bad": 0, "good": 1}, {"good": 0, "bad": 1}]) == [1, 0]
     for wrong in ({"bad": 1, "good": 1}, {"bad": 0, "good": 0}, {"bad": 0.5, "good": 0.5}, {}, {"odd": 1, "good": 0}):
         with pytest.raises(InputError, match=r"t\.csv: row 1: the label .* is not one of the task's"):
-            named_positions(BINARY, [table([wrong])], "label")
+            NamedPositions(BINARY, [table([wrong])], "label")
 
 
 def test_rows_under_a_key_of_one_object(tmp_path: Path) -> None:

@@ -26,11 +26,10 @@ from stages.tasks.kinds.multi_label_classification.settings import MultiLabelCla
 from stages.tasks.kinds.text_classification.kind import KIND as SINGLE
 from stages.tasks.metrics import Metric
 from stages.tasks.prediction import examples_for, predict, targets
-from stages.tasks.table_files import read_table
-from stages.tasks.tables import split_examples, write_task
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, bernoulli
 from tests.tasks.heads import estimated, reference, save_bert, save_gpt2, written_task
+from tests.tasks.in_memory import read_examples, read_table, rows_of, split_examples, write_task
 from tests.tiny import WORDS, save_base, sentiment_table
 
 NAMES = ["joy", "anger", "fear"]
@@ -58,7 +57,7 @@ def written(directory: Path, name: str, columns: Mapping[str, Any]) -> None:
 def read(directory: Path, task: MultiLabelClassification) -> tuple[list[list[int]], int]:
     """The sets of a task's one file, and how many rows were dropped."""
     assert isinstance(task.file, str)
-    (found,) = READER.read(task, {task.file: read_table(directory / task.file, None)}).values()
+    (found,) = read_examples(READER, task, {task.file: read_table(directory / task.file, None)}).values()
     return [positions.tolist() for positions in found.examples["label"]], found.dropped
 
 
@@ -214,7 +213,7 @@ def test_from_a_table_to_a_task(tmp_path: Path) -> None:
             assert [own.tolist() for own in again["label"]] == [own.tolist() for own in part["label"]]
             assert task.card["counts"][split]["fear"] == sum(2 in own for own in part["label"])
         assert task.card["max_length"] == 16
-        remarks = list(READER.remarks(settings(), splits))
+        remarks = list(READER.remarks(settings(), rows_of(splits)))
         missing = "label 'anger'" if name == "some" else "labels 'joy', 'anger', 'fear'"
         assert remarks == [f"no example of the {missing} in any split"]
 

@@ -31,9 +31,9 @@ from stages.tasks.kinds.multiple_choice.pairs import for_a_language_model
 from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
 from stages.tasks.metrics import Accuracy
 from stages.tasks.prediction import batches, examples_for, predict, targets
-from stages.tasks.tables import split_examples, write_task
 from tests.curvature.reference import assert_same_fisher
 from tests.curvature.test_architectures import SMALL, randomised
+from tests.tasks.in_memory import split_examples, write_task
 from tests.tiny import WORDS, tiny_config, tiny_tokenizer
 
 Scoring = Literal["head", "sum", "mean"]

@@ -32,7 +32,6 @@ from stages.tasks.kinds.seq2seq_lm.reading import READER
 from stages.tasks.kinds.seq2seq_lm.settings import Seq2SeqLM
 from stages.tasks.language_metrics import NegativeLogLikelihood
 from stages.tasks.prediction import batches, examples_for, predict, targets
-from stages.tasks.table_files import read_table
 from stages.training.finetuning import train
 from tests.curvature.reference import assert_same_fisher, reference_fisher, tokens
 from tests.language import (
@@ -48,6 +47,7 @@ from tests.language import (
     tiny_t5,
     words,
 )
+from tests.tasks.in_memory import read_examples, read_table
 from tests.test_finetune import outputs
 
 MODELS: dict[str, Callable[..., Any]] = {"t5": tiny_t5, "bart": tiny_bart}
@@ -92,13 +92,13 @@ def test_rows_are_read_or_named(tmp_path: Path, bad: dict[str, Any], message: st
     good = {"x": "ab", "y": "ba", "z": 1}
     (tmp_path / "f.jsonl").write_text(json.dumps(good))
     task = settings(input="x", target="y")
-    found = READER.read(task, {"f": read_table(tmp_path / "f.jsonl", None)})["f"].examples
+    found = read_examples(READER, task, {"f": read_table(tmp_path / "f.jsonl", None)})["f"].examples
     assert found.to_dict("list") == {"input": ["ab"], "target": ["ba"]}
     (tmp_path / "f.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
     with pytest.raises(InputError, match=message):
-        READER.read(task, {"f": read_table(tmp_path / "f.jsonl", None)})
+        read_examples(READER, task, {"f": read_table(tmp_path / "f.jsonl", None)})
     with pytest.raises(InputError, match=r"has no column 'input'; its columns: x, y, z"):
-        READER.read(settings(), {"f": read_table(tmp_path / "f.jsonl", None)})
+        read_examples(READER, settings(), {"f": read_table(tmp_path / "f.jsonl", None)})
 
 
 @each_model

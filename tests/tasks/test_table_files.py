@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.running.errors import InputError
-from stages.tasks.table_files import Table, read_table
+from stages.tasks.table_files import Table
+from tests.tasks.in_memory import read_table
 
 ROWS = [("a, b", "bad"), ('say "é"', "good"), ("c", "bad")]
 ORANGE = "text\tlabel\nstring\tdiscrete\nmeta\tclass\n"

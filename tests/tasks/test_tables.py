@@ -12,8 +12,8 @@ from stages.tasks.arrow import frame as in_memory
 from stages.tasks.arrow import write_rows
 from stages.tasks.data import TaskData, draw_examples, examples_fingerprint
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
-from stages.tasks.tables import split_examples, write_task
 from stages.tasks.task import Task
+from tests.tasks.in_memory import split_examples, write_task
 from tests.tiny import sentiment_table
 from tests.workshop import task_of
 

@@ -27,11 +27,10 @@ from stages.tasks.kinds.text_regression.reading import READER
 from stages.tasks.kinds.text_regression.settings import TextRegression
 from stages.tasks.metrics import Metric
 from stages.tasks.prediction import examples_for, predict, targets
-from stages.tasks.table_files import read_table
-from stages.tasks.tables import split_examples, write_task
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, gaussian
 from tests.tasks.heads import estimated, reference, save_bert, save_gpt2, written_task
+from tests.tasks.in_memory import read_examples, read_table, split_examples, write_task
 from tests.tiny import WORDS, save_base, sentiment_table
 
 TARGETS = ["praise", "length"]
@@ -118,7 +117,7 @@ def test_what_is_no_number(tmp_path: Path, form: str, column: str, value: object
     else:
         table.to_parquet(file)
     with pytest.raises(InputError, match=message) as caught:
-        READER.read(settings(file=file.name), {file.name: read_table(file, None)})
+        read_examples(READER, settings(file=file.name), {file.name: read_table(file, None)})
     assert "\n" not in str(caught.value)
 
 

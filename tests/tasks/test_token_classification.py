@@ -37,9 +37,9 @@ from stages.tasks.kinds.token_classification.metrics import EntityF1, TagAccurac
 from stages.tasks.kinds.token_classification.settings import TokenClassification
 from stages.tasks.prediction import batches
 from stages.tasks.reading import reader
-from stages.tasks.tables import split_examples, write_task
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, reference_fisher, tokens
+from tests.tasks.in_memory import read_examples, rows_of, split_examples, write_task
 from tests.tasks.test_masked_lm import observed
 from tests.tasks.test_texts import byte_level, tiny
 from tests.test_finetune import outputs
@@ -110,7 +110,7 @@ def read(file: Path, **changes: Any) -> tuple[list[tuple[list[str], list[int]]],
     """The examples of a file, and how many rows are none."""
     own = settings(file=file.name, **changes)
     kind = reader("token-classification")
-    found = kind.read(own, {file.name: kind.table(own, file)})[file.name]
+    found = read_examples(kind, own, {file.name: kind.open(own, file).table()})[file.name]
     pairs = zip(map(json.loads, found.examples["words"]), map(json.loads, found.examples["label"]), strict=True)
     return list(pairs), found.dropped
 
@@ -298,14 +298,16 @@ def test_a_prepared_task(tmp_path: Path) -> None:
     assert dropped == {"no_words": 0, "repeated_sentence": 5}
     assert {split: len(frame) for split, frame in splits.items()} == {"train": 34, "validation": 8, "test": 8}
     assert pd.concat(splits.values())["words"].is_unique
-    assert list(reader("token-classification").remarks(own, splits)) == ["no example of the label 'never' in any split"]
+    assert list(reader("token-classification").remarks(own, rows_of(splits))) == [
+        "no example of the label 'never' in any split"
+    ]
     (tmp_path / "task").mkdir()
     write_task(tmp_path / "task", own, splits, dropped)
     card = read_json(tmp_path / "task/task.json")
     words = [word for own_words in splits["test"]["words"] for word in json.loads(own_words)]
     adjectives = sum(tag_of(word) == 0 for word in words)
     assert card["counts"]["test"] == {"adjective": adjectives, "rest": len(words) - adjectives, "never": 0}
-    assert TaskData.open(tmp_path / "task").read("test").astype(object).equals(splits["test"])
+    assert TaskData.open(tmp_path / "task").read("test").equals(splits["test"])
 
 
 # Encoding.

@@ -1,14 +1,18 @@
 """Examples of causal language modelling: `messages`, as JSON text; `prompt` and `completion`; or `text`."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from stages.tasks.kinds.causal_lm.conversations import read_conversation
 from stages.tasks.kinds.causal_lm.settings import CausalLM
-from stages.tasks.reading import FileExamples, Reader, filled
+from stages.tasks.reading import Reader, SomeExamples, filled
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class CausalLMReader(Reader[CausalLM]):
@@ -16,11 +20,11 @@ class CausalLMReader(Reader[CausalLM]):
 
     not_an_example = "no_text"
 
-    def read(self, task: CausalLM, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
-        """File → its examples. Raises `InputError` where a text is none or empty, or a conversation is none."""
-        return {name: FileExamples(_examples(task, table), 0) for name, table in tables.items()}
+    def examples(self, task: CausalLM, part: Table) -> SomeExamples:
+        """All rows. Raises `InputError` where a text is none or empty, or a conversation is none."""
+        return SomeExamples(_examples(task, part), 0)
 
-    def card(self, task: CausalLM, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: CausalLM, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The number of examples, their form, and the length that they are cut to."""
         return {"max_length": task.max_length, "form": task.form} | super().card(task, splits)
 

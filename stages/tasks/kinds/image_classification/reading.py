@@ -1,15 +1,19 @@
 """Examples of image classification: an image's columns (see `images`, beside this), and `label`, a position."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from stages.tasks.arrow import frames, temporary_rows
 from stages.tasks.kinds.image_classification.images import corrupted, expanded_columns, read_images
 from stages.tasks.kinds.image_classification.settings import ImageClassification
 from stages.tasks.labels import LabelReader
-from stages.tasks.reading import FileExamples
-from stages.tasks.table_files import Table
+from stages.tasks.reading import SomeExamples
+from stages.tasks.table_files import TableFile
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class ImageClassificationReader(LabelReader[ImageClassification]):
@@ -23,17 +27,17 @@ class ImageClassificationReader(LabelReader[ImageClassification]):
             return task.columns
         return expanded_columns(task.columns, task.image.pixels)
 
-    def read(self, task: ImageClassification, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
+    def read(self, task: ImageClassification, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
         """File → its examples. Raises `InputError` where an image or label is none."""
-        for table in tables.values():
-            table.column(task.label)
-        return self.labelled(task, tables, {name: read_images(task, table) for name, table in tables.items()})
+        return self.labelled(task, files, partial(read_images, task))
 
-    def finished(self, task: ImageClassification, examples: pd.DataFrame) -> pd.DataFrame:
+    def finished(self, task: ImageClassification, rows: "Dataset") -> "Dataset":
         """The examples with corrupted images."""
-        return corrupted(examples, task.corruptions, task.split.seed) if task.corruptions else examples
+        if not task.corruptions:
+            return rows
+        return temporary_rows(corrupted(frame, task.corruptions, task.split.seed) for frame in frames(rows))
 
-    def card(self, task: ImageClassification, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: ImageClassification, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The examples of each label, and the corruptions."""
         corruptions = [corruption.model_dump(exclude_none=True) for corruption in task.corruptions]
         return {"corruptions": corruptions} | super().card(task, splits)

@@ -1,17 +1,22 @@
 """Examples of multi-label classification: `text`, perhaps `text_pair`, and `label`, an array of positions in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stages.tasks.cells import shown, whole_number
 from stages.tasks.kinds.multi_label_classification.settings import MultiLabelClassification
-from stages.tasks.labels import label_counts, labels_without_examples, named_positions
-from stages.tasks.reading import FileExamples, Reader, strings
-from stages.tasks.table_files import Table
+from stages.tasks.labels import NamedPositions, label_counts, labels_of, labels_without_examples
+from stages.tasks.reading import Parts, Reader, SomeExamples, strings
+from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class MultiLabelReader(Reader[MultiLabelClassification]):
@@ -19,48 +24,72 @@ class MultiLabelReader(Reader[MultiLabelClassification]):
 
     not_an_example = "label_unknown"
 
-    def read(self, task: MultiLabelClassification, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
+    def read(self, task: MultiLabelClassification, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
         """File → its examples. Raises `InputError` where a text or a label is none, or a label is there twice."""
-        inputs = {name: strings(task, table, task.label_columns) for name, table in tables.items()}
+        sets: Callable[[Table], pd.Series]
         if isinstance(task.label, str):
-            sets = dict(zip(tables, _named_sets(task, task.label, list(tables.values())), strict=True))
+            sets = NamedSets(task, task.label, (part for file in files.values() for part in file.parts())).of
         else:
-            sets = {name: _sets_of_columns(task, task.label, table) for name, table in tables.items()}
-        return {name: _with_sets(inputs[name], sets[name]) for name in tables}
+            sets = partial(_sets_of_columns, task, task.label)
 
-    def card(self, task: MultiLabelClassification, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+        def examples(part: Table) -> SomeExamples:
+            return _with_sets(strings(task, part, task.label_columns), sets(part))
+
+        return {name: Parts(examples, file) for name, file in files.items()}
+
+    def card(self, task: MultiLabelClassification, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The examples of each label, and the length that texts are cut to."""
         return {"max_length": task.max_length, "counts": label_counts(task.labels, _single(splits))}
 
-    def remarks(self, task: MultiLabelClassification, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+    def remarks(self, task: MultiLabelClassification, splits: "Mapping[Split, Dataset]") -> Iterator[str]:
         """The labels without examples."""
         return labels_without_examples(task.labels, _single(splits))
 
 
-def _with_sets(inputs: pd.DataFrame, sets: pd.Series) -> FileExamples:
+def _with_sets(inputs: pd.DataFrame, sets: pd.Series) -> SomeExamples:
     """The inputs with their sets as `label`, but for those whose set is not known."""
     known = sets.notna()
-    return FileExamples(inputs[known].assign(label=sets[known]), int((~known).sum()))
+    return SomeExamples(inputs[known].assign(label=sets[known]), int((~known).sum()))
 
 
-def _single(splits: Mapping[Split, pd.DataFrame]) -> dict[Split, pd.DataFrame]:
+def _single(splits: "Mapping[Split, Dataset]") -> dict[Split, pd.DataFrame]:
     """The splits' labels with a row for each label of an example."""
-    return {split: frame[["label"]].explode("label") for split, frame in splits.items()}
+    return {split: frame.explode("label") for split, frame in labels_of(splits).items()}
 
 
-def _named_sets(task: MultiLabelClassification, label: str, tables: Sequence[Table]) -> list[pd.Series]:
-    """Positions in order [rows, any number] of the labels that the cells of a column list, for each of the tables."""
-    listed = [_listed(task, label, table) for table in tables]
-    lengths = [cells.map(len).to_numpy(dtype=int) for cells in listed]
-    single = []  # a row for each label of a cell
-    for table, cells, counts in zip(tables, listed, lengths, strict=True):
-        names = pd.Series([name for cell in cells for name in cell], cells.index.repeat(counts), dtype=object)
-        single.append(replace(table, rows=names.to_frame(label)))
-    found = named_positions(task.labels, single, label)
-    return [
-        _gathered(task, table, cells.index, _parts(positions.to_numpy(), counts))
-        for table, cells, counts, positions in zip(tables, listed, lengths, found, strict=True)
-    ]
+class NamedSets:
+    """The sets of labels that the cells of a column list, by names or by positions; see `NamedPositions`.
+
+    Args:
+        task: whose labels they are.
+        label: the column.
+        tables: all of them, or all of their parts.
+
+    Raises:
+        InputError: a label is none of the task's, or some are only names and others only positions.
+    """
+
+    def __init__(self, task: MultiLabelClassification, label: str, tables: Iterable[Table]) -> None:
+        self._task, self._label = task, label
+        single = (_one_a_row(table, label, _listed(task, label, table)) for table in tables)
+        self._positions = NamedPositions(task.labels, single, label)
+
+    def of(self, table: Table) -> pd.Series:
+        """The positions in order [rows, any number] of a table's sets.
+
+        Raises:
+            InputError: a set has a label twice.
+        """
+        cells = _listed(self._task, self._label, table)
+        positions = self._positions.of(_one_a_row(table, self._label, cells)).to_numpy()
+        sets = _parts(positions, cells.map(len).to_numpy(dtype=int))
+        return _gathered(self._task, table, cells.index, sets)
+
+
+def _one_a_row(table: Table, label: str, cells: pd.Series) -> Table:
+    """A table with a row for each label of a cell."""
+    names = pd.Series([name for cell in cells for name in cell], cells.index.repeat(cells.map(len)), dtype=object)
+    return replace(table, rows=names.to_frame(label), whole=None)
 
 
 def _parts(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

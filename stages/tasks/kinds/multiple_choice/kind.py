@@ -73,7 +73,7 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         _refuse_other_scoring(model, processor, task)
         refuse_longer(task, model)
         examples, shortened = [], []
-        for question, *choices in frame[["question", *choice_columns(frame)]].itertuples(index=False):
+        for question, *choices in frame[["question", *choice_columns(frame.columns)]].itertuples(index=False):
             if scoring == "head":
                 whole = for_a_head(processor, question, choices)
             else:

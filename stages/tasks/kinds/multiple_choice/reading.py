@@ -2,18 +2,21 @@
 
 import sys
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from stages.running.errors import InputError
 from stages.tasks.kinds.multiple_choice.cells import READINGS, Choices, UnusableError, choices_in, positions, text_in
 from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
-from stages.tasks.reading import FileExamples, Reader
-from stages.tasks.table_files import Table
+from stages.tasks.reading import Reader, SomeExamples
+from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class MultipleChoiceReader(Reader[MultipleChoice]):
@@ -22,8 +25,12 @@ class MultipleChoiceReader(Reader[MultipleChoice]):
     example = "question"
     not_an_example = "unusable"
 
-    def read(self, task: MultipleChoice, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
-        """File → its examples. Raises `InputError` where a row is none, unless such rows are dropped."""
+    def read(self, task: MultipleChoice, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
+        """File → its examples. Raises `InputError` where a row is none, unless such rows are dropped.
+
+        How many choices an example has, and what their labels are, all rows say together: they are in memory.
+        """
+        tables = {name: file.table() for name, file in files.items()}
         unusable = _Unusable(drops=task.unusable == "drop")
         rows = [row for table in tables.values() for row in _rows(task, table, unusable)]
         rows = _of_one_number(rows, unusable)
@@ -31,24 +38,24 @@ class MultipleChoiceReader(Reader[MultipleChoice]):
         unusable.say(rows, list(tables.values()))
         reading = _common_reading(rows, task)
         columns = ["question", *(f"choice_{place}" for place in range(len(rows[0].choices.texts))), "label"]
-        found = {}
+        found: dict[str, Iterable[SomeExamples]] = {}
         for name, table in tables.items():
             own = [row for row in rows if row.table is table]
             records = [[row.question, *row.choices.texts, row.positions[reading]] for row in own]
             examples = pd.DataFrame(records, index=[row.place for row in own], columns=columns)
-            found[name] = FileExamples(examples.astype({"label": "int64"}), len(table.rows) - len(own))
+            found[name] = [SomeExamples(examples.astype({"label": "int64"}), len(table.rows) - len(own))]
         return found
 
-    def card(self, task: MultipleChoice, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: MultipleChoice, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The number of choices and of examples, and how texts become a model's inputs."""
-        choices = len(choice_columns(splits["train"]))
+        choices = len(choice_columns(splits["train"].column_names))
         settings = {"scoring": task.scoring, "separator": task.separator, "max_length": task.max_length}
         return {"choices": choices, "exact_passes": choices - 1, **settings} | super().card(task, splits)
 
 
-def choice_columns(examples: pd.DataFrame) -> list[str]:
-    """The columns of a prepared task's choices, in their order."""
-    return [str(column) for column in examples.columns if str(column).startswith("choice_")]
+def choice_columns(columns: Iterable[str]) -> list[str]:
+    """Those of a prepared task's columns that have its choices, in their order."""
+    return [column for column in columns if column.startswith("choice_")]
 
 
 class _Row(NamedTuple):

@@ -1,13 +1,17 @@
 """Examples of sequence-to-sequence language modelling: `input` and `target`."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from stages.tasks.kinds.seq2seq_lm.settings import Seq2SeqLM
-from stages.tasks.reading import FileExamples, Reader, filled
+from stages.tasks.reading import Reader, SomeExamples, filled
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class Seq2SeqLMReader(Reader[Seq2SeqLM]):
@@ -15,15 +19,13 @@ class Seq2SeqLMReader(Reader[Seq2SeqLM]):
 
     not_an_example = "no_text"
 
-    def read(self, task: Seq2SeqLM, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
-        """File → its examples. Raises `InputError` where an input or target is no text, or empty."""
-        columns = {"input": task.input, "target": task.target}
-        return {
-            name: FileExamples(pd.DataFrame({key: filled(table, column) for key, column in columns.items()}), 0)
-            for name, table in tables.items()
-        }
+    def examples(self, task: Seq2SeqLM, part: Table) -> SomeExamples:
+        """All rows. Raises `InputError` where an input or target is no text, or empty."""
+        return SomeExamples(
+            pd.DataFrame({"input": filled(part, task.input), "target": filled(part, task.target)}), dropped=0
+        )
 
-    def card(self, task: Seq2SeqLM, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: Seq2SeqLM, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The number of examples, and the lengths that inputs and targets are cut to."""
         lengths = {"max_length": task.max_length, "max_target_length": task.max_target_length}
         return lengths | super().card(task, splits)

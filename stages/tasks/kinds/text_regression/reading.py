@@ -1,17 +1,21 @@
 """Examples of text regression: `text`, perhaps `text_pair`, and `label`, an array of numbers."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stages.tasks.cells import numbers, shown
 from stages.tasks.kinds.text_regression.settings import TextRegression
-from stages.tasks.reading import FileExamples, Reader, strings
+from stages.tasks.reading import Reader, SomeExamples, strings
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
 
 LARGEST = float(np.finfo(np.float32).max)  # models compute in float32
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class TextRegressionReader(Reader[TextRegression]):
@@ -19,20 +23,16 @@ class TextRegressionReader(Reader[TextRegression]):
 
     not_an_example = "no_number"
 
-    def read(self, task: TextRegression, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
-        """File → its examples. Raises `InputError` where a text is none, or a number is none or not finite."""
-        return {name: _examples(task, table) for name, table in tables.items()}
+    def examples(self, task: TextRegression, part: Table) -> SomeExamples:
+        """All rows. Raises `InputError` where a text is none, or a number is none or not finite."""
+        inputs = strings(task, part, task.targets)
+        columns = [_finite(part, name) for name in task.targets]
+        targets = pd.Series(list(np.stack(columns, axis=1)), inputs.index, dtype=object)
+        return SomeExamples(inputs.assign(label=targets), dropped=0)
 
-    def card(self, task: TextRegression, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: TextRegression, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The number of examples, the length that texts are cut to, and the likelihood's variance."""
         return {"max_length": task.max_length, "variance": task.variance} | super().card(task, splits)
-
-
-def _examples(task: TextRegression, table: Table) -> FileExamples:
-    inputs = strings(task, table, task.targets)
-    columns = [_finite(table, name) for name in task.targets]
-    targets = pd.Series(list(np.stack(columns, axis=1)), inputs.index, dtype=object)
-    return FileExamples(inputs.assign(label=targets), 0)
 
 
 def _finite(table: Table, name: str) -> np.ndarray:

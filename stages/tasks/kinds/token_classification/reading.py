@@ -1,10 +1,12 @@
 """Examples of token classification: `words`, and `label`, the positions of their tags; each a JSON array as a text."""
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,12 @@ import pandas as pd
 from stages.tasks.kinds.token_classification.settings import TokenClassification
 from stages.tasks.kinds.token_classification.text_files import one_a_line, slashed
 from stages.tasks.labels import labels_without_examples
-from stages.tasks.reading import FileExamples, Reader
-from stages.tasks.table_files import Table
+from stages.tasks.reading import Parts, Reader, SomeExamples
+from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import Split
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 
 class TokenClassificationReader(Reader[TokenClassification]):
@@ -23,20 +28,20 @@ class TokenClassificationReader(Reader[TokenClassification]):
     example = "sentence"
     not_an_example = "no_words"
 
-    def table(self, task: TokenClassification, file: Path) -> Table:
+    def open(self, task: TokenClassification, file: Path) -> TableFile:
         """The table in a file of the task's form. Raises `InputError` if it cannot be read."""
         if task.form == "word/tag":
             return slashed(file, task.words, task.tag)
         if task.form == "conll":
             return one_a_line(file, task.columns or [task.words, task.tag], task.words, task.tag)
-        return super().table(task, file)
+        return super().open(task, file)
 
-    def read(self, task: TokenClassification, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
+    def read(self, task: TokenClassification, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
         """File → its examples. Raises `InputError` where a word has no tag, or one that is no label's."""
-        tags = Tags(task)
-        return {name: _sentences(task, table, tags) for name, table in tables.items()}
+        examples = partial(_sentences, task, Tags(task))
+        return {name: Parts(examples, file) for name, file in files.items()}
 
-    def card(self, task: TokenClassification, splits: Mapping[Split, pd.DataFrame]) -> dict[str, object]:
+    def card(self, task: TokenClassification, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The words of each label, and the length that sentences are cut to."""
         counts = {
             split: {label: int((frame["label"] == position).sum()) for position, label in enumerate(task.output_names)}
@@ -44,7 +49,7 @@ class TokenClassificationReader(Reader[TokenClassification]):
         }
         return {"max_length": task.max_length, "counts": counts}
 
-    def remarks(self, task: TokenClassification, splits: Mapping[Split, pd.DataFrame]) -> Iterator[str]:
+    def remarks(self, task: TokenClassification, splits: "Mapping[Split, Dataset]") -> Iterator[str]:
         """The labels without a word."""
         return labels_without_examples(task.output_names, _by_word(splits))
 
@@ -87,7 +92,7 @@ class Tags:
         return f"is none of the task's labels: {', '.join(self._names)}"
 
 
-def _sentences(task: TokenClassification, table: Table, tags: Tags) -> FileExamples:
+def _sentences(task: TokenClassification, tags: Tags, table: Table) -> SomeExamples:
     examples: dict[Hashable, tuple[str, str]] = {}
     columns = table.column(task.words), table.column(task.tag)
     for row, words, own in zip(table.rows.index, *columns, strict=True):
@@ -105,7 +110,7 @@ def _sentences(task: TokenClassification, table: Table, tags: Tags) -> FileExamp
         if found:
             examples[row] = json.dumps(found, ensure_ascii=False), json.dumps(positions)
     frame = pd.DataFrame(examples.values(), index=pd.Index(list(examples)), columns=["words", "label"], dtype=object)
-    return FileExamples(frame, len(table.rows) - len(frame))
+    return SomeExamples(frame, len(table.rows) - len(frame))
 
 
 def _items(value: object, column: str, table: Table, row: Hashable) -> list[object]:
@@ -119,11 +124,11 @@ def _items(value: object, column: str, table: Table, row: Hashable) -> list[obje
     raise table.refusal(row, f"{column} is {value!r}; give a list, or a text in which spaces separate")
 
 
-def _by_word(splits: Mapping[Split, pd.DataFrame]) -> dict[Split, pd.DataFrame]:
+def _by_word(splits: "Mapping[Split, Dataset]") -> dict[Split, pd.DataFrame]:
     """The labels of each split, a word a row."""
     return {
-        split: pd.DataFrame({"label": [position for own in frame["label"] for position in json.loads(own)]})
-        for split, frame in splits.items()
+        split: pd.DataFrame({"label": [position for own in rows["label"] for position in json.loads(own)]})
+        for split, rows in splits.items()
     }
 
 

@@ -1,18 +1,20 @@
 """Tagged sentences as plain text has them: `word/tag` tokens, or a word a line."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 
 import pandas as pd
 
 from stages.running.errors import InputError
-from stages.tasks.table_files import Table, text_lines
+from stages.tasks.arrow import ROWS_AT_ONCE
+from stages.tasks.table_files import Table, TableFile, text_lines
 
 Token = tuple[str, str]  # word, tag
+Sentence = tuple[int, list[Token]]  # the line that it begins in
 
 
-def slashed(file: Path, words: str, tag: str) -> Table:
+def slashed(file: Path, words: str, tag: str) -> TableFile:
     """The sentences of a file that has one a line, of tokens `word/tag`; lines without a token do not count.
 
     A token's last slash is what separates.
@@ -25,11 +27,16 @@ def slashed(file: Path, words: str, tag: str) -> Table:
     Raises:
         InputError: there is no such file, it is no text, or a token has no tag.
     """
-    sentences = [(number, [_token(token, file, number) for token in line.split()]) for number, line in text_lines(file)]
-    return _table(file, [sentence for sentence in sentences if sentence[1]], words, tag)
+
+    def sentences() -> Iterator[Sentence]:
+        for number, line in text_lines(file):
+            if tokens := line.split():
+                yield number, [_token(token, file, number) for token in tokens]
+
+    return TableFile(file, lambda: _tables(file, sentences(), words, tag))
 
 
-def one_a_line(file: Path, columns: Sequence[str], words: str, tag: str) -> Table:
+def one_a_line(file: Path, columns: Sequence[str], words: str, tag: str) -> TableFile:
     """The sentences of a file that has a word a line, and lines of white space alone between sentences.
 
     Args:
@@ -45,12 +52,14 @@ def one_a_line(file: Path, columns: Sequence[str], words: str, tag: str) -> Tabl
         if name not in columns:
             raise InputError(f"{file}: has no column {name!r}; `columns` names {', '.join(columns)}")
     at = columns.index(words), columns.index(tag)
-    sentences = []
-    for filled, lines in groupby(text_lines(file), key=lambda line: bool(line[1].strip())):
-        if filled:
-            found = [(number, _cells(line, columns, file, number)) for number, line in lines]
-            sentences.append((found[0][0], [(cells[at[0]], cells[at[1]]) for _, cells in found]))
-    return _table(file, sentences, words, tag)
+
+    def sentences() -> Iterator[Sentence]:
+        for filled, lines in groupby(text_lines(file), key=lambda line: bool(line[1].strip())):
+            if filled:
+                found = [(number, _cells(line, columns, file, number)) for number, line in lines]
+                yield found[0][0], [(cells[at[0]], cells[at[1]]) for _, cells in found]
+
+    return TableFile(file, lambda: _tables(file, sentences(), words, tag))
 
 
 def _token(token: str, file: Path, line: int) -> Token:
@@ -70,12 +79,14 @@ def _cells(line: str, columns: Sequence[str], file: Path, number: int) -> list[s
     return cells
 
 
-def _table(file: Path, sentences: Sequence[tuple[int, list[Token]]], words: str, tag: str) -> Table:
-    rows = pd.DataFrame(
-        {
-            words: [[word for word, _ in tokens] for _, tokens in sentences],
-            tag: [[own for _, own in tokens] for _, tokens in sentences],
+def _tables(file: Path, sentences: Iterator[Sentence], words: str, tag: str) -> Iterator[Table]:
+    """A row for each sentence, some at a time; its index is the line that the sentence begins in."""
+    begins = True
+    while (found := list(islice(sentences, ROWS_AT_ONCE))) or begins:
+        begins = False
+        columns = {
+            words: [[word for word, _ in tokens] for _, tokens in found],
+            tag: [[own for _, own in tokens] for _, tokens in found],
         }
-    )
-    lines = [number for number, _ in sentences]
-    return Table(rows, file, lambda row: f"line {lines[row]}")
+        rows = pd.DataFrame(columns, pd.Index([number for number, _ in found], dtype="int64"))
+        yield Table(rows, file, lambda row: f"line {row}")
