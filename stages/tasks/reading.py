@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import pandas as pd
 
 from stages.tasks import module_of
-from stages.tasks.table_files import Table, read_table
+from stages.tasks.table_files import Table, read_lines, read_table
 from stages.tasks.task import Split, Task
 from stages.tasks.text_columns import TextColumns
 
@@ -44,9 +44,20 @@ class Reader(ABC, Generic[TaskT]):
         """The names of the columns of a table without a header row."""
         return task.columns
 
-    def table(self, task: TaskT, file: Path) -> Table:
-        """The table in one of the task's files. Raises `InputError` if there is none that can be read."""
-        return read_table(file, self.columns(task), task.field)
+    def table(self, task: TaskT, file: Path, source: Path | None = None) -> Table:
+        """The table in one of the task's files or directories.
+
+        Args:
+            task: whose.
+            file: where it is.
+            source: the directory that all must lie in which it refers to; by default its own.
+
+        Raises:
+            InputError: there is none that can be read.
+        """
+        if task.format == "text":
+            return read_lines(file)
+        return read_table(file, self.columns(task), task.field, source)
 
     @abstractmethod
     def read(self, task: TaskT, tables: Mapping[str, Table]) -> dict[str, FileExamples]:

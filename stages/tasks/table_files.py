@@ -7,8 +7,8 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ SEPARATED: dict[str, tuple[str, Literal[0, 3]]] = {
 }
 JSON = (".jsonl", ".json")
 PARQUET = ".parquet"
+ARROW = ".arrow"
 ORANGE = ".tab"
 ORANGE_TYPES = {"c", "continuous", "d", "discrete", "s", "string", "t", "time"}
 LONGEST_CELL = 2**31 - 1  # in characters
@@ -40,18 +41,22 @@ class Table:
 
     Attributes:
         rows: the rows; their index is unique, and says where they are.
-        file: the file.
+        file: the file, or the directory, or what messages call a split that is neither.
         place: of a row's index, where it is in the file: "line 3" of a text, "row 3" of a Parquet file.
         doubled: names that more than one column has.
+        refused: columns that cannot be read, and why.
     """
 
     rows: pd.DataFrame
     file: Path
     place: Callable[[Any], str]
     doubled: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def column(self, name: str) -> pd.Series:
-        """The column of that name. Raises `InputError` unless there is exactly one."""
+        """The column of that name. Raises `InputError` unless there is exactly one, which can be read."""
+        if name in self.refused:
+            raise InputError(f"{self.file}: {self.refused[name]}")
         if name in self.doubled:
             raise InputError(f"{self.file}: has more than one column {name!r}; rename all but one of them")
         if name not in self.rows.columns:
@@ -67,21 +72,28 @@ class Table:
         return InputError(f"{self.file}: {self.place(row)}: {reason}")
 
 
-def read_table(file: Path, names: list[str] | None, field: str | None = None) -> Table:
+def read_table(file: Path, names: list[str] | None, field: str | None = None, source: Path | None = None) -> Table:
     """Read a table in whatever form the file's name says that it has, in upper or lower case.
 
     Args:
         file: separated text (.csv, .tsv, .txt, Orange's .tab) or JSON (an object a line, or an array of objects), which
-            may be compressed (.gz); or .parquet.
+            may be compressed (.gz); .parquet or .arrow; or a directory that `datasets` reads (`dataset_files`).
         names: of the columns, where separated text has no header.
         field: the key of the array of rows, in JSON that is one object.
+        source: the directory that all must lie in which an .arrow or directory refers to; by default its own.
 
     Raises:
         InputError: there is no such file, its name has no ending that is known, or it is not what its name says.
     """
+    from stages.tasks.dataset_files import read_arrow, read_directory
+
+    if file.is_dir():
+        return read_directory(file, source or file)
     _refuse_missing(file)
     form = _form(file)
     try:
+        if form == ARROW:
+            return read_arrow(file, source or file.parent)
         if form == PARQUET:
             return _read_parquet(file)
         if form in JSON:
@@ -96,8 +108,20 @@ def read_table(file: Path, names: list[str] | None, field: str | None = None) ->
         raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
     texts = ", ".join([*SEPARATED, *JSON])
     raise InputError(
-        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {PARQUET}"
+        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {ARROW}, {PARQUET}"
     )
+
+
+def read_lines(file: Path) -> Table:
+    """The lines of a plain text, which may be compressed (.gz), as the column `text`, but for those of white space.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8 text.
+    """
+    found = [(number, line) for number, line in text_lines(file) if line.strip()]
+    numbers = [number for number, _ in found]
+    rows = pd.DataFrame({"text": pd.Series([line for _, line in found], dtype=str)})
+    return Table(rows, file, lambda row: f"line {numbers[row]}")
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -133,7 +157,7 @@ def _form(file: Path) -> str:
     if ending != COMPRESSED:
         return ending
     inner = Path(file.stem).suffix.lower()
-    return inner if inner != PARQUET else ending  # Parquet is compressed inside
+    return inner if inner not in (PARQUET, ARROW) else ending  # which are compressed inside
 
 
 def _opened(file: Path) -> IO[bytes]:

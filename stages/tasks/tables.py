@@ -9,8 +9,9 @@ import pandas as pd
 from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
 from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels
+from stages.tasks.dataset_files import read_split
 from stages.tasks.reading import FileExamples, reader
-from stages.tasks.task import SPLITS, Split, Task
+from stages.tasks.task import SPLITS, DatasetSplit, Split, Task
 
 
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
@@ -114,16 +115,22 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
     return first.sort_index(), second.sort_index()
 
 
-def _read_files(task: Task, source: Path) -> dict[str, FileExamples]:
-    """Read a task's files, by name."""
-    names = dict.fromkeys(task.files)
+def _read_files(task: Task, source: Path) -> dict[str | DatasetSplit, FileExamples]:
+    """Read what a task is read from, by its entries in `file`."""
     kind = reader(task.kind)
-    return kind.read(task, {name: kind.table(task, source / name) for name in names})
+    entries = {str(number): entry for number, entry in enumerate(dict.fromkeys(task.entries))}
+    tables = {
+        key: kind.table(task, source / entry, source) if isinstance(entry, str) else read_split(source, entry)
+        for key, entry in entries.items()
+    }
+    return {entries[key]: examples for key, examples in kind.read(task, tables).items()}
 
 
-def _joined(files: Mapping[str, FileExamples], names: str | list[str]) -> tuple[pd.DataFrame, int]:
-    """The examples of one file, or of several one after the other, and how many of their rows are none."""
-    if isinstance(names, str):
-        return files[names].examples, files[names].dropped
-    examples = pd.concat([files[name].examples for name in names], ignore_index=True)
-    return examples, sum(files[name].dropped for name in names)
+def _joined(
+    files: Mapping[str | DatasetSplit, FileExamples], entries: str | DatasetSplit | list[str | DatasetSplit]
+) -> tuple[pd.DataFrame, int]:
+    """The examples of one entry, or of several one after the other, and how many of their rows are none."""
+    if not isinstance(entries, list):
+        return files[entries].examples, files[entries].dropped
+    examples = pd.concat([files[entry].examples for entry in entries], ignore_index=True)
+    return examples, sum(files[entry].dropped for entry in entries)

@@ -23,13 +23,13 @@ class TokenClassificationReader(Reader[TokenClassification]):
     example = "sentence"
     not_an_example = "no_words"
 
-    def table(self, task: TokenClassification, file: Path) -> Table:
+    def table(self, task: TokenClassification, file: Path, source: Path | None = None) -> Table:
         """The table in a file of the task's form. Raises `InputError` if it cannot be read."""
         if task.form == "word/tag":
             return slashed(file, task.words, task.tag)
         if task.form == "conll":
             return one_a_line(file, task.columns or [task.words, task.tag], task.words, task.tag)
-        return super().table(task, file)
+        return super().table(task, file, source)
 
     def read(self, task: TokenClassification, tables: Mapping[str, Table]) -> dict[str, FileExamples]:
         """File → its examples. Raises `InputError` where a word has no tag, or one that is no label's."""
