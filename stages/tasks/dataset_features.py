@@ -7,7 +7,6 @@ lists and mappings of these as Python's. A column of any other feature cannot be
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -45,7 +44,7 @@ class Surroundings:
 
     def content(self, name: str) -> bytes:
         """The bytes of a file. Raises `_UnreadableError` if it is not there, or lies elsewhere."""
-        file = Path(os.path.normpath(self.base / name))
+        file = _absolute(self.base / name)
         within = self.scratch is not None and file.is_relative_to(self.scratch)
         if "://" in name or not (within or lies_in(file, self.source)):
             raise _UnreadableError(f"refers to {name!r}, which is not a file in the source; {IMAGES_INSIDE}")
@@ -62,11 +61,15 @@ def lies_in(path: Path, source: Path) -> bool:
     """
     if path.resolve().is_relative_to(source.resolve()):
         return True
-    inner = Path(os.path.normpath(path))
-    card = source / CONTENTS
-    if not inner.is_relative_to(source) or not card.is_file():
+    inner, card = _absolute(path), source / CONTENTS
+    if not inner.is_relative_to(source.absolute()) or not card.is_file():
         return False
-    return inner.relative_to(source).as_posix() in _listed(card, card.stat().st_mtime_ns)
+    return inner.relative_to(source.absolute()).as_posix() in _listed(card, card.stat().st_mtime_ns)
+
+
+def _absolute(path: Path) -> Path:
+    """A path without `..`, wherever links would lead."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 @lru_cache(maxsize=4)
@@ -91,10 +94,7 @@ def table_of(dataset: "Dataset", file: Path, surroundings: Surroundings) -> Tabl
 
     rows: pa.Table = dataset.data.table
     rows.validate(full=True)  # nothing has looked yet, for one, whether texts are UTF-8
-    doubled = frozenset(name for name, times in Counter(rows.column_names).items() if times > 1)
-    features = {
-        name: feature for name, feature in dataset.features.items() if name not in doubled and not INDEX.fullmatch(name)
-    }
+    features = {name: feature for name, feature in dataset.features.items() if not INDEX.fullmatch(name)}
     plain = [name for name, feature in features.items() if isinstance(feature, Value)]
     frame = rows.select(plain).replace_schema_metadata(None).to_pandas()
     columns: dict[str, pd.Series] = {}
@@ -110,14 +110,15 @@ def table_of(dataset: "Dataset", file: Path, surroundings: Surroundings) -> Tabl
                 columns[name] = pd.Series(values, dtype=object)
             except _UnreadableError as error:
                 refused[name] = str(error)
-    return Table(pd.DataFrame(columns, pd.RangeIndex(len(rows))), file, _place, doubled, refused)
+    return Table(pd.DataFrame(columns, pd.RangeIndex(len(rows))), file, place, refused=refused)
 
 
 class _UnreadableError(ValueError):
     """A value cannot be read, and why."""
 
 
-def _place(row: int) -> str:
+def place(row: int) -> str:
+    """Where the row of an index is."""
     return f"row {row + 1}"
 
 
@@ -128,7 +129,7 @@ def _values(found: Sequence[Any], name: str, convert: Callable[[Any], Any]) -> l
         try:
             values.append(convert(value))
         except _UnreadableError as error:
-            raise _UnreadableError(f"{_place(row)}: {name} {error}") from None
+            raise _UnreadableError(f"{place(row)}: {name} {error}") from None
     return values
 
 

@@ -4,29 +4,29 @@ Nothing is fetched, no code but the library's own is run, and nothing is written
 """
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from stages.running.errors import InputError
 from stages.storage.digests import CONTENTS
-from stages.tasks.dataset_features import Surroundings, lies_in, table_of
+from stages.tasks.dataset_features import Surroundings, lies_in, place, table_of
 from stages.tasks.table_files import Table
 from stages.tasks.task import DatasetSplit
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder
-
-STATE = "state.json"  # of what Dataset.save_to_disk wrote
+STATE, INFO = "state.json", "dataset_info.json"  # of what Dataset.save_to_disk wrote
 SPLITS = "dataset_dict.json"  # of what DatasetDict.save_to_disk wrote
 CARD = "README.md"
 FURTHER_CARD = ".huggingface.yaml"  # what it says goes before the card
-CONFIGS = "configs"  # the key of either
+CONFIGS, INFOS = "configs", "dataset_info"  # keys of either
 BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text")  # others may unpickle, or run programs
 SCRIPT = re.compile(r"\b(GeneratorBasedBuilder|ArrowBasedBuilder|BeamBasedBuilder|DatasetBuilder)\b")
 FILE_FORMAT = b"ARROW1"  # what an Arrow file begins with; otherwise it is a stream
@@ -46,6 +46,7 @@ def read_arrow(file: Path, source: Path) -> Table:
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
+    _refuse_outside(file, source)
     with _one_line(file), pa.OSFile(str(file)) as stream:
         whole = stream.read(len(FILE_FORMAT)) == FILE_FORMAT
         stream.seek(0)
@@ -66,74 +67,120 @@ def read_directory(directory: Path, source: Path) -> Table:
     Raises:
         InputError: it is neither, or cannot be read.
     """
-    if not lies_in(directory, source):
-        raise InputError(f"{directory}: leads out of the source; put a copy there instead of a link")
+    _refuse_outside(directory, source)
     if (directory / STATE).is_file():
         return _saved(directory, source)
     if (directory / SPLITS).is_file():
         inner = directory.relative_to(source).as_posix()
-        entries = ", ".join(f"{{directory: {inner}, split: {split}}}" for split in _splits(directory)[:LISTED])
+        entries = ", ".join(f"{{directory: {inner}, split: {split}}}" for split in _splits(directory, source)[:LISTED])
         raise InputError(f"{directory}: has several splits; name one of them: {entries}")
     return _images(directory, source)
 
 
-def read_split(source: Path, entry: DatasetSplit) -> Table:
-    """The table that a split of a data set in a source is.
+def read_splits(source: Path, entries: Iterable[DatasetSplit]) -> dict[DatasetSplit, Table]:
+    """The tables that splits of data sets in a source are.
 
     Args:
-        source: where the data set is.
-        entry: the split. Of a repository, its README.md says what the splits are, or else the names of its files.
+        source: where the data sets are.
+        entries: the splits. Of a repository, its README.md says what they are, or else the names of its files.
 
     Raises:
         InputError: there is no such configuration or split, or it cannot be read.
     """
-    if entry.directory is None:
-        return _of_repository(source, entry)
-    directory = source / entry.directory
+    found: dict[DatasetSplit, Table] = {}
+    configurations: dict[str | None, list[DatasetSplit]] = {}
+    for entry in entries:
+        if entry.directory is None:
+            configurations.setdefault(entry.config, []).append(entry)
+        else:
+            found[entry] = _saved_split(source, entry.directory, entry.split)
+    for config, own in configurations.items():
+        found |= _of_repository(source, config, own)
+    return found
+
+
+def _saved_split(source: Path, inner: str, split: str) -> Table:
+    """A split of what DatasetDict.save_to_disk wrote."""
+    directory = source / inner
     if (directory / STATE).is_file():
-        raise InputError(f"{directory}: has no splits; write `file: {entry.directory}`")
-    if not (directory / SPLITS).is_file() or not lies_in(directory, source):
+        raise InputError(f"{directory}: has no splits; write `file: {inner}`")
+    if not (directory / SPLITS).is_file():
         raise InputError(f"{directory}: is no directory that DatasetDict.save_to_disk wrote (it has no {SPLITS})")
-    _choose("split", entry.split, _splits(directory), directory)
-    return read_directory(directory / entry.split, source)
+    _choose("split", split, _splits(directory, source), directory)
+    return read_directory(directory / split, source)
+
+
+class _Errors(logging.Handler):
+    """Keeps what the library says of errors, where it tells which file it was in."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
 
 
 @contextmanager
-def _one_line(file: Path) -> Iterator[None]:
-    """Run the library without progress bars or network; whatever it raises becomes one line."""
+def _one_line(file: Path, seen: Path | None = None) -> Iterator[None]:
+    """Run the library without progress bars or network; whatever it raises becomes one line.
+
+    Args:
+        file: what the line is of.
+        seen: where the library sees it, which means nothing to anybody else.
+    """
+    errors = _Errors()
+    with _quiet(errors):
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # whatever the library and pyarrow make of what is none
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the library's own says that there was one
+                cause = cause.__cause__
+            said = errors.said[-1] if errors.said else str(cause)
+            if seen is not None:
+                said = said.replace(f"{seen}/", "").replace(str(seen), str(file))
+            reason = " ".join(said.split())[:300]
+            reason = reason if " " in reason and reason[0].isalpha() else f"{type(cause).__name__} {reason}"
+            raise InputError(f"{file}: cannot be read as a data set: {reason}") from None
+
+
+@contextmanager
+def _quiet(errors: logging.Handler) -> Iterator[None]:
+    """Run the library without progress bars or network; what it logs goes to the handler alone."""
     import datasets
     from huggingface_hub import constants
 
+    log = logging.getLogger("datasets")
     shown = not datasets.utils.are_progress_bars_disabled()
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, log.handlers, log.propagate
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    log.handlers, log.propagate = [errors], False
     datasets.utils.disable_progress_bars()
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:  # whatever the library and pyarrow make of what is none
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the library's own says that there was one
-            cause = cause.__cause__
-        reason = " ".join(f"{cause}".split())[:400] or type(cause).__name__
-        raise InputError(f"{file}: cannot be read as a data set: {reason}") from None
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, log.handlers, log.propagate = before
         if shown:
             datasets.utils.enable_progress_bars()
 
 
-def _choose(what: str, name: str, known: Iterable[str], place: Path) -> None:
+def _choose(what: str, name: str, known: Collection[str], place: Path) -> None:
     """Refuse a name that is not known."""
-    listed = list(known)
-    if name not in listed:
-        more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-        raise InputError(f"{place}: has no {what} {name!r}; it has: {', '.join(listed[:LISTED]) or 'none'}{more}")
+    if name not in known:
+        raise InputError(f"{place}: has no {what} {name!r}; it has: {_listed(known)}")
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _listed(names: Collection[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(list(names)[:LISTED]) or "none") + more
+
+
+def _object(file: Path, source: Path) -> dict[str, Any]:
     """The object in a JSON file of the library's."""
+    _refuse_outside(file, source)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -143,9 +190,14 @@ def _object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _splits(directory: Path) -> list[str]:
+def _refuse_outside(path: Path, source: Path) -> None:
+    if not lies_in(path, source):
+        raise InputError(f"{path}: is a link that leads out of the source; put a copy there")
+
+
+def _splits(directory: Path, source: Path) -> list[str]:
     """The splits that DatasetDict.save_to_disk wrote."""
-    found = _object(directory / SPLITS).get("splits")
+    found = _object(directory / SPLITS, source).get("splits")
     if not isinstance(found, list) or not all(isinstance(split, str) for split in found):
         raise InputError(f"{directory / SPLITS}: lists no splits; save the data set again")
     return found
@@ -155,13 +207,14 @@ def _saved(directory: Path, source: Path) -> Table:
     """What Dataset.save_to_disk wrote."""
     import datasets
 
-    listed = _object(directory / STATE).get("_data_files")
+    listed = _object(directory / STATE, source).get("_data_files")
     files = [one.get("filename") if isinstance(one, Mapping) else None for one in listed or [None]]
-    for name in files:
+    for name in [*files, INFO]:
         if not isinstance(name, str) or PurePosixPath(name).name != name:
             raise InputError(f"{directory / STATE}: lists no files of its directory; save the data set again")
-        if not (directory / name).is_file() or not lies_in(directory / name, source):
-            raise InputError(f"{directory / name}: is missing, or a link out of the source; save the data set again")
+        if not (directory / name).is_file():
+            raise InputError(f"{directory / name}: is missing; save the data set again")
+        _refuse_outside(directory / name, source)
     with _one_line(directory):
         found = datasets.Dataset.load_from_disk(str(directory), keep_in_memory=True)
         return table_of(found, directory, Surroundings(source, directory))
@@ -184,24 +237,29 @@ def _images(directory: Path, source: Path) -> Table:
             "a repository of the Hub, write `file: {config: …, split: …}`"
         )
     for path in [*images, *metadata]:
-        if not lies_in(path, source):
-            raise InputError(f"{path}: is a link out of the source; put a copy there")
+        _refuse_outside(path, source)
     # A single class is one too; left to itself, the library needs two.
     labels = {"drop_labels": False} if all(len(inner[path]) == 2 for path in images) else {}
-    wanted = [str(path) for path in (*images, *metadata)]
+    wanted = [str(path.absolute()) for path in (*images, *metadata)]
     with _one_line(directory), TemporaryDirectory() as scratch:
         data_files = DataFilesDict({"train": DataFilesList(wanted, [() for _ in wanted])})
         builder = ImageFolder(cache_dir=scratch, data_files=data_files, **labels)
-        return table_of(_built(builder, "train"), directory, Surroundings(source, directory))
+        builder.download_and_prepare()
+        found = builder.as_dataset("train", in_memory=True)
+        table = table_of(found, directory, Surroundings(source, directory))
+    return replace(table, place=partial(_place_of_image, table))
 
 
-def _built(builder: "DatasetBuilder", split: str) -> "Dataset":
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split, in_memory=True)
+def _place_of_image(table: Table, row: int) -> str:
+    """Where a row is, with the name of its image's file."""
+    image = table.rows["image"][row] if "image" in table.rows else None
+    if not isinstance(image, dict) or not image["path"]:
+        return place(row)
+    return f"{place(row)} ({Path(image['path']).relative_to(table.file.absolute())})"
 
 
-def _of_repository(source: Path, entry: DatasetSplit) -> Table:
-    """A split of a repository of the Hub, fetched into a directory.
+def _of_repository(source: Path, config: str | None, entries: Sequence[DatasetSplit]) -> dict[DatasetSplit, Table]:
+    """Splits of one configuration of a repository of the Hub, fetched into a directory.
 
     The library sees it by links: without the list of contents, which would be data to it, and with nothing in its card
     of other configurations, whose files need not be there.
@@ -210,21 +268,27 @@ def _of_repository(source: Path, entry: DatasetSplit) -> Table:
 
     if not source.is_dir():
         raise InputError(f"{source}: no such directory; fetch the source first")
-    name = Path(f"{source} {entry}")
-    with _one_line(name), TemporaryDirectory() as folder:
+    _refuse_script(source)
+    with TemporaryDirectory() as folder:
         scratch = Path(folder).resolve()
         repository = scratch / "repository"
-        _refuse_script(source)
-        card = _card(source)
-        config = _configuration(source, entry.config, card)
-        _link(source, repository)
-        _write_card(repository / CARD, card, config)
-        builder = datasets.load_dataset_builder(str(repository), config, cache_dir=str(scratch / "cache"))
-        if builder.name not in BUILDERS:
-            raise InputError(f"{name}: has files of the kind {builder.name}; read are {', '.join(BUILDERS)}")
-        _choose("split", entry.split, builder.config.data_files, name)
-        found = _built(builder, entry.split)
-        return table_of(found, name, Surroundings(source, repository, scratch))
+        with _one_line(source, repository):
+            card = _card(source)
+            name = _configuration(source, config, card)
+            _link(source, repository)
+            if card:
+                _write_card(repository / CARD, card, name)
+            builder = datasets.load_dataset_builder(str(repository), name, cache_dir=str(scratch / "cache"))
+            if builder.name not in BUILDERS:
+                raise InputError(f"{source}: has files of the kind {builder.name}; read are {', '.join(BUILDERS)}")
+            for entry in entries:
+                _choose("split", entry.split, builder.config.data_files, Path(f"{source} {entry}"))
+            builder.download_and_prepare()
+            around = Surroundings(source, repository, scratch)
+            return {
+                entry: table_of(builder.as_dataset(entry.split, in_memory=True), Path(f"{source} {entry}"), around)
+                for entry in entries
+            }
 
 
 def _refuse_script(source: Path) -> None:
@@ -238,24 +302,33 @@ def _refuse_script(source: Path) -> None:
 
 def _card(source: Path) -> dict[str, Any]:
     """What a repository says of itself: the head of its README.md, and what goes before that."""
-    from huggingface_hub import DatasetCard
+    from huggingface_hub import metadata_load
     from ruamel.yaml import YAML
 
-    card: dict[str, Any] = DatasetCard.load(source / CARD).data.to_dict() if (source / CARD).is_file() else {}
+    for name in (CARD, FURTHER_CARD):
+        _refuse_outside(source / name, source)
+    card: dict[str, Any] = (metadata_load(source / CARD) if (source / CARD).is_file() else None) or {}
     if (source / FURTHER_CARD).is_file():
         card |= YAML(typ="safe", pure=True).load((source / FURTHER_CARD).read_text(encoding="utf-8")) or {}
     return card
 
 
 def _configuration(source: Path, wanted: str | None, card: Mapping[str, Any]) -> str | None:
-    """The name of the wanted configuration, or of the only one; None where the card lists none, and none is wanted."""
+    """The name of the wanted configuration, or of the only one; None where the card lists none, and none is wanted.
+
+    Raises:
+        InputError: there is none of that name, several and no name, or it has files outside the source.
+        ValueError: what the card says of configurations is not what it should.
+    """
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
 
-    known = MetadataConfigs.from_dataset_card_data(DatasetCardData(**card))
+    listed = MetadataConfigs.from_dataset_card_data(DatasetCardData(**card))
+    known = {str(name): settings for name, settings in listed.items()}
     if wanted is None:
         if len(known) > 1:
-            raise InputError(f"{source}: has several configurations; name one as `config`: {', '.join(known)}")
+            names = _listed(known)
+            raise InputError(f"{source}: has several configurations; name one as `config`: {names}")
         wanted = next(iter(known), None)
     if wanted is None:
         return None
@@ -287,19 +360,21 @@ def _link(source: Path, repository: Path) -> None:
         inner = file.relative_to(source)
         if str(inner) in (CONTENTS, CARD, FURTHER_CARD) or not file.is_file():
             continue
-        if not lies_in(file, source):
-            raise InputError(f"{file}: is a link out of the source; put a copy there")
+        _refuse_outside(file, source)
         (repository / inner).parent.mkdir(parents=True, exist_ok=True)
         (repository / inner).symlink_to(file.resolve())
 
 
-def _write_card(file: Path, card: dict[str, Any], config: str | None) -> None:
+def _write_card(file: Path, card: Mapping[str, Any], config: str | None) -> None:
     """Write what a card says of one configuration."""
     from huggingface_hub import DatasetCardData
 
     own = dict(card)
-    if config is not None:
-        for key in (CONFIGS, "dataset_info"):
-            if isinstance(listed := card.get(key), list):
-                own[key] = [one for one in listed if one.get("config_name", "default") == config]
+    for key in (CONFIGS, INFOS):
+        listed = card.get(key)
+        if isinstance(listed, list) and config is not None:
+            of_it = [one for one in listed if str(one.get("config_name", "default")) == config]
+            own[key] = [{**one, "config_name": config} for one in of_it]
+    if config is None and isinstance(info := card.get(INFOS), dict):  # the library knows its files by no other name
+        own[INFOS] = {key: value for key, value in info.items() if key != "config_name"}
     file.write_text(f"---\n{DatasetCardData(**own).to_yaml()}\n---\n", encoding="utf-8")

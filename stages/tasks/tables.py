@@ -9,7 +9,7 @@ import pandas as pd
 from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
 from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels
-from stages.tasks.dataset_files import read_split
+from stages.tasks.dataset_files import read_splits
 from stages.tasks.reading import FileExamples, reader
 from stages.tasks.task import SPLITS, DatasetSplit, Split, Task
 
@@ -118,12 +118,13 @@ def _split(table: pd.DataFrame, rows: int, task: Task) -> tuple[pd.DataFrame, pd
 def _read_files(task: Task, source: Path) -> dict[str | DatasetSplit, FileExamples]:
     """Read what a task is read from, by its entries in `file`."""
     kind = reader(task.kind)
-    entries = {str(number): entry for number, entry in enumerate(dict.fromkeys(task.entries))}
+    entries = list(dict.fromkeys(task.entries))
+    splits = read_splits(source, [entry for entry in entries if isinstance(entry, DatasetSplit)])
     tables = {
-        key: kind.table(task, source / entry, source) if isinstance(entry, str) else read_split(source, entry)
-        for key, entry in entries.items()
+        str(number): kind.table(task, source / entry, source) if isinstance(entry, str) else splits[entry]
+        for number, entry in enumerate(entries)
     }
-    return {entries[key]: examples for key, examples in kind.read(task, tables).items()}
+    return dict(zip(entries, kind.read(task, tables).values(), strict=True))
 
 
 def _joined(

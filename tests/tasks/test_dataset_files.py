@@ -35,9 +35,9 @@ from stages.pipeline.stage_settings import settings_text
 from stages.prepare import prepare
 from stages.running.errors import InputError
 from stages.storage.digests import verify_contents, write_contents
-from stages.tasks.dataset_files import read_split
+from stages.tasks.dataset_files import read_splits
 from stages.tasks.reading import reader
-from stages.tasks.table_files import read_table
+from stages.tasks.table_files import Table, read_table
 from stages.tasks.tables import split_examples
 from stages.tasks.task import DatasetSplit, Split, Task
 from tests.tiny import sentiment_table, stripes
@@ -93,6 +93,10 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     return folder
+
+
+def read_split(source: Path, entry: DatasetSplit) -> Table:
+    return read_splits(source, [entry])[entry]
 
 
 def unchanged(read: Callable[[], Any], folder: Path) -> Any:
@@ -289,7 +293,9 @@ def test_files_of_other_kinds_are_refused(source: Path) -> None:
     ):
         read_split(source, DatasetSplit(split="train"))
     (source / "a.xml").rename(source / "a.jsonl")
-    with pytest.raises(InputError, match=r"source \{split: train\}: cannot be read as a data set: ") as caught:
+    with pytest.raises(
+        InputError, match=r"cannot be read as a data set: Failed to load JSON from file 'a\.jsonl'"
+    ) as caught:
         read_split(source, DatasetSplit(split="train"))
     assert str(caught.value).isprintable()
     with pytest.raises(InputError, match="no such directory"):
@@ -401,7 +407,7 @@ def test_tags_by_name_and_words(source: Path) -> None:
         ("saved/state.json", b"[]", r"state\.json: is no JSON object"),
         ("saved/state.json", b"{}", r"state\.json: lists no files of its directory"),
         ("saved/state.json", b'{"_data_files": [{"filename": "../t.arrow"}]}', "lists no files of its directory"),
-        ("saved/state.json", b'{"_data_files": [{"filename": "a.arrow"}]}', r"a\.arrow: is missing, or a link"),
+        ("saved/state.json", b'{"_data_files": [{"filename": "a.arrow"}]}', r"a\.arrow: is missing; save"),
         ("saved/dataset_dict.json", b'{"splits": 1}', r"dataset_dict\.json: lists no splits"),
         ("saved/other.txt", b"", "is a directory without images, and not one that save_to_disk wrote"),
     ],
@@ -428,20 +434,20 @@ def test_links_do_not_lead_out_of_the_source(source: Path) -> None:
     repository_like = source / "repository"
     data_set(sentiment_table(30, 0)).save_to_disk(elsewhere)
     (source / "link").symlink_to(elsewhere)
-    with pytest.raises(InputError, match="link: leads out of the source"):
+    with pytest.raises(InputError, match="link: is a link that leads out of the source"):
         split_examples(task(file="link"), source)
     data_set(sentiment_table(30, 0)).save_to_disk(source / "saved")
     shard = next((source / "saved").glob("*.arrow"))
     shard.unlink()
     shard.symlink_to(next(elsewhere.glob("*.arrow")))
-    with pytest.raises(InputError, match=r"arrow: is missing, or a link out of the source"):
+    with pytest.raises(InputError, match=r"arrow: is a link that leads out of the source"):
         split_examples(task(file="saved"), source)
     write_contents(source)  # as DVC leaves what it has fetched, with `cache.type symlink`
     assert len(split_examples(task(file="saved"), source)[0]["train"]) > 10
     repository_like.mkdir()
     sentiment_table(30, 0).to_csv(elsewhere / "t.csv", index=False)
     (repository_like / "t.csv").symlink_to(elsewhere / "t.csv")
-    with pytest.raises(InputError, match=r"t\.csv: is a link out of the source; put a copy there"):
+    with pytest.raises(InputError, match=r"t\.csv: is a link that leads out of the source; put a copy there"):
         read_split(repository_like, DatasetSplit(split="train"))
     write_contents(repository_like)
     assert len(read_split(repository_like, DatasetSplit(split="train")).rows) == 30
@@ -484,6 +490,30 @@ def test_folders_of_images(source: Path) -> None:
     rows = read_table(source / "images", None).rows
     assert [cell["bytes"] for cell in rows["image"]] == table["image"].tolist()
     assert list(rows.columns) == ["image", "label"]
+    (source / "images/down/zero.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"images: row 41 \(down/zero\.png\): image cannot be read as PNG"):
+        split_examples(pictures(), source)
+
+
+def test_folders_of_links_as_dvc_leaves_them(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `cache.type symlink`, from the project's directory."""
+    image_folder(source / "images")
+    cache = source.parent / "cache"
+    shutil.copytree(source, cache)
+    monkeypatch.chdir(source.parent)
+    place = Path("source")
+    wanted, _ = split_examples(pictures(), place)
+    for number, file in enumerate(sorted(place.rglob("*.png"))):
+        (cache / str(number)).write_bytes(file.read_bytes())
+        file.unlink()
+        file.symlink_to(cache / str(number))
+    everything = {"split": "train"}
+    for entry in ("images", everything):
+        with pytest.raises(InputError, match=r"png: is a link that leads out of the source"):
+            split_examples(pictures(file=entry), place)
+    write_contents(place)
+    for entry in ("images", everything):
+        assert same(split_examples(pictures(file=entry), place)[0], wanted)
 
 
 def test_classes_may_be_called_as_splits_are_and_may_be_one(source: Path) -> None:
