@@ -40,6 +40,7 @@ from stages.tasks.reading import reader
 from stages.tasks.table_files import Table, read_table
 from stages.tasks.tables import split_examples
 from stages.tasks.task import DatasetSplit, Split, Task
+from tests.project import ROOT
 from tests.tiny import sentiment_table, stripes
 from tests.workshop import task_of
 
@@ -674,6 +675,15 @@ def test_the_stage(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file.write("\n")
     with pytest.raises(InputError, match=r"test\.csv: its contents are not what contents\.json says"):
         prepare("it")
+
+
+def test_the_examples_of_the_readme_are_what_the_schema_takes() -> None:
+    from ruamel.yaml import YAML
+
+    text = (ROOT / "stages/tasks/README.md").read_text(encoding="utf-8")
+    found = text.partition("## Data sets of the library")[2].partition("\n\n")[2].partition("\n\n- ")[0]
+    example = YAML(typ="safe").load(found.replace("<commit>", 40 * "a").replace("…", 64 * "a"))
+    assert len(parse_params(example | {"models": {}}).tasks) == 5
 
 
 @pytest.mark.parametrize(
