@@ -61,10 +61,11 @@ def lies_in(path: Path, source: Path) -> bool:
     """
     if path.resolve().is_relative_to(source.resolve()):
         return True
-    inner, card = _absolute(path), source / CONTENTS
-    if not inner.is_relative_to(source.absolute()) or not card.is_file():
+    whole, inner = _absolute(source), _absolute(path)
+    card = whole / CONTENTS
+    if not inner.is_relative_to(whole) or not card.is_file():
         return False
-    return inner.relative_to(source.absolute()).as_posix() in _listed(card, card.stat().st_mtime_ns)
+    return inner.relative_to(whole).as_posix() in _listed(card, card.stat().st_mtime_ns)
 
 
 def _absolute(path: Path) -> Path:

@@ -208,7 +208,8 @@ def _saved(directory: Path, source: Path) -> Table:
     import datasets
 
     listed = _object(directory / STATE, source).get("_data_files")
-    files = [one.get("filename") if isinstance(one, Mapping) else None for one in listed or [None]]
+    shards = listed if isinstance(listed, list) and listed else [None]
+    files = [one.get("filename") if isinstance(one, Mapping) else None for one in shards]
     for name in [*files, INFO]:
         if not isinstance(name, str) or PurePosixPath(name).name != name:
             raise InputError(f"{directory / STATE}: lists no files of its directory; save the data set again")
@@ -327,19 +328,13 @@ def _configuration(source: Path, wanted: str | None, card: Mapping[str, Any]) ->
     known = {str(name): settings for name, settings in listed.items()}
     if wanted is None:
         if len(known) > 1:
-            names = _listed(known)
-            raise InputError(f"{source}: has several configurations; name one as `config`: {names}")
+            raise InputError(f"{source}: has several configurations; name one as `config`: {_listed(known)}")
         wanted = next(iter(known), None)
     if wanted is None:
         return None
     _choose("configuration", wanted, known or ["default"], source)
     for pattern in _texts([known.get(wanted, {}).get(key) for key in ("data_files", "data_dir")]):
-        if (
-            "://" in pattern
-            or "::" in pattern
-            or pattern.startswith(("/", "~"))
-            or ".." in PurePosixPath(pattern).parts
-        ):
+        if re.search(r"://|::|^[/~]", pattern) or ".." in PurePosixPath(pattern).parts:
             raise InputError(f"{source / CARD}: the configuration {wanted} has files outside the source: {pattern!r}")
     return wanted
 
@@ -354,11 +349,11 @@ def _texts(content: Any) -> Iterator[str]:
 
 
 def _link(source: Path, repository: Path) -> None:
-    """Make a directory of links to a source's files, but for those that say what it is."""
+    """Make a directory of links to a source's files, but for those that say what it is, and programs."""
     repository.mkdir()
     for file in sorted(source.rglob("*")):
         inner = file.relative_to(source)
-        if str(inner) in (CONTENTS, CARD, FURTHER_CARD) or not file.is_file():
+        if str(inner) in (CONTENTS, CARD, FURTHER_CARD) or inner.suffix == ".py" or not file.is_file():
             continue
         _refuse_outside(file, source)
         (repository / inner).parent.mkdir(parents=True, exist_ok=True)
@@ -370,11 +365,12 @@ def _write_card(file: Path, card: Mapping[str, Any], config: str | None) -> None
     from huggingface_hub import DatasetCardData
 
     own = dict(card)
-    for key in (CONFIGS, INFOS):
-        listed = card.get(key)
-        if isinstance(listed, list) and config is not None:
+    infos = card.get(INFOS) or []
+    infos = [infos] if isinstance(infos, dict) else infos
+    if card.get(CONFIGS):
+        for key, listed in ((CONFIGS, card[CONFIGS]), (INFOS, infos)):
             of_it = [one for one in listed if str(one.get("config_name", "default")) == config]
             own[key] = [{**one, "config_name": config} for one in of_it]
-    if config is None and isinstance(info := card.get(INFOS), dict):  # the library knows its files by no other name
-        own[INFOS] = {key: value for key, value in info.items() if key != "config_name"}
+    elif len(infos) == 1:  # whatever its name, it is of all files, which the library calls `default`
+        own[INFOS] = [{**infos[0], "config_name": "default"}]
     file.write_text(f"---\n{DatasetCardData(**own).to_yaml()}\n---\n", encoding="utf-8")

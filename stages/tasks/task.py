@@ -134,7 +134,8 @@ class Task(Section):
     @property
     def files(self) -> list[str]:
         """The files and directories that it is read from; `.` is the whole source, which a configuration may be in."""
-        return [entry if isinstance(entry, str) else entry.directory or "." for entry in self.entries]
+        found = [entry if isinstance(entry, str) else entry.directory or "." for entry in self.entries]
+        return list(dict.fromkeys(found))
 
     @property
     def hub_pipeline(self) -> str:

@@ -259,6 +259,25 @@ def test_what_a_card_says_of_its_features_and_what_goes_before_it(source: Path) 
     assert read_split(source, DatasetSplit(split="train")).rows.values.tolist() == table.values.tolist()
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_an_old_card_says_of_features_by_another_name(source: Path, listed: bool) -> None:
+    (source / "train.txt").write_text("a\nb\n")
+    info = {"config_name": "plain_text", "features": [{"name": "text", "dtype": "large_string"}]}
+    (source / "README.md").write_text(f"---\n{json.dumps({'dataset_info': [info] if listed else info})}\n---\n")
+    assert read_split(source, DatasetSplit(split="train")).rows["text"].tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="has no configuration 'plain_text'; it has: default"):
+        read_split(source, DatasetSplit(config="plain_text", split="train"))
+
+
+def test_fewer_rows_than_the_card_says(source: Path) -> None:
+    (source / "train.txt").write_text("a\nb\n")
+    splits = [{"name": "train", "num_bytes": 1, "num_examples": 7}]
+    info = {"features": [{"name": "text", "dtype": "string"}], "splits": splits}
+    (source / "README.md").write_text(f"---\n{json.dumps({'dataset_info': info})}\n---\n")
+    with pytest.raises(InputError, match=r"cannot be read as a data set: NonMatchingSplitsSizesError .*num_examples=7"):
+        read_split(source, DatasetSplit(split="train"))
+
+
 @pytest.mark.parametrize(
     "pattern",
     ["../texts/{}.csv", "/etc/{}*", "https://example.org/{}.csv", "zip://{}.csv::plain.zip", "hf://datasets/x/{}"],
@@ -407,6 +426,7 @@ def test_tags_by_name_and_words(source: Path) -> None:
         ("saved/state.json", b"{", r"state\.json: cannot be read"),
         ("saved/state.json", b"[]", r"state\.json: is no JSON object"),
         ("saved/state.json", b"{}", r"state\.json: lists no files of its directory"),
+        ("saved/state.json", b'{"_data_files": 3}', r"state\.json: lists no files of its directory"),
         ("saved/state.json", b'{"_data_files": [{"filename": "../t.arrow"}]}', "lists no files of its directory"),
         ("saved/state.json", b'{"_data_files": [{"filename": "a.arrow"}]}', r"a\.arrow: is missing; save"),
         ("saved/dataset_dict.json", b'{"splits": 1}', r"dataset_dict\.json: lists no splits"),
@@ -632,7 +652,7 @@ def test_directories_and_configurations_are_compared_with_what_was_fetched(sourc
     data_set(sentiment_table(30, 0)).save_to_disk(source / "saved")
     write_contents(source)
     wholes = [task(file=per_split(config="plain")).files, task(file="saved").files, ["saved/"], ["plain/test.parquet"]]
-    assert wholes[:2] == [[".", ".", "."], ["saved"]]
+    assert wholes[:2] == [["."], ["saved"]]
     for names in wholes:
         verify_contents(source, names)
     info = source / "saved/dataset_info.json"
