@@ -94,7 +94,7 @@ def table_of(dataset: "Dataset", file: Path, surroundings: Surroundings) -> Tabl
     from datasets import Value
 
     rows: pa.Table = dataset.data.table
-    rows.validate(full=True)  # nothing has looked yet, for one, whether texts are UTF-8
+    rows.validate(full=True)  # that texts are UTF-8, for one
     features = {name: feature for name, feature in dataset.features.items() if not INDEX.fullmatch(name)}
     plain = [name for name, feature in features.items() if isinstance(feature, Value)]
     frame = rows.select(plain).replace_schema_metadata(None).to_pandas()

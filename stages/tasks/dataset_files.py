@@ -47,11 +47,8 @@ def read_arrow(file: Path, source: Path) -> Table:
     from datasets.table import InMemoryTable
 
     _refuse_outside(file, source)
-    with _one_line(file), pa.OSFile(str(file)) as stream:
-        whole = stream.read(len(FILE_FORMAT)) == FILE_FORMAT
-        stream.seek(0)
-        rows = (pa.ipc.open_file if whole else pa.ipc.open_stream)(stream).read_all()
-        return table_of(Dataset(InMemoryTable(rows)), file, Surroundings(source, file.parent))
+    with _one_line(file):
+        return table_of(Dataset(InMemoryTable(_arrow(file))), file, Surroundings(source, file.parent))
 
 
 def read_directory(directory: Path, source: Path) -> Table:
@@ -108,6 +105,16 @@ def _saved_split(source: Path, inner: str, split: str) -> Table:
         raise InputError(f"{directory}: is no directory that DatasetDict.save_to_disk wrote (it has no {SPLITS})")
     _choose("split", split, _splits(directory, source), directory)
     return read_directory(directory / split, source)
+
+
+def _arrow(file: Path) -> pa.Table:
+    """The rows in an Arrow file. Whatever pyarrow raises is raised."""
+    with pa.OSFile(str(file)) as stream:
+        whole = stream.read(len(FILE_FORMAT)) == FILE_FORMAT
+        stream.seek(0)
+        rows = (pa.ipc.open_file if whole else pa.ipc.open_stream)(stream).read_all()
+    rows.validate(full=True)  # to convert what is damaged may end the process
+    return rows
 
 
 class _Errors(logging.Handler):
@@ -205,7 +212,8 @@ def _splits(directory: Path, source: Path) -> list[str]:
 
 def _saved(directory: Path, source: Path) -> Table:
     """What Dataset.save_to_disk wrote."""
-    import datasets
+    from datasets import Dataset, DatasetInfo
+    from datasets.table import InMemoryTable
 
     listed = _object(directory / STATE, source).get("_data_files")
     shards = listed if isinstance(listed, list) and listed else [None]
@@ -217,7 +225,8 @@ def _saved(directory: Path, source: Path) -> Table:
             raise InputError(f"{directory / name}: is missing; save the data set again")
         _refuse_outside(directory / name, source)
     with _one_line(directory):
-        found = datasets.Dataset.load_from_disk(str(directory), keep_in_memory=True)
+        rows = pa.concat_tables([_arrow(directory / str(name)) for name in files])
+        found = Dataset(InMemoryTable(rows), DatasetInfo.from_dict(_object(directory / INFO, source)))
         return table_of(found, directory, Surroundings(source, directory))
 
 

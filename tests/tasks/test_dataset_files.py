@@ -5,8 +5,10 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -448,6 +450,21 @@ def test_texts_that_are_not_utf8(source: Path) -> None:
         writer.write_table(rows)
     with pytest.raises(InputError, match=r"t\.arrow: cannot be read as a data set: .*UTF8"):
         read_table(source / "t.arrow", None)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_damage_is_refused_and_ends_no_process(source: Path, name: str) -> None:
+    WRITERS[name](sentiment_table(20, 0), source / name)
+    file = min((source / name).glob("*.arrow")) if (source / name).is_dir() else source / name
+    whole = file.read_bytes()
+    random = Random(0)
+    for _ in range(200):
+        content = bytearray(whole[: random.choice([len(whole), random.randrange(len(whole))])])
+        for _ in range(3 * bool(content)):
+            content[random.randrange(len(content))] = random.randrange(256)
+        file.write_bytes(content)
+        with suppress(InputError):
+            read_table(source / name, None)
 
 
 def test_links_do_not_lead_out_of_the_source(source: Path) -> None:
