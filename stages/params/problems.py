@@ -62,6 +62,9 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         return f"{place}.method", f" = {context['tag']!r}: unknown method; allowed: {listed([*METHODS, ENSEMBLE])}"
     if kind == "value_error":
         return place, f": {context['error']}"
+    if "[key]" in problem["loc"] and kind == "literal_error":
+        others = " (or directory, config, split)" if location[2:3] == ["file"] else ""
+        return place, f": unknown key; allowed: {context['expected']}{others}"
     if "[key]" in problem["loc"]:
         return place, ": bad name; allowed: a letter a-z, then letters a-z, digits and hyphens (at most 64)"
     return place, f" = {shortened(repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -1,9 +1,9 @@
 """contents.json in an output's directory: the digests of its files, so that damage DVC cannot see is not read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from xxhash import xxh3_128
 
@@ -28,10 +28,11 @@ def verify_contents(directory: Path, names: Iterable[str] | None = None) -> None
 
     Args:
         directory: an output's.
-        names: of the files to compare; all by default. Those that are not there are for their reader to miss.
+        names: of the files to compare; all by default. Those that are not there are for their reader to miss. Of a
+            directory (`.` is the whole) it is all files in and below it, those that should be there too.
 
     Raises:
-        InputError: a file is not as it was written, or not listed.
+        InputError: a file is not as it was written, or not listed, or is gone from a directory that is named.
     """
     card = directory / CONTENTS
     if not card.is_file():
@@ -40,8 +41,28 @@ def verify_contents(directory: Path, names: Iterable[str] | None = None) -> None
     if not isinstance(digests, dict):
         raise DamagedError(f"{card}: lists no files", directory)
     for name in digests if names is None else names:
-        if (directory / name).is_file() and digests.get(name) != _digest(directory / name):
-            raise DamagedError(f"{directory / name}: its contents are not what {CONTENTS} says", directory)
+        if (directory / name).is_dir():
+            _verify_below(directory, directory / name, digests)
+        elif (directory / name).is_file() and digests.get(name) != _digest(directory / name):
+            raise _changed(directory, name)
+
+
+def _verify_below(directory: Path, inner: Path, digests: Mapping[str, object]) -> None:
+    """`verify_contents` of the files in and below an inner directory."""
+    place = inner.relative_to(directory)
+    found = {file.relative_to(directory).as_posix() for file in inner.rglob("*") if file.is_file()} - {CONTENTS}
+    listed = {name for name in digests if PurePosixPath(name).is_relative_to(place)}
+    for name in sorted(found | listed):
+        if name not in found:
+            raise DamagedError(f"{directory / name}: is gone; {CONTENTS} lists it", directory)
+        if name not in listed:
+            raise DamagedError(f"{directory / name}: is not among the files that {CONTENTS} lists", directory)
+        if digests[name] != _digest(directory / name):
+            raise _changed(directory, name)
+
+
+def _changed(directory: Path, name: str) -> DamagedError:
+    return DamagedError(f"{directory / name}: its contents are not what {CONTENTS} says", directory)
 
 
 def _digest(file: Path) -> str:

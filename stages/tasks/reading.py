@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 import pandas as pd
 
 from stages.tasks import module_of
-from stages.tasks.table_files import Table, TableFile, open_table
+from stages.tasks.table_files import Table, TableFile, open_lines, open_table
 from stages.tasks.task import Split, Task
 from stages.tasks.text_columns import TextColumns
 
@@ -48,9 +48,20 @@ class Reader(ABC, Generic[TaskT]):
         """The names of the columns of a table without a header row."""
         return task.columns
 
-    def open(self, task: TaskT, file: Path) -> TableFile:
-        """The table in one of the task's files. Raises `InputError` if there is none that can be read."""
-        return open_table(file, self.columns(task), task.field)
+    def open(self, task: TaskT, file: Path, source: Path | None = None) -> TableFile:
+        """The table in one of the task's files or directories.
+
+        Args:
+            task: whose.
+            file: where it is.
+            source: the directory that all must lie in which it refers to; by default its own.
+
+        Raises:
+            InputError: there is none that can be read.
+        """
+        if task.format == "text":
+            return open_lines(file)
+        return open_table(file, self.columns(task), task.field, source)
 
     def read(self, task: TaskT, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
         """File → its examples, part by part: each time they are gone through, the file is read.

@@ -1,13 +1,14 @@
 """Tables as files have them, some rows at a time, and where in the file each row is."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -31,6 +32,7 @@ SEPARATED: dict[str, tuple[str, Literal[0, 3]]] = {
 }
 JSON = (".jsonl", ".json")
 PARQUET = ".parquet"
+ARROW = ".arrow"
 ORANGE = ".tab"
 ORANGE_TYPES = {"c", "continuous", "d", "discrete", "s", "string", "t", "time"}
 LONGEST_CELL = 2**31 - 1  # in characters
@@ -42,9 +44,10 @@ class Table:
 
     Attributes:
         rows: the rows; their index is unique in the file, and says where they are.
-        file: the file.
+        file: the file, or the directory, or what messages call a split that is neither.
         place: of a row's index, where it is in the file: "line 3" of a text, "row 3" of a Parquet file.
         doubled: names that more than one column has.
+        refused: columns that cannot be read, and why.
         whole: all parts of the file, if this is one of several.
     """
 
@@ -52,10 +55,13 @@ class Table:
     file: Path
     place: Callable[[Any], str]
     doubled: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     whole: "TableFile | None" = None
 
     def column(self, name: str) -> pd.Series:
-        """The column of that name. Raises `InputError` unless there is exactly one."""
+        """The column of that name. Raises `InputError` unless there is exactly one, which can be read."""
+        if name in self.refused:
+            raise InputError(f"{self.file}: {self.refused[name]}")
         if name in self.doubled:
             raise InputError(f"{self.file}: has more than one column {name!r}; rename all but one of them")
         if name not in self.rows.columns:
@@ -93,7 +99,7 @@ class TableFile:
     """A file's rows, some at a time, so that a file may have any number of them.
 
     Attributes:
-        file: the file.
+        file: the file, or the directory, or what messages call a split that is neither.
         read: reads it, from its beginning; there is one part at least.
     """
 
@@ -113,21 +119,28 @@ class TableFile:
         return replace(first, rows=pd.concat([first.rows, *(other.rows for other in others)]))
 
 
-def open_table(file: Path, names: list[str] | None, field: str | None = None) -> TableFile:
+def open_table(file: Path, names: list[str] | None, field: str | None = None, source: Path | None = None) -> TableFile:
     """A table in whatever form the file's name says that it has, in upper or lower case.
 
     Args:
         file: separated text (.csv, .tsv, .txt, Orange's .tab) or JSON (an object a line, or an array of objects), which
-            may be compressed (.gz); or .parquet.
+            may be compressed (.gz); .parquet or .arrow; or a directory that `datasets` reads (`dataset_files`).
         names: of the columns, where separated text has no header.
         field: the key of the array of rows, in JSON that is one object.
+        source: the directory that all must lie in which an .arrow or directory refers to; by default its own.
 
     Raises:
         InputError: there is no such file, or its name has no ending that is known. That it is not what its name says is
             found where it is read.
     """
+    from stages.tasks.dataset_files import arrow_parts, directory_parts
+
+    if file.is_dir():
+        return TableFile(file, lambda: directory_parts(file, source or file))
     _refuse_missing(file)
     form = _form(file)
+    if form == ARROW:
+        return TableFile(file, lambda: arrow_parts(file, source or file.parent))
     if form == PARQUET:
         return TableFile(file, lambda: _readable(_read_parquet(file), file))
     if form in JSON:
@@ -136,7 +149,7 @@ def open_table(file: Path, names: list[str] | None, field: str | None = None) ->
         return TableFile(file, lambda: _readable(_read_separated(file, names), file))
     texts = ", ".join([*SEPARATED, *JSON])
     raise InputError(
-        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {PARQUET}"
+        f"{file}: not a table that can be read, by its name: {texts} (each also with {COMPRESSED}), {ARROW}, {PARQUET}"
     )
 
 
@@ -150,6 +163,26 @@ def _readable(parts: Iterator[Table], file: Path) -> Iterator[Table]:
         raise
     except Exception as error:  # whatever pandas' and pyarrow's readers make of what is no table
         raise InputError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
+
+
+def open_lines(file: Path) -> TableFile:
+    """The lines of a plain text, which may be compressed (.gz), as the column `text`, but for those of white space.
+
+    Raises:
+        InputError: there is no such file; or, where it is read, it is not UTF-8 text.
+    """
+    _refuse_missing(file)
+    return TableFile(file, lambda: _read_lines(file))
+
+
+def _read_lines(file: Path) -> Iterator[Table]:
+    lines = ((number, line) for number, line in text_lines(file) if line.strip())
+    begins = True
+    while (found := list(islice(lines, ROWS_AT_ONCE))) or begins:
+        begins = False
+        numbers = pd.Index([number for number, _ in found], dtype="int64")
+        texts = pd.Series([line for _, line in found], numbers, dtype=str)
+        yield Table(texts.to_frame("text"), file, lambda row: f"line {row}")
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -185,7 +218,7 @@ def _form(file: Path) -> str:
     if ending != COMPRESSED:
         return ending
     inner = Path(file.stem).suffix.lower()
-    return inner if inner != PARQUET else ending  # Parquet is compressed inside
+    return inner if inner not in (PARQUET, ARROW) else ending  # which are compressed inside
 
 
 def _opened(file: Path) -> IO[bytes]:

@@ -1,6 +1,7 @@
 """From tables in a source to a prepared task: examples in three splits, and a card."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -14,8 +15,9 @@ from stages.running.errors import InputError
 from stages.storage.cards import FORMAT_VERSION, write_json
 from stages.tasks.arrow import frames, temporary_rows, write_rows
 from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels, split_file
+from stages.tasks.dataset_files import open_splits
 from stages.tasks.reading import SomeExamples, reader
-from stages.tasks.task import SPLITS, Split, Task
+from stages.tasks.task import SPLITS, DatasetSplit, Split, Task
 
 if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
@@ -37,27 +39,30 @@ def split_examples(task: Task, source: Path) -> "tuple[dict[Split, Dataset], dic
     Raises:
         InputError: a file or column is missing, a label is not one of the task's, or a split is empty.
     """
-    kind = reader(task.kind)
-    files = kind.read(task, {name: kind.open(task, source / name) for name in dict.fromkeys(task.files)})
-    if isinstance(task.file, dict):
-        # Test first: where a text is in two splits, the training example goes.
-        wanted = {split: task.file[split] for split in ("test", "validation", "train") if split in task.file}
-    else:
-        wanted = {"train": task.file}
-    found = _Found(task.split.seed)
-    parts = (
-        (split, part)
-        for split, names in wanted.items()
-        for name in ([names] if isinstance(names, str) else names)
-        for part in files[name]
-    )
-    rows = temporary_rows(found.added(tqdm(parts, desc="prepare", unit=" parts", delay=2)))
+    kind, found = reader(task.kind), _Found(task.split.seed)
+    with _files(task, source) as files:
+        rows = temporary_rows(found.added(tqdm(_parts(task, files), desc="prepare", unit=" parts", delay=2)))
     positions = _positions(task, found)
     for split in SPLITS:
         if not len(positions[split]):
             raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
     splits = {split: kind.finished(task, rows.select(positions[split])) for split in SPLITS}
     return splits, {kind.not_an_example: found.dropped, f"repeated_{kind.example}": int(found.repeated.sum())}
+
+
+def _parts(
+    task: Task, files: Mapping[str | DatasetSplit, Iterable[SomeExamples]]
+) -> Iterator[tuple[Split, SomeExamples]]:
+    """All examples, with the split that the files have them for."""
+    if isinstance(task.file, dict):
+        # Test first: where a text is in two splits, the training example goes.
+        wanted = {split: task.file[split] for split in ("test", "validation", "train") if split in task.file}
+    else:
+        wanted = {"train": task.file}
+    for split, entries in wanted.items():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            for part in files[entry]:
+                yield split, part
 
 
 def write_task(directory: Path, task: Task, splits: "Mapping[Split, Dataset]", dropped: Mapping[str, int]) -> None:
@@ -76,6 +81,19 @@ def write_task(directory: Path, task: Task, splits: "Mapping[Split, Dataset]", d
             "fingerprints": {split: examples_fingerprint(rows) for split, rows in splits.items()},
         },
     )
+
+
+@contextmanager
+def _files(task: Task, source: Path) -> Iterator[dict[str | DatasetSplit, Iterable[SomeExamples]]]:
+    """The examples of each of a task's entries in `file`, to be read inside the context."""
+    kind = reader(task.kind)
+    entries = list(dict.fromkeys(task.entries))
+    with open_splits(source, [entry for entry in entries if isinstance(entry, DatasetSplit)]) as splits:
+        files = {
+            str(number): kind.open(task, source / entry, source) if isinstance(entry, str) else splits[entry]
+            for number, entry in enumerate(entries)
+        }
+        yield dict(zip(entries, kind.read(task, files).values(), strict=True))
 
 
 @dataclass

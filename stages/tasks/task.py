@@ -1,17 +1,74 @@
 """A task in params.yaml: what every kind of task has, and what its settings say of its models."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stages.running.section import Name, Section
 from stages.storage.source import InnerPath
 from stages.tasks.averaging import Averaging
 from stages.tasks.metrics import Metric
 
-Files = InnerPath | Annotated[list[InnerPath], Field(min_length=1)]  # several are read one after the other
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class DatasetSplit(Section):
+    """A split of a data set of the library `datasets`.
+
+    directory: in the source, what `DatasetDict.save_to_disk` wrote; without it, the source is a repository of the Hub.
+    config: the repository's configuration; it may be left out where there is one only.
+    split: its name.
+    """
+
+    directory: InnerPath | None = Field(default=None, exclude_if=lambda value: value is None)
+    config: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    split: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=256)]
+
+    def __str__(self) -> str:
+        """As params.yaml has it."""
+        return f"{{{', '.join(f'{key}: {value}' for key, value in self.model_dump().items())}}}"
+
+    __repr__ = __str__
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "DatasetSplit":
+        if self.directory is not None and self.config is not None:
+            raise ValueError("give one of `directory` and `config`: what save_to_disk wrote has no configurations")
+        return self
+
+
+# The forms of `file`, named as pydantic names the branches of a union in the place of an error.
+PATH, KEYS, SEVERAL, SPLIT = "str[path]", "DatasetSplit[keys]", "list[entries]", "dict[splits]"
+
+
+def _form_of_entry(content: object) -> str:
+    return KEYS if isinstance(content, (Mapping, DatasetSplit)) else PATH
+
+
+def _form_of_entries(content: object) -> str:
+    return SEVERAL if isinstance(content, list) else _form_of_entry(content)
+
+
+def _form_of_file(content: object) -> str:
+    """A mapping is of splits to entries unless one of its keys is an entry's."""
+    if isinstance(content, Mapping) and not content.keys() & DatasetSplit.model_fields.keys():
+        return SPLIT
+    return _form_of_entries(content)
+
+
+OnePath = Annotated[InnerPath, Tag(PATH)]
+OneSplit = Annotated[DatasetSplit, Tag(KEYS)]
+Entry = Annotated[OnePath | OneSplit, Discriminator(_form_of_entry)]
+Several = Annotated[list[Entry], Field(min_length=1), Tag(SEVERAL)]  # are read one after the other
+Entries = Annotated[OnePath | OneSplit | Several, Discriminator(_form_of_entries)]
+Files = Annotated[
+    OnePath | OneSplit | Several | Annotated[dict[Split, Entries], Tag(SPLIT)],
+    Discriminator(_form_of_file),
+]
 
 
 class TaskSplit(Section):
@@ -32,12 +89,20 @@ class Task(Section):
     """A data set, as a table in one of the sources; every kind of task has its own settings beside these.
 
     kind: its name, which is that of its folder in `stages/tasks/kinds` with hyphens.
-    file: a .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl, .json (an object a line, or an array of them) or
-        .parquet file in the source (all but the last may be compressed, .csv.gz), split by `split`, or a list of files
-        with the same columns, which are read one after the other; or such a file or list per split (`{train: …,
-        validation: …, test: …}`; a missing validation is taken from train). An example of the test file is in no other
-        split. In one table, a task without labels is split otherwise than a task with labels, and sees that task's test
-        examples unless their `part`s keep them apart.
+    file: what it is read from, split by `split`; or a list of such entries with the same columns, which are read one
+        after the other; or an entry or list per split (`{train: …, validation: …, test: …}`; a missing validation is
+        taken from train). An example of the test file is in no other split. In one table, a task without labels is
+        split otherwise than a task with labels, and sees that task's test examples unless their `part`s keep them
+        apart. An entry is, in the source,
+        - a file: .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl, .json (an object a line, or an array of
+          them), each perhaps compressed (.csv.gz), .parquet or .arrow;
+        - a directory that `Dataset.save_to_disk` wrote, or one of images with a folder for each class (`.` is the whole
+          source);
+        - `{directory: …, split: …}`, a split in a directory that `DatasetDict.save_to_disk` wrote;
+        - `{config: …, split: …}`, a split of a configuration of the source, which is a data set repository of the Hub;
+          `config` may be left out where there is one only.
+    format: `text` for files of plain text, perhaps compressed, in which every line is an example, but for those of
+        white space alone; their one column is `text`.
     columns: the columns' names, for a table without a header row.
     field: of .json files that hold one object: its key whose value is the array of rows.
     part: use the rows whose place between 0 and 1, given by their contents and `split.seed`, is in this interval: tasks
@@ -51,7 +116,8 @@ class Task(Section):
 
     kind: str = ""
     source: Name
-    file: Files | dict[Split, Files]
+    file: Files
+    format: Literal["text"] | None = Field(default=None, exclude_if=lambda value: value is None)
     columns: list[str] | None = None
     field: str | None = Field(default=None, exclude_if=lambda value: value is None)
     part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
@@ -60,10 +126,16 @@ class Task(Section):
     split: TaskSplit = TaskSplit()
 
     @property
-    def files(self) -> list[str]:
-        """All files that it is read from."""
+    def entries(self) -> list[str | DatasetSplit]:
+        """All that it is read from."""
         parts = self.file.values() if isinstance(self.file, dict) else [self.file]
-        return [name for part in parts for name in ([part] if isinstance(part, str) else part)]
+        return [entry for part in parts for entry in (part if isinstance(part, list) else [part])]
+
+    @property
+    def files(self) -> list[str]:
+        """The files and directories that it is read from; `.` is the whole source, which a configuration may be in."""
+        found = [entry if isinstance(entry, str) else entry.directory or "." for entry in self.entries]
+        return list(dict.fromkeys(found))
 
     @property
     def hub_pipeline(self) -> str:
@@ -111,6 +183,12 @@ class Task(Section):
     def _usable_files(self) -> "Task":
         if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
             raise ValueError("`file` must name at least a train and a test file")
+        if self.format is not None:
+            if others := [entry for entry in self.entries if isinstance(entry, DatasetSplit)]:
+                raise ValueError(f"`format` is for files, and {others[0]} is none; remove one of them")
+            if self.columns is not None or self.field is not None:
+                key = "field" if self.columns is None else "columns"
+                raise ValueError(f"`{key}`: a plain text has one column, `text`; remove the key")
         if self.part is not None and not self.part[0] < self.part[1]:
             raise ValueError(f"`part`: {self.part} is empty; the first share must be the smaller one")
         return self

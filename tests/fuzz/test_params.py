@@ -154,7 +154,8 @@ def number_replaced(content: Any, random: Random) -> None:
 
 
 def path_replaced(content: Any, random: Random) -> None:
-    kind, path = choice(random, ["file", "list", "files", "inside", "path", "splits"]), choice(random, PATHS)
+    kinds = ["file", "list", "files", "inside", "path", "splits", "directory"]
+    kind, path = choice(random, kinds), choice(random, PATHS)
     task, source = choice(random, list(content["tasks"].values())), choice(random, list(content["sources"].values()))
     if kind == "file":
         task["file"] = path
@@ -162,6 +163,8 @@ def path_replaced(content: Any, random: Random) -> None:
         task["file"] = ["a", path]
     elif kind == "splits":
         task["file"] = {"train": "a", "test": path}
+    elif kind == "directory":
+        task["file"] = {"directory": path, "split": "a"}
     elif kind == "path":
         source.clear()
         source |= {"path": path, "sha256": 64 * "0"}
@@ -372,10 +375,9 @@ def check_stages(params: Params) -> None:
         for path in named:
             assert all(WORD.fullmatch(part) for part in PurePosixPath(path).parts), path
     for task in params.tasks.values():
-        for files in task.file.values() if isinstance(task.file, dict) else [task.file]:
-            for inner in [files] if isinstance(files, str) else files:
-                assert not inner.startswith("/")
-                assert ".." not in PurePosixPath(inner).parts
+        for inner in task.files:
+            assert not inner.startswith("/")
+            assert ".." not in PurePosixPath(inner).parts
 
 
 @pytest.mark.parametrize("mutation", OF_CONTENT, ids=lambda mutation: mutation.__name__)

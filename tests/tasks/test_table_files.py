@@ -87,7 +87,6 @@ def test_parquet(tmp_path: Path, name: str) -> None:
         "t.xlsx",
         "t.XLS",
         "t.ods",
-        "t.arrow",
         "t.feather",
         "t.pkl",
         "t",

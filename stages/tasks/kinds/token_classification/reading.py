@@ -28,13 +28,13 @@ class TokenClassificationReader(Reader[TokenClassification]):
     example = "sentence"
     not_an_example = "no_words"
 
-    def open(self, task: TokenClassification, file: Path) -> TableFile:
+    def open(self, task: TokenClassification, file: Path, source: Path | None = None) -> TableFile:
         """The table in a file of the task's form. Raises `InputError` if it cannot be read."""
         if task.form == "word/tag":
             return slashed(file, task.words, task.tag)
         if task.form == "conll":
             return one_a_line(file, task.columns or [task.words, task.tag], task.words, task.tag)
-        return super().open(task, file)
+        return super().open(task, file, source)
 
     def read(self, task: TokenClassification, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
         """File → its examples. Raises `InputError` where a word has no tag, or one that is no label's."""

@@ -7,7 +7,7 @@ from pydantic import Field, field_serializer, model_validator
 from stages.tasks.averaging import Averaging, MeanOfSoftmax
 from stages.tasks.kinds.token_classification.metrics import EntityF1, TagAccuracy, is_bio
 from stages.tasks.metrics import Metric
-from stages.tasks.task import Task
+from stages.tasks.task import DatasetSplit, Task
 from stages.tasks.text_columns import refuse_equal_columns
 
 Patterns = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -66,4 +66,6 @@ class TokenClassification(Task):
         refuse_equal_columns({"words": self.words, "tag": self.tag})
         if self.form == "word/tag" and self.columns is not None:
             raise ValueError("`columns`: there are none in a file of the form word/tag; remove the key")
+        if self.form != "table" and (self.format or any(isinstance(entry, DatasetSplit) for entry in self.entries)):
+            raise ValueError(f"`form`: {self.form} is for files of tagged words; remove it for what is a table")
         return self
