@@ -32,11 +32,12 @@ def write_rows(file: Path, frames: Iterable[pd.DataFrame]) -> None:
     schema = table.schema.remove_metadata()
     partial = file.with_name(f".{file.name}.partial")
     with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
-        writer.write_table(table.cast(schema), max_chunksize=ROWS_AT_ONCE)
+        writer.write_table(table.cast(schema).combine_chunks(), max_chunksize=ROWS_AT_ONCE)
         for frame in following:
             if len(frame):
                 rows = pa.Table.from_pandas(frame, schema, preserve_index=False)
-                writer.write_table(rows, max_chunksize=ROWS_AT_ONCE)
+                # Rows that were picked one by one are a piece each, and so they would be in the file.
+                writer.write_table(rows.combine_chunks(), max_chunksize=ROWS_AT_ONCE)
     partial.replace(file)  # whoever has the old rows in memory-mapped tables keeps them
 
 

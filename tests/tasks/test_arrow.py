@@ -40,6 +40,10 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path, pieces: list[int]) -
     assert [len(part) for part in parts] == [ROWS_AT_ONCE, ROWS_AT_ONCE, 500]
     assert pd.concat(parts)["number"].tolist() == pd.concat(parts).index.tolist() == list(range(2500))
     assert examples_fingerprint(rows) == examples_fingerprint(whole) == examples_fingerprint(found)
+    write_rows(tmp_path / "picked.arrow", frames(rows.select(range(0, 2500, 2))))
+    picked = open_rows(tmp_path / "picked.arrow")
+    assert frame(picked)["number"].tolist() == list(range(0, 2500, 2))
+    assert picked.data.column("number").num_chunks == 2, "rows that were picked are not a piece each"
     assert examples_fingerprint(rows.select([3, 1])) == examples_fingerprint(whole.iloc[[3, 1]])
 
 
