@@ -48,7 +48,7 @@ def test_they_are_of_the_examples_drawn_from_the_train_split(
 ) -> None:
     found = estimated(checkpoint, task, tmp_path / "out", statistic)
     tokenizer = KIND.load_processor(checkpoint)
-    texts = draw_examples(task.read("train"), 20, 0)["text"]
+    texts = draw_examples(task.rows("train"), 20, 0)["text"]
     single = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
     wanted = curvature_statistics(KIND.load_model(checkpoint, task.labels), single, statistics=[statistic])
     assert found.input_factors
