@@ -71,7 +71,12 @@ def frames(rows: "Dataset") -> Iterator[pd.DataFrame]:
 
 
 def frame(rows: "Dataset") -> pd.DataFrame:
-    """All rows as one table."""
+    """All rows as one table.
+
+    It is put together of pieces: of rows that were picked, `Dataset.to_pandas` makes a table each, of millions perhaps.
+    """
+    if len(rows):
+        return pd.concat(frames(rows))
     found = rows.to_pandas()
     assert isinstance(found, pd.DataFrame)
     return found

@@ -42,12 +42,13 @@ def split_examples(task: Task, source: Path) -> "tuple[dict[Split, Dataset], dic
     kind, found = reader(task.kind), _Found(task.split.seed)
     with _files(task, source) as files:
         rows = temporary_rows(found.added(tqdm(_parts(task, files), desc="prepare", unit=" parts", delay=2)))
+    dropped = {kind.not_an_example: found.dropped, f"repeated_{kind.example}": found.forget_repeated()}
     positions = _positions(task, found)
     for split in SPLITS:
         if not len(positions[split]):
             raise InputError(f"{task.file}: the {split} split is empty; give more rows or change the task's `split`")
     splits = {split: kind.finished(task, rows.select(positions[split])) for split in SPLITS}
-    return splits, {kind.not_an_example: found.dropped, f"repeated_{kind.example}": int(found.repeated.sum())}
+    return splits, dropped
 
 
 def _parts(
@@ -111,6 +112,7 @@ class _Found:
     _places: list[np.ndarray] = field(default_factory=list)
     _labels: list[np.ndarray | None] = field(default_factory=list)
     _splits: list[np.ndarray] = field(default_factory=list)
+    _usable: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     def added(self, parts: Iterable[tuple[Split, SomeExamples]]) -> Iterator[pd.DataFrame]:
         """The examples of the parts, each of which is added."""
@@ -120,20 +122,25 @@ class _Found:
             self._digests.append(np.frombuffer(b"".join(map(_digest, contents)), dtype="<u8").reshape(-1, 2))
             self._places.append(np.array([_place(row, self.seed) for row in contents], dtype=np.float64))
             labels = single_labels(examples)
-            self._labels.append(None if labels is None else labels.to_numpy())
+            self._labels.append(None if labels is None else labels.to_numpy(dtype=np.int32))
             self._splits.append(np.full(len(examples), SPLITS.index(split), dtype=np.int8))
             self.dropped += dropped
             yield examples
 
-    @property
-    def repeated(self) -> np.ndarray:
-        """Whether each example's inputs are those of one before it."""
-        return pd.DataFrame(np.concatenate(self._digests)).duplicated().to_numpy()
+    def forget_repeated(self) -> int:
+        """Let no example be usable whose inputs are those of one before it. Returns how many these are."""
+        digests = np.concatenate(self._digests)
+        self._digests.clear()
+        order = np.lexsort(digests.T)  # the first of those that are alike comes first
+        alike = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
+        self._usable = np.ones(len(digests), dtype=bool)
+        self._usable[order[1:][alike]] = False
+        return int(alike.sum())
 
-    @property
-    def places(self) -> np.ndarray:
-        """A number in [0, 1) for each example, evenly spread and the same for the same inputs, in whichever table."""
-        return np.concatenate(self._places)
+    def keep_part(self, first: float, last: float) -> None:
+        """Let only those examples be usable whose place is in an interval, that of the same inputs in any table."""
+        places = np.concatenate(self._places)
+        self._usable &= (first <= places) & (places < last)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -142,17 +149,15 @@ class _Found:
         return np.concatenate(labels) if len(labels) == len(self._labels) else None
 
     def of(self, split: Split) -> np.ndarray:
-        """The positions of the examples that the files have for a split."""
-        return np.flatnonzero(np.concatenate(self._splits) == SPLITS.index(split))
+        """The positions of the usable examples that the files have for a split."""
+        return np.flatnonzero(self._usable & (np.concatenate(self._splits) == SPLITS.index(split)))
 
 
 def _positions(task: Task, found: _Found) -> dict[Split, np.ndarray]:
     """Which of the examples each split has, in their order."""
-    usable = ~found.repeated
     if task.part is not None:
-        first, last = task.part
-        usable &= (first <= found.places) & (found.places < last)
-    given = {split: own[usable[own]] for split in SPLITS for own in [found.of(split)]}
+        found.keep_part(*task.part)
+    given = {split: found.of(split) for split in SPLITS}
     train = given["train"]
     if task.examples is not None and task.examples < len(train):
         train = np.sort(pd.Series(train).sample(task.examples, random_state=task.split.seed).to_numpy())

@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
+from stages.tasks.data import TaskData
 from tests.project import Project, tiny_params
 from tests.test_readmes import blocks
 
@@ -165,7 +166,7 @@ def test_a_kind_of_task_of_ones_own(opened: Project) -> None:
     opened.run("python", "-m", "stages.plan", "--check")
     ran = set(opened.repro())
     assert {"prepare@books", "fisher-films", "search-searched", "merge-both", "evaluate-both", "report"} < ran
-    examples = pd.read_parquet(opened.root / "data/tasks/books/train.parquet")
+    examples = TaskData.open(opened.root / "data/tasks/books").read("train")
     assert {len(text.split()) for text in examples["text"]} == {2}
     card = json.loads((opened.root / "data/tasks/books/task.json").read_text())
     assert card["kind"] == "opening-classification"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.storage.digests import tree_sha256
+from stages.tasks.data import TaskData
 from tests.project import Project
 from tests.tasks.test_text_regression import TARGETS, scored
 from tests.tiny import save_base, sentiment_table
@@ -64,7 +65,7 @@ def by_hand(project: Project, merge: str, head: str, task: str, names: list[str]
     body = {name: value for name, value in load_file(merged / "model.safetensors").items() if name.startswith("bert.")}
     assert not model.load_state_dict(body, strict=False).unexpected_keys
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    texts = pd.read_parquet(project.root / f"data/tasks/{task}/test.parquet")["text"]
+    texts = TaskData.open(project.root / f"data/tasks/{task}").read("test")["text"]
     with torch.no_grad():
         return np.stack([model(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in texts])
 

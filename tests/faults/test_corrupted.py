@@ -19,7 +19,7 @@ from tests.project import Project
 READ = {
     "data/sources/base/model.safetensors": ("fetch@base", "finetune-books", list(DAMAGES)),
     "data/sources/base/tokenizer.json": ("fetch@base", "finetune-books", ["bit-flipped"]),
-    "data/tasks/books/train.parquet": ("prepare@books", "finetune-books", list(DAMAGES)),
+    "data/tasks/books/train.arrow": ("prepare@books", "finetune-books", list(DAMAGES)),
     "data/tasks/books/task.json": ("prepare@books", "finetune-books", list(DAMAGES)),
     "models/finetuned/books/config.json": ("finetune-books", "evaluate-books", ["bit-flipped"]),
     "models/finetuned/books/checkpoint.json": ("finetune-books", "merge-blocks", ["bit-flipped"]),
