@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from xxhash import xxh3_128
 
+from stages.running.machine import cores
 from stages.storage.tensors import TensorFiles, tensor_bytes
 
 # A compromise: chunks of a few models stay in the caches, and an operation takes long enough that threads seldom wait
@@ -52,9 +53,8 @@ def chunks(sources: Sequence[Source], dtype: torch.dtype) -> Iterator[list[Tenso
 
 def on_all_cores(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
     """The results of `work` on each item, in the items' order; the first item that raises ends it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     _keep_freed_memory()
-    pool = ThreadPoolExecutor(cores, initializer=_work_alone)
+    pool = ThreadPoolExecutor(cores(), initializer=_work_alone)
     try:
         yield from pool.map(work, items)
     finally:

@@ -1,6 +1,5 @@
 """From a split's examples to model inputs, some at a time, in a memory-mapped file that goes with the process."""
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import pandas as pd
 import torch
 
 from stages.running.errors import InputError
+from stages.running.machine import cores
 from stages.running.placement import without_weights
 from stages.tasks.arrow import ROWS_AT_ONCE, ArrowColumn
 from stages.tasks.data import TaskData
@@ -78,7 +78,7 @@ def encode(kind: "Kind[Any]", processor: Any, rows: "Dataset", task: TaskData, m
             cache_file_name=str(Path(folder) / "encoded.arrow"),
             load_from_cache_file=False,
             new_fingerprint="encoded",  # its own would be of all that the function reaches
-            num_proc=len(os.sched_getaffinity(0)) if many else None,
+            num_proc=cores() if many else None,
             desc=f"encode {task.name}",
         )
     if not len(found):

@@ -121,7 +121,7 @@ class _Found:
             contents = [[_bytes(value) for value in row] for row in inputs.itertuples(index=False)]
             self._digests.append(np.frombuffer(b"".join(map(_digest, contents)), dtype="<u8").reshape(-1, 2))
             self._places.append(np.array([_place(row, self.seed) for row in contents], dtype=np.float64))
-            labels = single_labels(examples)
+            labels = single_labels(examples) if len(examples) else pd.Series(dtype=np.int32)  # whatever its type is
             self._labels.append(None if labels is None else labels.to_numpy(dtype=np.int32))
             self._splits.append(np.full(len(examples), SPLITS.index(split), dtype=np.int8))
             self.dropped += dropped
