@@ -2,6 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,11 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from stages.running.errors import InputError
 from stages.tasks.arrow import ROWS_AT_ONCE, ArrowColumn, frame, frames, open_rows, write_rows
-from stages.tasks.data import encoding_fingerprint, examples_fingerprint
+from stages.tasks.data import TaskData, encoding_fingerprint, examples_fingerprint
+from stages.tasks.kinds.text_classification.settings import TextClassification
+from tests.tasks.in_memory import write_task
 
 
 def table(rows: int, start: int = 0) -> pd.DataFrame:
@@ -94,3 +98,39 @@ def test_a_column_is_a_sequence_of_python_values(tmp_path: Path, values: list[ob
         assert all(type(own) is type(value) for own, value in zip(column, wanted, strict=True))
         with pytest.raises(IndexError):
             column[len(wanted)]
+
+
+def damaged(content: bytes, random: Random) -> bytes:
+    """A file's content as a disk may have it: cut off, with zeros, or with one bit that is another."""
+    found = bytearray(content)
+    place = random.randrange(len(found))
+    kind = random.randrange(3)
+    if kind == 0:
+        return bytes(found[:place])
+    if kind == 1:
+        found[place : place + 512] = bytes(len(found[place : place + 512]))
+    else:
+        found[place] ^= 1 << random.randrange(8)
+    return bytes(found)
+
+
+def test_damaged_rows_are_refused(tmp_path: Path) -> None:
+    """None is read as something else, and none ends the process, as Arrow's own conversions may."""
+    splits = {split: table(40, start) for split, start in (("train", 0), ("validation", 40), ("test", 80))}
+    task = TextClassification.model_validate({"source": "s", "file": "t.csv", "labels": ["a", "b"]})
+    labelled = {split: rows[["text"]].assign(label=rows["number"] % 2) for split, rows in splits.items()}
+    write_task(tmp_path, task, labelled, {})  # type: ignore[arg-type]
+    file, data = tmp_path / "test.arrow", TaskData.open(tmp_path)
+    whole = file.read_bytes()
+    wanted = data.read("test")
+    said = []
+    for seed in range(150):
+        content = damaged(whole, Random(seed))
+        file.unlink()  # a table that is memory-mapped would change with it
+        file.write_bytes(content)
+        try:
+            assert data.read("test").equals(wanted), "only what is no content may be another"
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 100
+    assert all("test.arrow: " in line and "\n" not in line for line in said)
