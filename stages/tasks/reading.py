@@ -1,6 +1,6 @@
 """How a kind of task makes examples of tables."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
@@ -63,6 +63,7 @@ class Reader(ABC, Generic[TaskT]):
             return open_lines(file)
         return open_table(file, self.columns(task), task.field, source)
 
+    @abstractmethod
     def read(self, task: TaskT, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
         """File → its examples, part by part: each time they are gone through, the file is read.
 
@@ -72,11 +73,6 @@ class Reader(ABC, Generic[TaskT]):
             InputError: a column is missing, or a row can neither be an example nor be dropped; some of this is found
                 where the parts are gone through.
         """
-        return {name: Parts(partial(self.examples, task), file) for name, file in files.items()}
-
-    def examples(self, task: TaskT, part: Table) -> SomeExamples:
-        """The examples of a part of a file, where a kind needs no other part for it. Raises `InputError` as `read`."""
-        raise NotImplementedError
 
     def finished(self, task: TaskT, rows: "Dataset") -> "Dataset":
         """A split's examples, after whatever is done with them once it is decided which are in which split."""
@@ -89,6 +85,18 @@ class Reader(ABC, Generic[TaskT]):
     def remarks(self, task: TaskT, splits: "Mapping[Split, Dataset]") -> Iterator[str]:
         """What a user should know of the splits, a sentence each."""
         yield from ()
+
+
+class PartReader(Reader[TaskT]):
+    """A reader that needs no other part of a file to make examples of one."""
+
+    @abstractmethod
+    def examples(self, task: TaskT, part: Table) -> SomeExamples:
+        """The examples of a part of a file. Raises `InputError` as `read` does."""
+
+    def read(self, task: TaskT, files: Mapping[str, TableFile]) -> dict[str, Iterable[SomeExamples]]:
+        """File → its examples, part by part."""
+        return {name: Parts(partial(self.examples, task), file) for name, file in files.items()}
 
 
 class Parts(Iterable[SomeExamples]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 
 from stages.running.errors import InputError
 from stages.tasks.arrow import ROWS_AT_ONCE
+
+RowT = TypeVar("RowT")
 
 COMPRESSED = ".gz"
 # What separates cells, and how they are quoted: in plain tab-separated files, quotes are ordinary characters.
@@ -176,13 +178,19 @@ def open_lines(file: Path) -> TableFile:
 
 
 def _read_lines(file: Path) -> Iterator[Table]:
-    lines = ((number, line) for number, line in text_lines(file) if line.strip())
-    begins = True
-    while (found := list(islice(lines, ROWS_AT_ONCE))) or begins:
-        begins = False
+    for found in in_parts((number, line) for number, line in text_lines(file) if line.strip()):
         numbers = pd.Index([number for number, _ in found], dtype="int64")
         texts = pd.Series([line for _, line in found], numbers, dtype=str)
         yield Table(texts.to_frame("text"), file, lambda row: f"line {row}")
+
+
+def in_parts(rows: Iterable[RowT]) -> Iterator[list[RowT]]:
+    """The rows, some at a time; where there are none, one part without any, which has the table's columns."""
+    following = iter(rows)
+    found = list(islice(following, ROWS_AT_ONCE))
+    yield found
+    while found := list(islice(following, ROWS_AT_ONCE)):
+        yield found
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -325,10 +333,7 @@ def _read_json(file: Path, field: str | None) -> Iterator[Table]:
 
 def _objects(rows: Iterable[tuple[int, Any]], file: Path, unit: str, keys: list[str] | None) -> Iterator[Table]:
     """The rows, numbered objects: some at a time with a column for each of the keys, or all with what they have."""
-    following = iter(rows)
-    begins = True
-    while (found := list(islice(following, None if keys is None else ROWS_AT_ONCE))) or begins:
-        begins = False
+    for found in [list(rows)] if keys is None else in_parts(rows):
         for number, row in found:
             if not isinstance(row, dict):
                 raise InputError(f"{file}: {unit} {number} is no JSON object")

@@ -1,6 +1,6 @@
 """From tables in a source to a prepared task: examples in three splits, and a card."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
@@ -40,8 +40,8 @@ def split_examples(task: Task, source: Path) -> "tuple[dict[Split, Dataset], dic
         InputError: a file or column is missing, a label is not one of the task's, or a split is empty.
     """
     kind, found = reader(task.kind), _Found(task.split.seed)
-    with _files(task, source) as files:
-        rows = temporary_rows(found.added(tqdm(_parts(task, files), desc="prepare", unit=" parts", delay=2)))
+    with _files(task, source) as files, tqdm(desc="prepare", unit="row", unit_scale=True, delay=2) as bar:
+        rows = temporary_rows(found.added(_parts(task, files), bar.update))
     dropped = {kind.not_an_example: found.dropped, f"repeated_{kind.example}": found.forget_repeated()}
     positions = _positions(task, found)
     for split in SPLITS:
@@ -114,8 +114,10 @@ class _Found:
     _splits: list[np.ndarray] = field(default_factory=list)
     _usable: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
 
-    def added(self, parts: Iterable[tuple[Split, SomeExamples]]) -> Iterator[pd.DataFrame]:
-        """The examples of the parts, each of which is added."""
+    def added(
+        self, parts: Iterable[tuple[Split, SomeExamples]], count: Callable[[int], object]
+    ) -> Iterator[pd.DataFrame]:
+        """The examples of the parts, each of which is added; their rows are counted."""
         for split, (examples, dropped) in parts:
             inputs = examples.drop(columns="label", errors="ignore")
             contents = [[_bytes(value) for value in row] for row in inputs.itertuples(index=False)]
@@ -125,6 +127,7 @@ class _Found:
             self._labels.append(None if labels is None else labels.to_numpy(dtype=np.int32))
             self._splits.append(np.full(len(examples), SPLITS.index(split), dtype=np.int8))
             self.dropped += dropped
+            count(len(examples) + dropped)
             yield examples
 
     def forget_repeated(self) -> int:

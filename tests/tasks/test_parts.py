@@ -15,7 +15,6 @@ from stages.tasks.kinds.masked_lm.settings import MaskedLM
 from stages.tasks.kinds.multi_label_classification.settings import MultiLabelClassification
 from stages.tasks.kinds.text_classification.settings import TextClassification
 from stages.tasks.kinds.text_regression.settings import TextRegression
-from stages.tasks.kinds.token_classification import text_files
 from stages.tasks.kinds.token_classification.settings import TokenClassification
 from stages.tasks.task import Task
 from tests.tasks.in_memory import read_table, split_examples
@@ -25,7 +24,7 @@ ROWS = 60
 
 
 def few_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    for module in (arrow, table_files, text_files):
+    for module in (arrow, table_files):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", rows)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stages.tasks.kinds.causal_lm.conversations import read_conversation
 from stages.tasks.kinds.causal_lm.settings import CausalLM
-from stages.tasks.reading import Reader, SomeExamples, filled
+from stages.tasks.reading import PartReader, SomeExamples, filled
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
 
 
-class CausalLMReader(Reader[CausalLM]):
+class CausalLMReader(PartReader[CausalLM]):
     """Reads conversations, prompts with completions, or texts; every row is an example or refused."""
 
     not_an_example = "no_text"

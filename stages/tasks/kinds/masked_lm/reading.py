@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
-from stages.tasks.reading import Reader, SomeExamples, texts
+from stages.tasks.reading import PartReader, SomeExamples, texts
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
 
 
-class MaskedLMReader(Reader[MaskedLM]):
+class MaskedLMReader(PartReader[MaskedLM]):
     """Reads the rows that have texts."""
 
     not_an_example = "no_text"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stages.tasks.kinds.seq2seq_lm.settings import Seq2SeqLM
-from stages.tasks.reading import Reader, SomeExamples, filled
+from stages.tasks.reading import PartReader, SomeExamples, filled
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
 
 
-class Seq2SeqLMReader(Reader[Seq2SeqLM]):
+class Seq2SeqLMReader(PartReader[Seq2SeqLM]):
     """Reads pairs of texts; every row is an example or refused."""
 
     not_an_example = "no_text"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.tasks.cells import numbers, shown
 from stages.tasks.kinds.text_regression.settings import TextRegression
-from stages.tasks.reading import Reader, SomeExamples, strings
+from stages.tasks.reading import PartReader, SomeExamples, strings
 from stages.tasks.table_files import Table
 from stages.tasks.task import Split
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
 
 
-class TextRegressionReader(Reader[TextRegression]):
+class TextRegressionReader(PartReader[TextRegression]):
     """Reads texts with their numbers."""
 
     not_an_example = "no_number"

@@ -1,14 +1,13 @@
 """Tagged sentences as plain text has them: `word/tag` tokens, or a word a line."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
 from stages.running.errors import InputError
-from stages.tasks.arrow import ROWS_AT_ONCE
-from stages.tasks.table_files import Table, TableFile, text_lines
+from stages.tasks.table_files import Table, TableFile, in_parts, text_lines
 
 Token = tuple[str, str]  # word, tag
 Sentence = tuple[int, list[Token]]  # the line that it begins in
@@ -81,9 +80,7 @@ def _cells(line: str, columns: Sequence[str], file: Path, number: int) -> list[s
 
 def _tables(file: Path, sentences: Iterator[Sentence], words: str, tag: str) -> Iterator[Table]:
     """A row for each sentence, some at a time; its index is the line that the sentence begins in."""
-    begins = True
-    while (found := list(islice(sentences, ROWS_AT_ONCE))) or begins:
-        begins = False
+    for found in in_parts(sentences):
         columns = {
             words: [[word for word, _ in tokens] for _, tokens in found],
             tag: [[own for _, own in tokens] for _, tokens in found],
