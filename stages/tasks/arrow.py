@@ -109,10 +109,6 @@ class ArrowColumn(Sequence[Any]):
         for chunk in self._chunks:
             yield from (chunk[place] for place in range(len(chunk)))
 
-    def lengths(self) -> np.ndarray:
-        """How long each list is."""
-        return np.concatenate([chunk.lengths() for chunk in self._chunks])
-
 
 class _Chunk:
     """A piece of a column. Lists of numbers are cut from their values, ten times as fast as by Arrow's own way."""
@@ -131,9 +127,6 @@ class _Chunk:
         if self._values is None:
             return self._array[place].as_py()
         return self._values[self._offsets[place] : self._offsets[place + 1]].tolist()
-
-    def lengths(self) -> np.ndarray:
-        return self._array.value_lengths().to_numpy()
 
 
 def _is_number(kind: pa.DataType) -> bool:
