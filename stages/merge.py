@@ -2,11 +2,10 @@
 
 from tqdm import tqdm
 
-from stages.merging import merge_checkpoints
 from stages.pipeline.needs import base_directory, statistics_directories
 from stages.pipeline.places import FINETUNED, MERGED, SEARCH
 from stages.pipeline.stage_settings import stage_params
-from stages.running.command import leave, run_stage
+from stages.running.command import run_stage
 from stages.running.errors import InputError
 from stages.storage.cards import COEFFICIENTS, read_json
 from stages.storage.digests import verify_contents
@@ -20,6 +19,8 @@ def merge(name: str) -> None:
     if name not in params.merges:
         raise InputError(f"params.yaml: merges: there is no merge {name!r}")
     section = params.merges[name]
+    from stages.merging.checkpoints import merge_checkpoints  # torch, which a wrong params.yaml need not wait for
+
     found = SEARCH / name / COEFFICIENTS
     verify_contents(found.parent, [COEFFICIENTS])
     # No bar for a merge that ends sooner: what is refused at once is one line.
@@ -40,4 +41,3 @@ def merge(name: str) -> None:
 
 if __name__ == "__main__":
     run_stage(merge, "name")
-    leave()

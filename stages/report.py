@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.pipeline.code import check_code
 from stages.pipeline.places import REPORT
 from stages.reporting.experiment import Experiment, tasks_of
 from stages.reporting.markdown import write_markdown
@@ -20,6 +21,7 @@ TITLE = "Merged models, evaluated"
 
 def report() -> None:
     """Write the report on every model and merge of params.yaml."""
+    check_code("report")
     scores = read_scores()
     with atomic_directory(REPORT) as partial:
         write_report(scores, partial)

@@ -6,6 +6,7 @@ No stage of the pipeline: it only asks dvc, in four commands, and changes nothin
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,19 @@ from typing import Any
 from stages.params import PARAMS_FILE, Params, load_params
 from stages.pipeline.client import dvc, recorded_dependencies, recorded_outputs
 from stages.pipeline.graph import PLAN_FILE, planned_stages
-from stages.pipeline.needs import settings_file
-from stages.pipeline.places import EVAL, FINETUNED, MERGED, SEARCH, SETTINGS, STATISTIC_PLACES
+from stages.pipeline.places import (
+    CODE,
+    EVAL,
+    FINETUNED,
+    MERGED,
+    SEARCH,
+    SETTINGS,
+    STATISTIC_PLACES,
+    code_file,
+    settings_file,
+)
 from stages.pipeline.plan_file import check_plan
+from stages.pipeline.stage_code import changed_code, code_text
 from stages.pipeline.stage_settings import settings_text
 from stages.running.command import run_stage
 from stages.storage.cards import COEFFICIENTS, METRICS
@@ -80,16 +91,21 @@ def _told_otherwise(changes: Mapping[str, Iterable[Any]], params: Params) -> dic
     """
     found = {stage: list(entries) for stage, entries in changes.items()}
     for stage, recorded in recorded_dependencies(Path()).items():
-        path = str(settings_file(stage))
-        if path not in recorded:
-            continue
-        try:
-            digest = md5(settings_text(stage, params).encode(), usedforsecurity=False).hexdigest()
-        except KeyError:  # it is no stage any more
-            continue
-        if digest != recorded[path]:
-            found.setdefault(stage, []).append({"changed deps": {str(PARAMS_FILE): "modified"}})
+        told, code = recorded.get(str(settings_file(stage))), recorded.get(str(code_file(stage)))
+        modified: list[str] = []
+        with suppress(KeyError):  # it is no stage any more
+            if told is not None and told != _md5(settings_text(stage, params)):
+                modified.append(str(PARAMS_FILE))
+            if code is not None and code != _md5(code_text(stage, params)):
+                modified += changed_code(stage, params) or ["its code"]
+        if modified:
+            found.setdefault(stage, []).append({"changed deps": dict.fromkeys(modified, "modified")})
     return found
+
+
+def _md5(text: str) -> str:
+    """As dvc has it of a file of this text."""
+    return md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _reasons(entries: Iterable[Any]) -> list[str]:
@@ -100,7 +116,7 @@ def _reasons(entries: Iterable[Any]) -> list[str]:
             found.append(entry)  # "changed command", "always changed"
             continue
         for place, change in (item for part in entry.values() for item in part.items()):
-            if change not in ABSENT and Path(place).parent != SETTINGS:
+            if change not in ABSENT and Path(place).parent not in (SETTINGS, CODE):
                 found.append(place)
     return found
 

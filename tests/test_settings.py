@@ -224,7 +224,10 @@ def test_an_edit_while_dvc_runs_is_refused(tmp_path: Path) -> None:
     assert project.run(*by_dvc, "stages.fetch", "tables").returncode == 0
     assert project.run(*by_dvc, "stages.prepare", "books").returncode == 0
     project.edit_params(lambda params: params["tasks"]["books"].update(max_length=9))
-    refused = "error: params.yaml: was changed while dvc ran, in what prepare@books is told; run `dvc repro` again\n"
+    refused = (
+        "error: params.yaml: was changed after the stage `settings` ran, in what prepare@books is told; run "
+        "`dvc repro --force settings`, then `dvc repro` again\n"
+    )
     assert project.run(*by_dvc, "stages.prepare", "books", check=False).stderr == refused
     assert project.stage("stages.prepare", "books").returncode == 0, "by hand, params.yaml is what is meant"
     project.edit_params(

@@ -20,7 +20,9 @@ def test_what_is_only_not_here_is_no_reason() -> None:
 def test_reasons_and_what_comes_after() -> None:
     changes: dict[str, list[Any]] = {
         "merge-x": [{"changed deps": {"stages/merging": "modified", "params.yaml": "modified"}}],
-        "merge-y": [{"changed deps": {"results/settings/merge-y.json": "modified"}}],  # said of params.yaml
+        "merge-y": [  # said of params.yaml, and of the code
+            {"changed deps": {"results/settings/merge-y.json": "modified", "results/code/merge-y.json": "modified"}}
+        ],
         "evaluate-y": ["changed command"],
     }
     assert would_run(changes, EDGES) == {

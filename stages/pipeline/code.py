@@ -1,12 +1,20 @@
-"""The code that a stage runs, found by its imports: what DVC makes it depend on, and what a saved state belongs to."""
+"""The code that a stage runs, found by its imports: what it depends on, and what a saved state belongs to."""
 
 import ast
 import fnmatch
+import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from stages.pipeline.places import code_file
+from stages.running.errors import InputError
+
+RUN_BY_DVC = "DVC_STAGE"  # environment variable that DVC sets
+# Also where `dvc commit` has recorded a change that the stage `settings` has not written down.
+REMEDY = "run `dvc repro --force settings`, then `dvc repro` again"
 PACKAGE = Path(__file__).parent.parent
 # Imports that are not followed, and why they decide no byte of an output, or where DVC sees what they decide.
 UNFOLLOWED = {
@@ -15,53 +23,77 @@ UNFOLLOWED = {
     "stages.running.interruption": "what is said of an interrupt",
     "stages.running.errors": "the words of an error",
     "stages.pipeline.code": "which saved state is taken up; whichever is, the result is the same",
-    "stages.tasks.kinds": "which kinds there are; of which of them its tasks are is in a stage's entry of dvc.yaml",
+    "stages.tasks.kinds": "which kinds there are; those of its tasks are among its modules",
     "stages.params": "the values that it makes of params.yaml are in the stage's settings, which it depends on",
     "stages.pipeline.places": "where inputs and outputs lie is in the stage's entry of dvc.yaml",
     "stages.pipeline.needs": "which these are is there too, and in what order, if that counts, in the stage's settings",
     "stages.pipeline.graph": "the same",
     "stages.pipeline.plan_file": "only refuses",
+    "stages.pipeline.stage_code": "only refuses",
     "stages.pipeline.stage_settings": "compares the settings with what DVC has of them",
     "stages.estimation.verification": "only refuses",
     "stages.storage.sources": "what it brings is pinned by its digest; the stage `fetch` names it",
 }
-CHOSEN_AT_RUN_TIME = {  # what a module imports by a name that only a run knows, as patterns
-    "stages.merging": ("stages.merging.checkpoints", "stages.merging.saving"),
+CHOSEN_AT_RUN_TIME = {  # what a module imports by a name that only a run knows, and `stage_code` does not, as patterns
     "stages.estimation.accumulators": ("stages.curvature.accumulators",),  # and what the graph knows of a statistic
-    "stages.merging.methods": ("stages.merging.methods.*.options",),
-    "stages.merging.rules": ("stages.merging.methods.*.rule",),
     "stages.tasks.kinds": ("stages.tasks.kinds.*.settings",),
-    "stages.tasks.reading": ("stages.tasks.kinds.*.reading",),
 }
-READ = {  # what a module reads of the project, beside what it imports
-    "stages.reporting.page": "stages/reporting/templates",
+READ = {  # directories below `stages` that a module reads, beside what it imports
+    "stages.reporting.page": "reporting/templates",
     # All the statistics. The graph tells other stages of those that they use, so that a new one re-runs none of them.
-    "stages.reporting.tables": "stages/storage/statistics",
-    "stages.pipeline.needs": "stages/storage/statistics",
+    "stages.reporting.tables": "storage/statistics",
+    "stages.pipeline.needs": "storage/statistics",
 }
 
 
-def code_of(*modules: str) -> list[str]:
-    """The paths of the modules and of all that they import, directly or not and wherever in a function, sorted.
+def code_of(*modules: str) -> dict[str, str]:
+    """Path → SHA-256, sorted, of the modules, of all that they import, directly or not, and of what these read.
 
-    A package of which all modules are among them is one path, its directory. Importing a module of a package counts as
-    importing just that module: the package's own `__init__` hands on names to those who import from the package.
+    An import counts wherever it stands, in a function too. Importing a module of a package counts as importing just
+    that module: the package's own `__init__` hands on names to those who import from the package.
 
     Args:
-        modules: below `stages`, for example `finetune`, `tasks.kinds.masked_lm.kind`.
+        modules: below `stages`, for example `finetune`, `tasks.kinds.masked_lm.kind`, or `merging.methods.fisher.*` for
+            all of a package.
+
+    Raises:
+        KeyError: there is no such module.
     """
-    found = _closure(tuple(f"stages.{module}" for module in modules))
-    paths = {_path(module, found) for module in found} | {READ[module] for module in found & READ.keys()}
-    return sorted(path for path in paths if paths.isdisjoint(map(str, Path(path).parents)))
+    found = _closure(tuple(name for module in modules for name in _named(f"stages.{module}")))
+    files = {_modules()[module] for module in found}
+    for module in found & READ.keys():
+        files |= {file for file in (PACKAGE / READ[module]).rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    return dict(sorted((file.relative_to(PACKAGE.parent).as_posix(), _sha256(file)) for file in files))
 
 
 def code_sha256(*modules: str) -> str:
     """SHA-256 of the code that `code_of` lists: a state that other code has saved is another one."""
-    found = _closure(tuple(f"stages.{module}" for module in modules))
-    digest = sha256()
-    for module in sorted(found):
-        digest.update(f"{module} {sha256(_modules()[module].read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return sha256("".join(f"{path} {digest}\n" for path, digest in code_of(*modules).items()).encode()).hexdigest()
+
+
+def check_code(stage: str) -> None:
+    """Raise `InputError` if dvc runs the stage and a file of its code is another one than dvc is going to record."""
+    for path, digest in (recorded_code(stage) if RUN_BY_DVC in os.environ else {}).items():
+        if not Path(path).is_file() or sha256(Path(path).read_bytes()).hexdigest() != digest:
+            raise InputError(f"{path}: was changed after the stage `settings` ran; {REMEDY}")
+
+
+def recorded_code(stage: str) -> dict[str, str]:
+    """What the stage `settings` has written of the code of another; nothing, where its file is not here."""
+    file = code_file(stage)
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _named(pattern: str) -> list[str]:
+    names = fnmatch.filter(_modules(), pattern)
+    if not names:
+        raise KeyError(pattern)
+    return names
+
+
+@cache
+def _sha256(file: Path) -> str:
+    return sha256(file.read_bytes()).hexdigest()
 
 
 @cache
@@ -100,9 +132,11 @@ def _imports(module: str) -> frozenset[str]:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and those below it, without what is for type checkers only."""
+    """A node and the statements below it, without those that are for type checkers only."""
     yield node
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):  # most nodes, and none is or has an import
+            continue
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             for other in child.orelse:
                 yield from _executed(other)
@@ -117,19 +151,3 @@ def _imported_names(node: ast.AST) -> Iterator[str]:
         for alias in node.names:
             inner = f"{node.module}.{alias.name}"
             yield inner if inner in _modules() else node.module
-
-
-def _path(module: str, found: frozenset[str]) -> str:
-    """A module's file, or the directory of the outermost package of which all modules are found.
-
-    Where each folder of a package may be imported, that package is one path: a new folder changes no dvc.yaml.
-    """
-    chosen = [pattern for other in found for pattern in CHOSEN_AT_RUN_TIME.get(other, ())]
-    parts = module.split(".")
-    for depth in range(2, len(parts) + 1):
-        package = ".".join(parts[:depth])
-        inner = {name for name in _modules() if name.startswith(f"{package}.")}
-        whole = all(name in found or not _modules()[name].stat().st_size for name in inner)
-        if inner and (whole or any(pattern.startswith(f"{package}.*") for pattern in chosen)):
-            return _modules()[package].parent.relative_to(PACKAGE.parent).as_posix()
-    return _modules()[module].relative_to(PACKAGE.parent).as_posix()

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.params import Ensemble, Merge, Params
-from stages.pipeline.code import code_of
 from stages.pipeline.needs import (
     base_directory,
     base_place,
-    ensemble_kinds,
     evaluated_models,
     evaluated_tasks,
     models_with_fishers,
     roles,
-    settings_file,
     statistics_directories,
 )
 from stages.pipeline.places import (
@@ -32,15 +29,15 @@ from stages.pipeline.places import (
     STATISTIC_PLACES,
     TASKS,
     TRAINING,
+    code_file,
+    settings_file,
 )
 from stages.storage.cards import COEFFICIENTS, METRICS, ORIGIN, PER_EXAMPLE, PREDICTIONS, SWEEP
 from stages.storage.digests import CONTENTS
 from stages.storage.statistic import StatisticKind
-from stages.storage.statistics import FACTORS, STATISTICS
-from stages.tasks import module_of
+from stages.storage.statistics import FACTORS
 
 PLAN_FILE = Path("models/dvc.yaml")
-FISHER_CODE = STATISTICS["diagonal"].code
 RESULT_FILES = (CONTENTS, METRICS, PER_EXAMPLE, ORIGIN)  # of an evaluation, that the scores are collected from
 
 
@@ -64,7 +61,7 @@ def planned_stages(params: Params) -> dict[str, dict[str, Any]]:
         stages[f"merge-{name}"] = _merge_stage(name, merge, params)
         stages[f"evaluate-{name}"] = _evaluate_stage(name, MERGED / name, params)
     for name, ensemble in params.ensembles.items():
-        stages[f"evaluate-{name}"] = _ensemble_stage(name, ensemble, params)
+        stages[f"evaluate-{name}"] = _ensemble_stage(name, ensemble)
     if fishers:
         stages["similarity"] = _similarity_stage(params)
     stages["scores"] = _scores_stage(params)
@@ -106,57 +103,37 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
     ]
 
 
-def _stage(name: str, command: str, inputs: Iterable[str], code: Iterable[str], outs: Iterable[str]) -> dict[str, Any]:
+def _stage(name: str, command: str, inputs: Iterable[str], outs: Iterable[str]) -> dict[str, Any]:
     """A stage's entry.
 
     Args:
         name: of the stage.
         command: its module and arguments.
-        inputs: beside its settings.
-        code: its modules, as `code_of` takes them.
+        inputs: beside its settings and its code.
         outs: its outputs.
     """
     return {
         "wdir": "..",
         "cmd": f"python -m stages.{command}",
-        "deps": [str(settings_file(name)), *inputs, *code_of(*code)],
+        "deps": [str(settings_file(name)), str(code_file(name)), *inputs],
         "outs": list(outs),
     }
-
-
-def _kinds(tasks: Iterable[str], params: Params) -> list[str]:
-    """The modules of the tasks' kinds."""
-    return sorted({module_of(params.tasks[task].kind, "kind") for task in tasks})
-
-
-def _statistics(merge: Merge) -> list[str]:
-    """The modules that say what the merge's statistics are."""
-    return [f"storage.statistics.{name}" for name in merge.options.statistics]
 
 
 def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
     section = params.models[model]
     inputs = [str(base_place(section.base, params)), str(TASKS / section.task)]
-    code = ["finetune", *_kinds([section.task], params)]
-    stage = _stage(f"finetune-{model}", f"finetune {model}", inputs, code, [str(FINETUNED / model)])
+    stage = _stage(f"finetune-{model}", f"finetune {model}", inputs, [str(FINETUNED / model)])
     return stage | {"plots": [{str(TRAINING / model): {"x": "step"}}]}
 
 
 def _fisher_stage(model: str, params: Params) -> dict[str, Any]:
-    code = ["fisher", *FISHER_CODE, *_estimated_kind(model, params)]
-    return _stage(f"fisher-{model}", f"fisher {model}", _estimation_inputs(model, params), code, [str(FISHERS / model)])
+    return _stage(f"fisher-{model}", f"fisher {model}", _estimation_inputs(model, params), [str(FISHERS / model)])
 
 
 def _factors_stage(kind: StatisticKind, model: str, params: Params) -> dict[str, Any]:
-    code = ["factors", *kind.code, *_estimated_kind(model, params)]
     out, command = STATISTIC_PLACES[kind.name] / model, f"factors {kind.name} {model}"
-    return _stage(f"{kind.stem}-{model}", command, _estimation_inputs(model, params), code, [str(out)])
-
-
-def _estimated_kind(model: str, params: Params) -> list[str]:
-    """The modules of the kind of the model's task, with its likelihood."""
-    kind = params.tasks[params.models[model].task].kind
-    return [module_of(kind, "kind"), module_of(kind, "likelihood")]
+    return _stage(f"{kind.stem}-{model}", command, _estimation_inputs(model, params), [str(out)])
 
 
 def _estimation_inputs(model: str, params: Params) -> list[str]:
@@ -164,43 +141,35 @@ def _estimation_inputs(model: str, params: Params) -> list[str]:
 
 
 def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
-    tasks = params.search_tasks(merge)
-    inputs = [*_merge_inputs(merge, params), *(str(TASKS / task) for task in tasks)]
-    code = ["search", *_statistics(merge), *_kinds(tasks, params)]
+    inputs = [*_merge_inputs(merge, params), *(str(TASKS / task) for task in params.search_tasks(merge))]
     outs = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS, "sweep.svg")]
-    stage = _stage(f"search-{name}", f"search {name}", inputs, code, outs)
+    stage = _stage(f"search-{name}", f"search {name}", inputs, outs)
     plot = {"template": "scatter", "x": f"λ {merge.target_model}", "y": "score"}
     return stage | {"plots": [{str(SEARCH / name / SWEEP): plot}]}
 
 
 def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
     found = [str(SEARCH / name / file) for file in (COEFFICIENTS, CONTENTS) if merge.search is not None]
-    inputs = [*_merge_inputs(merge, params), *found]
-    return _stage(f"merge-{name}", f"merge {name}", inputs, ["merge", *_statistics(merge)], [str(MERGED / name)])
+    return _stage(f"merge-{name}", f"merge {name}", [*_merge_inputs(merge, params), *found], [str(MERGED / name)])
 
 
 def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, Any]:
-    tasks = evaluated_tasks(name, params)
-    inputs = [str(checkpoint), *(str(TASKS / task) for task in tasks)]
-    return _result_stage(name, inputs, _kinds(tasks, params))
+    return _result_stage(name, [str(checkpoint), *(str(TASKS / task) for task in evaluated_tasks(name, params))])
 
 
-def _ensemble_stage(name: str, ensemble: Ensemble, params: Params) -> dict[str, Any]:
-    kinds = sorted(set(ensemble_kinds(ensemble, params).values()))
-    predictions = [
-        str(EVAL / model / file) for model in ensemble.models for file in (CONTENTS, PREDICTIONS, PER_EXAMPLE)
-    ]
-    return _result_stage(name, predictions, [module_of(kind, "settings") for kind in kinds])
+def _ensemble_stage(name: str, ensemble: Ensemble) -> dict[str, Any]:
+    files = (CONTENTS, PREDICTIONS, PER_EXAMPLE)
+    return _result_stage(name, [str(EVAL / model / file) for model in ensemble.models for file in files])
 
 
-def _result_stage(name: str, inputs: list[str], kinds: list[str]) -> dict[str, Any]:
+def _result_stage(name: str, inputs: list[str]) -> dict[str, Any]:
     outs = [str(EVAL / name / file) for file in (CONTENTS, PREDICTIONS, METRICS, PER_EXAMPLE, ORIGIN)]
-    return _stage(f"evaluate-{name}", f"evaluate {name}", inputs, ["evaluate", *kinds], outs)
+    return _stage(f"evaluate-{name}", f"evaluate {name}", inputs, outs)
 
 
 def _similarity_stage(params: Params) -> dict[str, Any]:
     fishers = [str(FISHERS / model) for model in models_with_fishers(params)]
-    return _stage("similarity", "similarity", fishers, ["similarity", *FISHER_CODE], [str(SIMILARITY)])
+    return _stage("similarity", "similarity", fishers, [str(SIMILARITY)])
 
 
 def _scores_stage(params: Params) -> dict[str, Any]:
@@ -210,4 +179,4 @@ def _scores_stage(params: Params) -> dict[str, Any]:
         *(str(SEARCH / name / file) for name in searched for file in (CONTENTS, SWEEP)),
         *([str(SIMILARITY)] if models_with_fishers(params) else []),
     ]
-    return _stage("scores", "scores", inputs, ["scores", "tasks.kinds"], [str(SCORES)])
+    return _stage("scores", "scores", inputs, [str(SCORES)])

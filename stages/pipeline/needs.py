@@ -6,7 +6,6 @@ from stages.params import Ensemble, Merge, Params
 from stages.pipeline.places import (
     FINETUNED,
     FISHERS,
-    SETTINGS,
     SOURCES,
     STATISTIC_PLACES,
 )
@@ -75,8 +74,3 @@ def search_metric(merge: Merge, params: Params) -> Metric:
 def models_with_fishers(params: Params) -> list[str]:
     """The models that have a Fisher, estimated or brought in, by name."""
     return sorted(model for model, section in params.models.items() if section.fisher is not False)
-
-
-def settings_file(stage: str) -> Path:
-    """What the stage of that name is told by params.yaml."""
-    return SETTINGS / f"{stage}.json"

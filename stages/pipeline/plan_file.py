@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from stages.params import PARAMS_FILE, Params
-from stages.pipeline.code import code_of
 from stages.pipeline.graph import PLAN_FILE, planned_artifacts, planned_stages
-from stages.pipeline.needs import settings_file
 from stages.pipeline.places import (
     SCORES,
     SOURCES,
+    code_file,
+    settings_file,
 )
 from stages.running.errors import InputError
 from stages.storage.outputs import PARTIAL_PREFIX
 
 ENDS_FILE = Path("dvc.yaml")  # the pipeline's ends, written by hand
-READERS = tuple(f"pipeline.{name}" for name in ("graph", "needs", "plan_file", "stage_settings"))  # of params.yaml
+PACKAGE = "stages"  # whose every file may be some stage's code
 HEADER = """\
 # Generated from params.yaml by stages/pipeline/graph.py: change params.yaml and run `make plan`, never edit this file.
 """
@@ -73,12 +73,15 @@ def _entries(section: object, prefix: str) -> dict[str, Any]:
 
 
 def check_ends() -> None:
-    """Raise `InputError` unless the stages of dvc.yaml depend on their settings and on all the code that they run."""
+    """Raise `InputError` unless the stages of dvc.yaml depend on their settings and on the code that they run."""
     wanted = {
-        "settings": [str(PARAMS_FILE), *code_of("settings", "params", "tasks.kinds", *READERS)],
-        "fetch": [str(settings_file("fetch@${key}")), *code_of("fetch", "storage.sources")],
-        "prepare": [str(settings_file("prepare@${key}")), str(SOURCES / "${item.source}"), *code_of("prepare")],
-        "report": [str(SCORES), *code_of("report", "tasks.kinds")],
+        "settings": [str(PARAMS_FILE), PACKAGE],
+        "fetch": [str(settings_file("fetch@${key}")), str(code_file("fetch@${key}"))],
+        "prepare": [
+            *(str(file("prepare@${key}")) for file in (settings_file, code_file)),
+            str(SOURCES / "${item.source}"),
+        ],
+        "report": [str(code_file("report")), str(SCORES)],
     }
     stages = _entries(_read(ENDS_FILE).get("stages"), "")
     for name, deps in wanted.items():

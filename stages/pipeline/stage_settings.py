@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.merging.sizes import bytes_of
 from stages.params import Params, Weighted, load_params
+from stages.pipeline.code import REMEDY, RUN_BY_DVC, check_code
 from stages.pipeline.needs import (
     base_directory,
     ensemble_kinds,
@@ -14,21 +15,21 @@ from stages.pipeline.needs import (
     models_with_fishers,
     roles,
     search_metric,
-    settings_file,
 )
+from stages.pipeline.places import settings_file
 from stages.pipeline.plan_file import check_stage
 from stages.running.errors import InputError
 from stages.storage.statistics import FACTORS
 
-RUN_BY_DVC = "DVC_STAGE"  # environment variable that DVC sets
 CHECKED_OTHERWISE = ("fetch@", "prepare@", "scores")  # in no plan; and the scores check the whole of it
 
 
 def stage_params(stage: str) -> Params:
-    """params.yaml, for a stage; when dvc runs it, it must say what dvc is going to record.
+    """params.yaml, for a stage; when dvc runs it, it must say what dvc is going to record, and so must the code.
 
     Raises:
-        InputError: params.yaml is wrong, was edited after `dvc repro` had begun, or the stage is not planned by it.
+        InputError: params.yaml is wrong, it or the stage's code was edited after `dvc repro` had begun, or the stage is
+            not planned by it.
     """
     params = load_params()
     if RUN_BY_DVC not in os.environ:
@@ -39,7 +40,8 @@ def stage_params(stage: str) -> Params:
         told = ""
     file = settings_file(stage)
     if file.is_file() and file.read_text(encoding="utf-8") != told:
-        raise InputError(f"params.yaml: was changed while dvc ran, in what {stage} is told; run `dvc repro` again")
+        raise InputError(f"params.yaml: was changed after the stage `settings` ran, in what {stage} is told; {REMEDY}")
+    check_code(stage)
     if not stage.startswith(CHECKED_OTHERWISE):
         check_stage(stage, params)  # without all its inputs among dvc's dependencies its result would be a wrong one
     return params

@@ -1,5 +1,6 @@
 """How a stage is started from the command line, in one process or in several, and how it says what went wrong."""
 
+import atexit
 import errno
 import fcntl
 import os
@@ -28,7 +29,9 @@ LAUNCHER = "FISHER_LAUNCHER"  # environment variable: "torchrun --nproc-per-node
 
 
 def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
-    """Call `stage` with the command line's arguments; turn an error that a user can mend into one line and status 1.
+    """Call `stage` with the command line's arguments, and end the process.
+
+    An error that a user can mend becomes one line and status 1.
 
     Args:
         stage: the stage's function.
@@ -53,6 +56,7 @@ def run_stage(stage: Callable[..., None], *argument_names: str) -> None:
         place = error.filename or "a file"
         remedy = f"{REMEDIES[error.errno]}, then run `dvc repro` again"
         sys.exit(f"error: {place}: {os.strerror(error.errno)}; {remedy}")
+    leave()
 
 
 @contextmanager
@@ -93,10 +97,11 @@ def launch(module: str, *arguments: str) -> None:
 
 
 def leave() -> NoReturn:
-    """End a process whose work is done and on the disk, without Python's teardown.
+    """End a process whose work is done and on the disk, without Python's teardown of every module.
 
-    With torch loaded that takes 0.35 s, half as long as it takes to average two models of 335 M parameters.
+    With transformers loaded that takes a second, as long as it takes to average two models of 335 M parameters.
     """
+    atexit._run_exitfuncs()  # of libraries: what they have put aside goes with the process
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

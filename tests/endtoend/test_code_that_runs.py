@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from stages.pipeline.code import UNFOLLOWED
@@ -73,12 +74,12 @@ def test_what_stages_run_is_what_they_depend_on(tmp_path: Path) -> None:
     project.edit_params(complete)
     (tmp_path / "tracer.py").write_text(TRACER)
     project.run("python", "-m", "stages.plan")
+    project.run("python", "-m", "stages.settings")
     plan = YAML(typ="safe").load(project.root / "models/dvc.yaml")["stages"]
-    ends = YAML(typ="safe").load(project.root / "dvc.yaml")["stages"]
-    commands = {"settings": ends["settings"]["deps"], "report": ends["report"]["deps"]}
-    commands |= {f"fetch {source}": ends["fetch"]["do"]["deps"] for source in ("base", "tables")}
-    commands |= {f"prepare {task}": ends["prepare"]["do"]["deps"] for task in ("books", "films", "prose")}
-    commands |= {stage["cmd"].removeprefix("python -m stages."): stage["deps"] for stage in plan.values()}
+    commands = {"report": "report"}  # what is run → the stage that runs it
+    commands |= {f"fetch {source}": f"fetch@{source}" for source in ("base", "tables")}
+    commands |= {f"prepare {task}": f"prepare@{task}" for task in ("books", "films", "prose")}
+    commands |= {entry["cmd"].removeprefix("python -m stages."): stage for stage, entry in plan.items()}
     # The plan asks the tasks' package which module a kind is; whoever needs that module depends on it by itself.
     known = {name.replace(".", "/") for name in (*UNFOLLOWED, "stages.tasks.__init__", *SCHEMA)}
     for command in _in_order(commands):
@@ -87,15 +88,65 @@ def test_what_stages_run_is_what_they_depend_on(tmp_path: Path) -> None:
         project.run("python", str(tmp_path / "tracer.py"), f"stages.{module}", str(report), *arguments)
         called = json.loads(report.read_text())
         assert f"stages/{module}.py" in called
-        named = set(commands[command])
+        named = set(json.loads((project.root / f"results/code/{commands[command]}.json").read_text()))
         for file in called:
             path = Path(file)
-            own = {file, *(parent.as_posix() for parent in path.parents)}
             free = {path.with_suffix("").as_posix(), *(parent.as_posix() for parent in path.parents)} - {"stages"}
-            assert own & named or free & known, f"{command} runs {file}"
+            assert file in named or free & known, f"{command} runs {file}"
 
 
-def _in_order(commands: dict[str, list[str]]) -> list[str]:
-    kinds = ["settings", "fetch", "prepare", "finetune", "fisher", "factors", "search", "merge", "evaluate"]
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that has been run."""
+    root = tmp_path_factory.mktemp("finished")
+    project = Project(root / "project", tiny_params(root / "inputs"))
+    project.run("python", "-m", "stages.plan")
+    project.repro()
+    return project
+
+
+@pytest.mark.parametrize("command", ["repro", "commit"])
+def test_a_change_of_code(command: str, finished: Project, tmp_path: Path) -> None:
+    """It re-runs what runs it, or nothing, where dvc is told that what is here is what the code makes."""
+    project = finished.copy(tmp_path / "project")
+    rule = project.root / "stages/merging/methods/fisher/rule.py"
+    rule.write_text(f"{rule.read_text()}# No other result.\n")
+    (row,) = [line for line in project.stage("stages.status").stdout.splitlines() if "stages/" in line]
+    assert row.split()[:2] == ["fisher", "merge-fisher"]
+    assert row.endswith("yes: stages/merging/methods/fisher/rule.py")
+    if command == "repro":
+        assert project.repro() == ["settings", "merge-fisher"], "what comes of it is the same"
+    else:
+        assert project.repro("settings") == ["settings"]
+        project.run("dvc", "commit", "--force")
+    assert project.repro() == []
+    assert "yes: " not in project.stage("stages.status").stdout
+
+
+def test_a_change_of_code_while_dvc_runs_is_refused(finished: Project, tmp_path: Path) -> None:
+    """Else a result of the new code would be kept for the old."""
+    project = finished.copy(tmp_path / "project")
+    by_dvc = ("env", "DVC_STAGE=it", "python", "-m")
+    for file, stages in {
+        "stages/tasks/kinds/text_classification/reading.py": (["prepare", "books"],),
+        "stages/reporting/templates/report.html.jinja": (["report"],),
+        "stages/merging/methods/fisher/rule.py": (["merge", "fisher"],),
+    }.items():
+        changed = project.root / file
+        text = changed.read_text()
+        changed.write_text(f"{text}\n")
+        for stage in stages:
+            refused = project.run(*by_dvc, f"stages.{stage[0]}", *stage[1:], check=False)
+            assert refused.stderr == (
+                f"error: {file}: was changed after the stage `settings` ran; run `dvc repro --force settings`, then "
+                "`dvc repro` again\n"
+            )
+            assert project.stage(f"stages.{stage[0]}", *stage[1:]).returncode == 0, "by hand it is what is meant"
+        assert project.run(*by_dvc, "stages.merge", "average").returncode == 0, "the code of others is no matter"
+        changed.write_text(text)
+
+
+def _in_order(commands: dict[str, str]) -> list[str]:
+    kinds = ["fetch", "prepare", "finetune", "fisher", "factors", "search", "merge", "evaluate"]
     order = {kind: position for position, kind in enumerate([*kinds, "similarity", "scores", "report"])}
     return sorted(commands, key=lambda command: (order[command.split()[0]], command.endswith("ensemble")))

@@ -60,6 +60,11 @@ def rule(options: Loudest, models: Models) -> Rule:
 '''
 
 
+def code_of(project: Project, stage: str) -> dict[str, str]:
+    """What the stage depends on of the code: path → SHA-256."""
+    return json.loads((project.root / f"results/code/{stage}.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("extensions")
@@ -102,9 +107,11 @@ def test_its_options_are_checked(project: Project) -> None:
 
 
 def test_its_code_is_what_its_merges_depend_on(project: Project) -> None:
-    """All rules are: which one a merge takes is known when it runs."""
-    deps = YAML(typ="safe").load(project.root / "models/dvc.yaml")["stages"]["merge-loud"]["deps"]
-    assert "stages/merging" in deps
+    """That of no other method is: one more method re-runs no merge."""
+    found = {Path(path) for path in code_of(project, "merge-loud") if path.startswith("stages/merging/methods/")}
+    own, averaging = ({path for path in found if path.parent.name == name} for name in ("loudest", "isotropic"))
+    assert {path.name for path in own} == {"options.py", "rule.py"}
+    assert {path.name for path in found - own - averaging} == {"__init__.py"}
 
 
 PARTS = {  # of stages/README.md's kind: what each begins its definition with
@@ -172,8 +179,7 @@ def test_a_kind_of_task_of_ones_own(opened: Project) -> None:
     assert card["kind"] == "opening-classification"
     fisher = json.loads((opened.root / "models/fishers/books/fisher.json").read_text())
     assert (fisher["likelihood"], fisher["likelihood_parameters"]) == ("tempered", {"temperature": 2.0})
-    deps = YAML(typ="safe").load(opened.root / "models/dvc.yaml")["stages"]["fisher-books"]["deps"]
-    assert "stages/tasks/kinds/opening_classification/likelihood.py" in deps
+    assert "stages/tasks/kinds/opening_classification/likelihood.py" in code_of(opened, "fisher-books")
     metrics = json.loads((opened.root / "results/eval/both/metrics.json").read_text())["tasks"]
     assert set(metrics) == {"books", "films"}
     for task in ("books", "films"):
@@ -324,5 +330,5 @@ def test_only_what_uses_it_depends_on_it(measured: Project) -> None:
     """So a new statistic re-runs nothing that somebody has paid for."""
     module = "stages/storage/statistics/input_moments.py"
     stages = YAML(typ="safe").load(measured.root / "models/dvc.yaml")["stages"]
-    using = {name for name, stage in stages.items() if {module, "stages/storage/statistics"} & set(stage["deps"])}
+    using = {name for name in stages if module in code_of(measured, name)}
     assert using == {"input_moments-books", "input_moments-films", "merge-weighted"}

@@ -369,10 +369,7 @@ def check_stages(params: Params) -> None:
     for stage in planned_stages(params).values():
         assert all(WORD.fullmatch(word.removeprefix("-")) for word in stage["cmd"].split(" ")), stage["cmd"]
         plots = [path for plot in stage.get("plots", []) for path in plot]
-        named = [
-            path for path in (*stage["deps"], *stage["outs"], *plots) if not path.startswith("stages/")
-        ]  # not code
-        for path in named:
+        for path in (*stage["deps"], *stage["outs"], *plots):
             assert all(WORD.fullmatch(part) for part in PurePosixPath(path).parts), path
     for task in params.tasks.values():
         for inner in task.files:

@@ -9,7 +9,6 @@ from ruamel.yaml import YAML
 
 from stages.params import load_params
 from stages.params.loading import parse_params
-from stages.pipeline.code import code_of
 from stages.pipeline.graph import PLAN_FILE, planned_artifacts, planned_stages, stages_before
 from stages.pipeline.plan_file import ENDS_FILE, check_ends, check_plan
 from stages.plan import plan
@@ -19,7 +18,7 @@ from tests.project import ROOT, Project, tiny_params
 
 def inputs(stage: dict[str, Any]) -> list[str]:
     """What a stage depends on beside its settings and its code."""
-    return [path for path in stage["deps"] if not path.startswith(("stages/", "results/settings/"))]
+    return [path for path in stage["deps"] if not path.startswith(("results/code/", "results/settings/"))]
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_a_merge_depends_on_exactly_its_models(in_project: Project) -> None:
         for file in ("contents.json", "per_example.json", "predictions")
     ]
     for name, stage in stages.items():
-        assert stage["deps"][0] == f"results/settings/{name}.json"
+        assert stage["deps"][:2] == [f"results/settings/{name}.json", f"results/code/{name}.json"]
         assert "params" not in stage
 
 
@@ -107,12 +106,6 @@ def test_what_other_methods_depend_on(in_project: Project) -> None:
         assert stages[name]["cmd"] == f"python -m stages.factors {kind} {model}"
         assert stages[name]["outs"] == [f"models/{kind}/{model}"]
         assert sorted(inputs(stages[name])) == [f"data/tasks/{model}", f"models/finetuned/{model}"]
-        assert stages[name]["deps"][3:] == code_of(
-            "factors",
-            f"storage.statistics.{kind}",
-            "tasks.kinds.text_classification.kind",
-            "tasks.kinds.text_classification.likelihood",
-        )
 
     def of_both(kind: str) -> list[str]:
         return [f"models/{kind}/books", f"models/{kind}/films"]
@@ -202,8 +195,7 @@ def test_a_model_without_labels_is_not_evaluated_but_its_merges_are(in_project: 
     stages = planned_stages(load_params())
     assert {"finetune-reader", "fisher-reader", "evaluate-adapted"} < stages.keys()
     assert "evaluate-reader" not in stages
-    assert "stages/tasks/kinds/masked_lm/kind.py" in stages["fisher-reader"]["deps"]
-    assert not any("reader" in path or "masked_lm" in path for path in stages["scores"]["deps"])
+    assert not any("reader" in path for path in stages["scores"]["deps"])
     assert [path for path in stages["evaluate-adapted"]["deps"] if path.startswith("data")] == [
         "data/tasks/books",
         "data/tasks/films",
@@ -291,16 +283,17 @@ def test_the_order_in_params_is_no_part_of_the_plan(in_project: Project) -> None
     check_plan(load_params())
 
 
-def test_the_ends_depend_on_their_code_too(in_project: Project) -> None:
+def test_the_ends_depend_on_their_settings_and_their_code(in_project: Project) -> None:
     check_ends()
     text = ENDS_FILE.read_text()
     for stage, line in (
-        ("fetch", "stages/fetch.py"),
+        ("fetch", "results/code/fetch@${key}.json"),
         ("prepare", "results/settings/prepare@${key}.json"),
-        ("report", "stages/reporting"),
+        ("report", "results/code/report.json"),
         ("settings", "params.yaml"),
+        ("settings", "stages"),
     ):
-        ENDS_FILE.write_text(text.replace(f"- {line}\n", "- stages/other.py\n", 1))
+        ENDS_FILE.write_text(text.replace(f"- {line}\n", "- other.py\n", 1))
         with pytest.raises(InputError, match=rf"^dvc\.yaml: stages\.{stage}\.deps must be: .*{re.escape(line)}"):
             check_ends()
     ENDS_FILE.write_text("stages: {}\n")
