@@ -4,6 +4,7 @@ A merge method or a kind of task is one folder, a statistic is one file.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
