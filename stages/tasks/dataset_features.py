@@ -94,19 +94,21 @@ def tables_of(dataset: "Dataset", file: Path, surroundings: Surroundings) -> Ite
         InputError: its values are not what their types say.
     """
     rows: pa.Table = dataset.data.table
+    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+        yield checked_part(rows.slice(start, ROWS_AT_ONCE), start, dataset.features, file, surroundings)
+
+
+def checked_part(
+    rows: pa.Table, start: int, features: Mapping[str, Any], file: Path, surroundings: Surroundings
+) -> Table:
+    """Rows, of which the first is that of this number. Raises `InputError` if values are not what their types say."""
+    from datasets import Value
+
     try:
         rows.validate(full=True)  # that texts are UTF-8, for one
     except ValueError as error:
         raise InputError(f"{file}: cannot be read as a data set: {' '.join(str(error).split())[:300]}") from None
-    features = {name: feature for name, feature in dataset.features.items() if not INDEX.fullmatch(name)}
-    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
-        yield _table(rows.slice(start, ROWS_AT_ONCE), start, features, file, surroundings)
-
-
-def _table(rows: pa.Table, start: int, features: Mapping[str, Any], file: Path, surroundings: Surroundings) -> Table:
-    """Rows, of which the first is that of this number."""
-    from datasets import Value
-
+    features = {name: feature for name, feature in features.items() if not INDEX.fullmatch(name)}
     plain = [name for name, feature in features.items() if isinstance(feature, Value)]
     frame = rows.select(plain).replace_schema_metadata(None).to_pandas()
     columns: dict[str, pd.Series] = {}

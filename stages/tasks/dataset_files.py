@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from stages.running.errors import InputError
 from stages.storage.digests import CONTENTS
-from stages.tasks.dataset_features import Surroundings, lies_in, place, tables_of
+from stages.tasks.dataset_features import Surroundings, checked_part, lies_in, place, tables_of
 from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import DatasetSplit
 
@@ -29,6 +29,7 @@ FURTHER_CARD = ".huggingface.yaml"  # what it says goes before the card
 CONFIGS, INFOS = "configs", "dataset_info"  # keys of either
 BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text")  # others may unpickle, or run programs
 SCRIPT = re.compile(r"\b(GeneratorBasedBuilder|ArrowBasedBuilder|BeamBasedBuilder|DatasetBuilder)\b")
+FEATURES = b"huggingface"  # the key of a schema's metadata under which `datasets` writes what the columns are
 FILE_FORMAT = b"ARROW1"  # what an Arrow file begins with; otherwise it is a stream
 LISTED = 30  # names in a message
 
@@ -50,6 +51,28 @@ def arrow_parts(file: Path, source: Path) -> Iterator[Table]:
     with _one_line(file):
         rows = Dataset(InMemoryTable(_arrow(file)))
     return tables_of(rows, file, Surroundings(source, file.parent))
+
+
+def described_parts(tables: Iterable[pa.Table], schema: pa.Schema, file: Path, source: Path) -> Iterator[Table]:
+    """The table in a Parquet file that `datasets` wrote, part by part: its labels have names.
+
+    Args:
+        tables: the parts.
+        schema: theirs, with the data set's features in its metadata.
+        file: what messages call it.
+        source: the directory that the files of its images must lie in.
+
+    Raises:
+        InputError: its values are not what their types say, or the features are none.
+    """
+    from datasets import Features
+
+    with _one_line(file):
+        features = Features.from_arrow_schema(schema)
+    start = 0
+    for rows in tables:
+        yield checked_part(rows, start, features, file, Surroundings(source, file.parent))
+        start += len(rows)
 
 
 def directory_parts(directory: Path, source: Path) -> Iterator[Table]:

@@ -11,7 +11,7 @@ import torch
 
 from stages.running.placement import Placement
 from stages.tasks.data import TaskData
-from stages.tasks.encoding import encode
+from stages.tasks.encoding import EncodedExamples, encode
 from stages.tasks.loading import Model
 from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.outputs import padded
@@ -67,9 +67,9 @@ def batches(
     placement: Placement,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of the encoded examples in the given order, each collated by itself."""
+    examples = EncodedExamples(encoded)
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield placement.batch(collate([{key: values[row] for key, values in encoded.items()} for row in rows]))
+        yield placement.batch(collate([examples[row] for row in order[start : start + batch_size]]))
 
 
 def examples_for(

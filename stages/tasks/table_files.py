@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast
 
@@ -144,7 +144,7 @@ def open_table(file: Path, names: list[str] | None, field: str | None = None, so
     if form == ARROW:
         return TableFile(file, lambda: arrow_parts(file, source or file.parent))
     if form == PARQUET:
-        return TableFile(file, lambda: _readable(_read_parquet(file), file))
+        return TableFile(file, lambda: _readable(_read_parquet(file, source or file.parent), file))
     if form in JSON:
         return TableFile(file, lambda: _readable(_read_json(file, field), file))
     if form in SEPARATED:
@@ -404,12 +404,18 @@ def _has_halves(content: Any) -> bool:
     return False
 
 
-def _read_parquet(file: Path) -> Iterator[Table]:
+def _read_parquet(file: Path, source: Path) -> Iterator[Table]:
+    from stages.tasks.dataset_files import FEATURES, described_parts
+
     with pq.ParquetFile(file) as content:
+        schema = content.schema_arrow
+        batches = (pa.Table.from_batches([batch]) for batch in content.iter_batches(ROWS_AT_ONCE))
+        tables = batches if content.metadata.num_rows else iter([schema.empty_table()])
+        if FEATURES in (schema.metadata or {}):
+            yield from described_parts(tables, schema, file, source)
+            return
         start = 0
-        batches = content.iter_batches(ROWS_AT_ONCE)
-        for batch in chain(batches, [content.schema_arrow.empty_table()] if not content.metadata.num_rows else []):
-            table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        for table in tables:
             rows = _python_values(table.to_pandas())
             yield Table(rows.set_axis(pd.RangeIndex(start, start + len(rows))), file, lambda row: f"row {row + 1}")
             start += len(rows)

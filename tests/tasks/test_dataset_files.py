@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import (
     Audio,
@@ -349,6 +350,26 @@ def test_labels_that_are_missing_or_unknown(source: Path) -> None:
         split_examples(task(file="t.arrow"), source)
 
 
+def test_a_parquet_file_of_the_library_names_its_labels(source: Path) -> None:
+    """In whatever order params.yaml lists them: its numbers are positions in the file's own list."""
+    table = sentiment_table(400, 0)  # of several row groups and parts
+    whole = data_set(pd.concat([table] * 3, ignore_index=True))
+    whole.to_parquet(source / "t.parquet", batch_size=150)
+    of_text = dict(zip(table["text"], table["label"], strict=True))
+    for labels in (["bad", "good"], ["good", "bad"]):
+        splits, _ = split_examples(task(file="t.parquet", labels=labels), source)
+        for rows in splits.values():
+            assert [labels[position] for position in rows["label"]] == [of_text[text] for text in rows["text"]]
+    strange = whole.data.table.slice(0, 2).set_column(1, "label", pa.array([1, 7]))
+    described = strange.replace_schema_metadata(pq.read_schema(source / "t.parquet").metadata)
+    pq.write_table(described, source / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: row 2: label is the label 7, and the data set names 0 to 1$"):
+        split_examples(task(file="t.parquet"), source)
+    pq.write_table(strange.replace_schema_metadata({b"huggingface": b"{"}), source / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: cannot be read as a data set: "):
+        split_examples(task(file="t.parquet"), source)
+
+
 def test_values_are_those_of_a_parquet_file(source: Path) -> None:
     rows = {
         "text": ["a", None, "é"],
@@ -372,9 +393,11 @@ def test_values_are_those_of_a_parquet_file(source: Path) -> None:
     )
     found = Dataset.from_dict(rows, features=features)
     found.save_to_disk(source / "saved")
-    found.to_parquet(source / "t.parquet")
+    found.to_parquet(source / "described.parquet")
+    pq.write_table(found.data.table.replace_schema_metadata(None), source / "t.parquet")
     wanted = read_table(source / "t.parquet", None).rows
-    pd.testing.assert_frame_equal(read_table(source / "saved", None).rows, wanted)
+    for name in ("saved", "described.parquet"):
+        pd.testing.assert_frame_equal(read_table(source / name, None).rows, wanted)
 
 
 def test_lists_are_lists_and_mappings_are_mappings(source: Path) -> None:
