@@ -151,13 +151,13 @@ class _Examples:
         self.model = kind.load_model(checkpoint, task.labels)
         processor = kind.load_processor(checkpoint)
         self.encoded = encode(kind, processor, rows, task, self.model, settings.seed)
-        self._collate = kind.collator(processor, self.model)
+        self._kind, self._collate = kind, kind.collator(processor, self.model)
         self.order = kind.largest_first(self.encoded)
 
     def batch(self, start: int, stop: int, placement: Placement) -> Batch:
         """The batch of the examples start … stop − 1 of the order."""
         rows = self.order[start:stop]
-        return next(batches(self._collate, self.encoded, rows, len(rows), placement))
+        return self._kind.likelihood_batch(next(batches(self._collate, self.encoded, rows, len(rows), placement)))
 
 
 def _circumstances(processes: "PartialState", kind: str, statistics: Iterable[StatisticKind]) -> dict[str, Any]:

@@ -107,6 +107,10 @@ class Kind(ABC, Generic[ProcessorT]):
         Processor and model agree on what pads it from then on.
         """
 
+    def likelihood_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The part of a batch that the task's likelihood is of, with its `labels`; by default all of it."""
+        return batch
+
     def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """How much each example takes in a batch, in whatever unit; by default all are alike."""
         return np.zeros(number_of(encoded), dtype=np.int64)

@@ -18,9 +18,9 @@ from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
-from stages.curvature import Categorical, curvature_statistics, diagonal_fisher
+from stages.curvature import Categorical, TokenCategorical, curvature_statistics, diagonal_fisher
 from stages.estimation.estimate import estimate
-from stages.params import FisherSettings
+from stages.params import FinetuneSettings, FisherSettings
 from stages.running.errors import InputError
 from stages.running.placement import Placement
 from stages.storage.cards import read_json
@@ -31,12 +31,14 @@ from stages.tasks.kinds.multiple_choice.pairs import for_a_language_model
 from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
 from stages.tasks.metrics import Accuracy
 from stages.tasks.prediction import batches, examples_for, predict, targets
+from stages.training.finetuning import train
 from tests.curvature.reference import assert_same_fisher
 from tests.curvature.test_architectures import SMALL, randomised
 from tests.tasks.in_memory import split_examples, write_task
 from tests.tiny import WORDS, tiny_config, tiny_tokenizer
 
 Scoring = Literal["head", "sum", "mean"]
+Of = Literal["choices", "token"]  # what the likelihood is of
 QUESTIONS = [" ".join(WORDS[(row * 7 + place) % 15] for place in range(2 + row % 4)) for row in range(30)]
 
 
@@ -231,13 +233,18 @@ def test_settings() -> None:
     assert settings().has_outputs_of(settings())
     assert settings(scoring="sum").has_outputs_of(settings(scoring="mean"))
     assert not settings(scoring="sum").has_outputs_of(settings())
+    assert settings(scoring="sum", likelihood="token", choices=["a", "b"]).exact_passes is None
+    with pytest.raises(ValueError, match="`likelihood: token` is for language models: put `scoring: sum`"):
+        settings(likelihood="token")
     assert (settings().hub_pipeline, settings(scoring="mean").hub_pipeline) == ("multiple-choice", "text-generation")
     for changes in ({"question": "choices"}, {"choices": ["a", "a"]}, {"label": "question"}, {"choices": ["a"]}):
         with pytest.raises(ValueError, match=r"different columns|another column|at least 2"):
             settings(**changes)
 
 
-def made_task(directory: Path, scoring: Scoring, choices: int = 3, max_length: int = 16) -> TaskData:
+def made_task(
+    directory: Path, scoring: Scoring, choices: int = 3, max_length: int = 16, likelihood: Of = "choices"
+) -> TaskData:
     """Thirty questions with choices of one to three known words."""
     directory.mkdir()
     rows = [
@@ -252,7 +259,7 @@ def made_task(directory: Path, scoring: Scoring, choices: int = 3, max_length: i
         for row, question in enumerate(QUESTIONS)
     ]
     frame = pd.DataFrame(rows, columns=["question", *(f"choice_{place}" for place in range(choices)), "label"])
-    settings = MultipleChoice(source="s", file="f.jsonl", scoring=scoring, max_length=max_length)
+    settings = MultipleChoice(source="s", file="f.jsonl", scoring=scoring, max_length=max_length, likelihood=likelihood)
     write_task(directory, settings, {"train": frame[:16], "validation": frame[16:22], "test": frame[22:]}, {})
     return TaskData.open(directory)
 
@@ -365,6 +372,111 @@ def test_the_loss_is_the_cross_entropy_over_choices(tmp_path: Path, case: str) -
     assert found.logits.shape == (16, 3)
     wanted = -log_softmax(found.logits.double().numpy(), axis=-1)[range(16), batch["labels"]].mean()
     assert float(found.loss) == pytest.approx(wanted, rel=1e-5)
+
+
+LANGUAGE_MODELS = ["tied, sum", "untied, mean", "gpt2, mean"]
+
+
+def right_tokens(model: nn.Module, question: str, right: str) -> list[Tensor]:
+    """The logits from which each token of the right choice is predicted, with it, from the definitions."""
+    tokenizer = tiny_tokenizer()
+    context = [2, *tokenizer(question, add_special_tokens=False)["input_ids"]]
+    own = tokenizer(right, add_special_tokens=False)["input_ids"]
+    logits = model(input_ids=torch.tensor([context + own])).logits[0]
+    return [torch.log_softmax(logits[len(context) + place - 1], -1)[token] for place, token in enumerate(own)]
+
+
+def reference_token_fisher(model: nn.Module, frame: pd.DataFrame) -> dict[str, Tensor]:
+    """(∇ Σ_t log p_t)² of the right choice's tokens in float64, averaged over examples."""
+    model = copy.deepcopy(model).double().eval()
+    parameters = dict(model.named_parameters())
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for question, *choices, label in frame.itertuples(index=False):
+        log_p = torch.stack(right_tokens(model, question, choices[label])).sum()
+        found = torch.autograd.grad(log_p, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                total[name] += gradient**2
+    return {name: value / len(frame) for name, value in total.items()}
+
+
+@pytest.mark.parametrize("case", LANGUAGE_MODELS)
+def test_the_fisher_of_tokens_is_that_of_the_definition(
+    tmp_path: Path, case: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Scores and metrics are as ever; the Fisher is the right choice's, whatever the scoring and the batches."""
+    make, scoring = CASES[case]
+    task, model = made_task(tmp_path / "task", scoring, likelihood="token"), make()
+    checkpoint = saved(tmp_path / "model", model)
+    loaded = KIND.load_model(checkpoint, [])
+    examples = examples_for(KIND, checkpoint, loaded, task.rows("test"), task, Placement())
+    plain = made_task(tmp_path / "plain", scoring)
+    wanted = examples_for(KIND, checkpoint, loaded, plain.rows("test"), plain, Placement())
+    assert np.array_equal(predict(loaded, examples, [Accuracy()]), predict(loaded, wanted, [Accuracy()]))
+    assert targets(examples).tolist() == task.read("test")["label"].tolist()
+    fisher = reference_token_fisher(model, task.read("train"))
+    for batch_size in (1, 5):
+        settings = FisherSettings(estimator="empirical", examples=None, batch_size=batch_size)
+        estimate("diagonal", checkpoint, task, settings, tmp_path / f"fisher-{batch_size}")
+        assert_same_fisher(load_file(tmp_path / f"fisher-{batch_size}/fisher.safetensors"), fisher, tolerance=1e-4)
+    assert not any("one example at a time" in str(warning.message) for warning in recwarn)
+    assert read_json(tmp_path / "fisher-1/fisher.json")["likelihood"] == "token"
+
+
+@pytest.mark.parametrize("case", LANGUAGE_MODELS)
+def test_the_loss_of_tokens_is_their_mean_cross_entropy(tmp_path: Path, case: str) -> None:
+    make, scoring = CASES[case]
+    task, model = made_task(tmp_path / "task", scoring, likelihood="token"), make()
+    checkpoint = saved(tmp_path / "model", model)
+    (batch,) = made_batches(checkpoint, task, 16)
+    loaded = KIND.load_model(checkpoint, []).eval()
+    with torch.no_grad():
+        found = loaded(**batch)
+        rows = task.read("train").itertuples(index=False)
+        log_p = [right_tokens(model.eval(), question, choices[label]) for question, *choices, label in rows]
+    assert found.logits.shape == (16, 3), "the scores of all choices, for the metrics"
+    assert float(found.loss) == pytest.approx(
+        -float(torch.stack([one for own in log_p for one in own]).mean()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("statistic", ["kfac", "gram"])
+def test_factors_of_tokens_leave_padding_and_wrong_choices_out(tmp_path: Path, statistic: str) -> None:
+    make, scoring = CASES["untied, mean"]
+    checkpoint = saved(tmp_path / "model", make())
+    task = made_task(tmp_path / "task", scoring, likelihood="token")
+    alone, together = (
+        curvature_statistics(
+            KIND.load_model(checkpoint, []),
+            [KIND.likelihood_batch(batch) for batch in made_batches(checkpoint, task, size)],
+            likelihood=TokenCategorical(),
+            estimator="empirical",
+            statistics=[statistic],
+        )
+        for size in (1, 16)
+    )
+    assert alone.input_factors
+    for name, value in alone.input_factors.items():
+        torch.testing.assert_close(together.input_factors[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+
+
+def test_training_on_tokens_raises_the_right_choices_likelihood(tmp_path: Path) -> None:
+    make, scoring = CASES["tied, sum"]
+    task, checkpoint = made_task(tmp_path / "task", scoring, likelihood="token"), saved(tmp_path / "model", make())
+    settings = FinetuneSettings(epochs=12, batch_size=4, learning_rate=1e-2)
+    for name in ("trained", "curves", "progress"):
+        (tmp_path / name).mkdir()
+    train(checkpoint, task, settings, tmp_path / "trained", tmp_path / "curves", tmp_path / "progress")
+    losses = []
+    for directory in (checkpoint, tmp_path / "trained"):
+        (batch,) = made_batches(directory, task, 16)
+        with torch.no_grad():
+            losses.append(float(KIND.load_model(directory, []).eval()(**batch).loss))
+    assert losses[1] < 0.8 * losses[0]
+    loaded = KIND.load_model(tmp_path / "trained", [])
+    examples = examples_for(KIND, tmp_path / "trained", loaded, task.rows("validation"), task, Placement())
+    accuracy = accuracy_score(targets(examples), predict(loaded, examples, [Accuracy()]).argmax(-1))
+    assert read_json(tmp_path / "trained/checkpoint.json")["origin"]["validation_accuracy"] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize("case", ["encoder", "tied, sum"])

@@ -42,7 +42,7 @@ def questions(rows: int, seed: int) -> list[dict[str, Any]]:
 
 
 def project_of(root: Path, task: Mapping[str, Any]) -> Project:
-    """A planned project of two domains, whose bases are in `root/inputs/base` already."""
+    """A project of two domains, whose bases are in `root/inputs/base` already."""
     inputs = root / "inputs"
     (inputs / "tables").mkdir()
     for seed, domain in enumerate(HALVES):
@@ -59,9 +59,7 @@ def project_of(root: Path, task: Mapping[str, Any]) -> Project:
         "models": {domain: {"base": "base", "task": domain} for domain in HALVES},
         "merges": {name: {**merge, "coefficients": dict(HALVES)} for name, merge in MERGES.items()},
     }
-    project = Project(root / "project", params)
-    project.run("python", "-m", "stages.plan")
-    return project
+    return Project(root / "project", params)
 
 
 def save_language_model(directory: Path) -> None:
@@ -83,28 +81,37 @@ def save_language_model(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scoring", "tag", "use"),
+    ("task", "tag", "use"),
     [
-        ("head", "multiple-choice", "AutoModelForMultipleChoice.from_pretrained("),
-        ("mean", "text-generation", 'pipeline("text-generation", '),
+        ({"scoring": "head"}, "multiple-choice", "AutoModelForMultipleChoice.from_pretrained("),
+        ({"scoring": "mean"}, "text-generation", 'pipeline("text-generation", '),
+        ({"scoring": "sum", "likelihood": "token"}, "text-generation", 'pipeline("text-generation", '),
     ],
+    ids=["head", "mean", "token"],
 )
-def test_from_tables_to_the_report(tmp_path: Path, scoring: str, tag: str, use: str) -> None:
-    (save_base if scoring == "head" else save_language_model)(tmp_path / "inputs/base")
-    project = project_of(tmp_path, {"scoring": scoring})
+def test_from_tables_to_the_report(tmp_path: Path, task: dict[str, str], tag: str, use: str) -> None:
+    (save_base if task["scoring"] == "head" else save_language_model)(tmp_path / "inputs/base")
+    project = project_of(tmp_path, task)
+    by_token = task.get("likelihood") == "token"
+    if by_token:
+        refused = project.stage("stages.plan", "--check").stderr
+        assert "fisher.estimator = 'exact': an exact Fisher takes a backward pass for each output" in refused
+        project.edit_params(lambda params: params["fisher"].update(estimator="sketch"))
+    project.run("python", "-m", "stages.plan")
     project.run("python", "-m", "stages.plan", "--check")
     assert {"fisher-books", "kfac-films", "gram-books", "search-sought", "report"} < set(project.repro())
     for name in (*HALVES, *MERGES):
         metrics = json.loads((project.root / f"results/eval/{name}/metrics.json").read_text())["tasks"]
         assert set(metrics) == set(HALVES)
-        for task, own in metrics.items():
-            rows = pd.read_parquet(project.root / f"results/eval/{name}/predictions/{task}.parquet")
+        for domain, own in metrics.items():
+            rows = pd.read_parquet(project.root / f"results/eval/{name}/predictions/{domain}.parquet")
             scores, right = np.stack(rows["logits"].to_list()), rows["label"].to_numpy()
             assert scores.shape == (12, 3)
             assert own["accuracy"] == pytest.approx((scores.argmax(-1) == right).mean())
             assert own["accuracy_low"] <= own["accuracy"] <= own["accuracy_high"]
     fisher = json.loads((project.root / "models/fishers/books/fisher.json").read_text())
-    assert (fisher["estimator"], fisher["likelihood"], fisher["examples"]) == ("exact", "categorical", 12)
+    found = tuple(fisher[key] for key in ("estimator", "likelihood", "examples"))
+    assert found == (("sketch", "token", 12) if by_token else ("exact", "categorical", 12))
     page = (project.root / "results/report/report.html").read_text()
     assert all(name in page for name in MERGES)
     assert project.repro() == []

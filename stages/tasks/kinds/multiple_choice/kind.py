@@ -22,6 +22,7 @@ from stages.tasks.kinds.multiple_choice.reading import choice_columns
 from stages.tasks.kinds.multiple_choice.scores import score_choices
 from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
 from stages.tasks.loading import Architecture, Model
+from stages.tasks.metrics import NO_OUTPUT
 from stages.tasks.prediction import Collator
 from stages.tasks.text_kind import TextKind
 from stages.tasks.texts import Tokenizer, refuse_beyond_embeddings, refuse_longer
@@ -63,7 +64,8 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         """Every example's pairs of question and choice, one after the other, and `lengths`, how long each is.
 
         For a language model, an example has the `choice_tokens` of each choice besides, and their `weight` in its
-        score. `cut` says whether its question is cut; see `cut`. Nothing is drawn.
+        score; where the likelihood is of tokens, `right`, the position of the right choice, says so. `cut` says whether
+        its question is cut; see `cut`. Nothing is drawn.
 
         Raises:
             InputError: the model is for another `scoring`, or cannot read the examples, or a choice has no token, or
@@ -88,6 +90,8 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
             encoded["weight"] = [
                 [1.0 if scoring == "sum" else 1 / len(pair.choice) for pair in pairs] for pairs in examples
             ]
+        if task.card["likelihood"] == "token":
+            encoded["right"] = frame["label"].tolist()
         return encoded | {"labels": frame["label"].tolist()}
 
     def remarks(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]], task: TaskData) -> Iterator[str]:
@@ -108,9 +112,19 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
             batch = {key: tensor.unflatten(0, (-1, choices)) for key, tensor in pad(pairs).items()}
             if "choice_tokens" in examples[0]:
                 batch |= _scored(examples, batch["input_ids"].shape[-1])
-            return batch | {"labels": torch.tensor([example["labels"] for example in examples])}
+            known = [key for key in ("right", "labels") if key in examples[0]]
+            return batch | {key: torch.tensor([example[key] for example in examples]) for key in known}
 
         return collate
+
+    def likelihood_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Where the likelihood is of tokens, the right choices alone, [B, T]; the labels [B, M] are their tokens."""
+        if "right" not in batch:
+            return batch
+        right = torch.arange(len(batch["right"]), device=batch["right"].device), batch["right"]
+        kept = {key: batch[key][right] for key in (*TEXTS, "output_positions") if key in batch}
+        tokens = batch["choice_tokens"][right].masked_fill(kept["output_positions"] < 0, NO_OUTPUT)
+        return kept | {"labels": tokens}
 
     def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """How many tokens the longest pair of each example has."""

@@ -49,8 +49,9 @@ class MultipleChoiceReader(Reader[MultipleChoice]):
     def card(self, task: MultipleChoice, splits: "Mapping[Split, Dataset]") -> dict[str, object]:
         """The number of choices and of examples, and how texts become a model's inputs."""
         choices = len(choice_columns(splits["train"].column_names))
-        settings = {"scoring": task.scoring, "separator": task.separator, "max_length": task.max_length}
-        return {"choices": choices, "exact_passes": choices - 1, **settings} | super().card(task, splits)
+        settings = {key: getattr(task, key) for key in ("scoring", "likelihood", "separator", "max_length")}
+        passes = {} if task.exact_passes is None else {"exact_passes": choices - 1}
+        return {"choices": choices, **passes, **settings} | super().card(task, splits)
 
 
 def choice_columns(columns: Iterable[str]) -> list[str]:

@@ -20,21 +20,38 @@ class Scored(NamedTuple):
         tokens: those of the choices, [B, C, M].
         weights: of their log-probabilities in a choice's score, [B, C, M]; 0 for padding.
         labels: the positions of the right choices, [B], if they are known.
+        by_token: whether the loss is that of the right choices' tokens.
     """
 
     positions: Tensor
     tokens: Tensor
     weights: Tensor
     labels: Tensor | None
+    by_token: bool
+
+    def loss(self, scores: Tensor, log_p: Tensor) -> Tensor | None:
+        """The mean cross-entropy of choices, by their scores [B, C], or of tokens, by their log p [B, C, M].
+
+        None where the right choices are not known.
+        """
+        if self.labels is None:
+            return None
+        if not self.by_token:
+            return cross_entropy(scores, self.labels)
+        right = torch.arange(len(self.labels), device=self.labels.device), self.labels
+        return -log_p[right][self.positions[right] >= 0].mean()
 
 
 def score_choices(model: Model) -> None:
     """Let a causal language model have a score for each choice, where it is called with `choice_tokens`.
 
     Besides these, [B, C, M], it gets `input_ids` [B, C, T], `output_positions` [B, C, M], at which the choices' tokens
-    are predicted (−1 for padding), and `choice_weights` [B, C, M] w. Its logits are then the scores [B, C], the sums
-    Σ w log p over a choice's tokens, and with `labels` [B] its loss is their mean cross-entropy. The last layer, whose
-    outputs are the vocabulary, and the softmax see the choices' positions only.
+    are predicted (−1 for padding), and `choice_weights` [B, C, M] w. Its logits are then the scores [B, C], the sums Σ
+    w log p over a choice's tokens, and with `labels` [B] its loss is their mean cross-entropy; with `right` besides, it
+    is that of the right choices' tokens. The last layer, whose outputs are the vocabulary, and the softmax see the
+    choices' positions only.
+
+    Called with `output_positions` [B, M] and no `choice_tokens`, it has its logits [B, M, tokens] at these positions.
     """
     uncached = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
 
@@ -43,32 +60,34 @@ def score_choices(model: Model) -> None:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # Kept on the modules: of a model that runs on several devices, each replica has its own.
         decoder = module.get_output_embeddings()
-        module.scored = decoder.scored = None
-        if "choice_tokens" not in keywords:
-            return arguments, keywords
+        module.scored = decoder.positions = None
         own = dict(keywords)
+        if "choice_tokens" not in keywords:
+            decoder.positions = own.pop("output_positions", None)
+            return arguments, own if decoder.positions is None else own | uncached
         own.pop("num_items_in_batch", None)  # the Trainer's, which counts what it takes for tokens
         positions, tokens, weights = (own.pop(key) for key in ("output_positions", "choice_tokens", "choice_weights"))
-        module.scored = decoder.scored = Scored(positions, tokens, weights, own.pop("labels", None))
+        by_token = own.pop("right", None) is not None
+        module.scored = Scored(positions, tokens, weights, own.pop("labels", None), by_token)
+        decoder.positions = positions.flatten(0, 1)
         return arguments, own | {key: own[key].flatten(0, 1) for key in TEXTS if key in own} | uncached
 
     def select(decoder: Model, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        if decoder.scored is None:
+        if decoder.positions is None:
             return arguments
         hidden: Tensor = arguments[0]
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
-        return (hidden[row, decoder.scored.positions.flatten(0, 1).clamp_min(0)],)
+        return (hidden[row, decoder.positions.clamp_min(0)],)
 
     def score(module: Model, _: tuple[Any, ...], output: Any) -> Any:
         if module.scored is None:
             return output
-        _, tokens, weights, labels = module.scored
+        tokens, weights = module.scored.tokens, module.scored.weights
         logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
         own = logits.gather(-1, tokens.flatten(0, 1)[..., None])[..., 0]
         log_p = (own - logits.logsumexp(-1)).unflatten(0, tokens.shape[:2])
         scores = (weights * log_p).sum(-1)
-        loss = None if labels is None else cross_entropy(scores, labels)
-        return MultipleChoiceModelOutput(loss=loss, logits=scores)
+        return MultipleChoiceModelOutput(loss=module.scored.loss(scores, log_p), logits=scores)
 
     model.register_forward_pre_hook(take, with_kwargs=True)
     model.get_output_embeddings().register_forward_pre_hook(select)

@@ -26,6 +26,8 @@ class MultipleChoice(Task):
         label) is refused or dropped.
     scoring: how models score a choice: by a `head` on question and choice together, or as language models by the `sum`
         of the log-probabilities of its tokens after the question, or by their `mean`.
+    likelihood: what language models are trained for, and what their Fisher is of: the right choice among the `choices`,
+        or each `token` of the right choice from those before it, as when they are trained to write it.
     separator: what stands between a question's columns and, for language models, between question and choice.
     max_length: in tokens, of a question with a choice; where one is longer, the question is cut at its beginning, by as
         much for all choices of an example.
@@ -41,6 +43,7 @@ class MultipleChoice(Task):
     label_from: Literal[0, 1] | None = None
     unusable: Literal["refuse", "drop"] = "refuse"
     scoring: Literal["head", "sum", "mean"] = "head"
+    likelihood: Literal["choices", "token"] = "choices"
     separator: str = " "
     max_length: int = Field(default=128, ge=2, le=1_000_000)
 
@@ -60,13 +63,21 @@ class MultipleChoice(Task):
         return "AutoModelForMultipleChoice" if self.scoring == "head" else None
 
     @property
-    def exact_passes(self) -> int:
+    def exact_passes(self) -> int | None:
         """One fewer than choices; the fewest possible where only the table tells, and the task's card says it."""
+        if self.likelihood == "token":
+            return None
         return 1 if isinstance(self.choices, str) else len(self.choices) - 1
 
     def has_outputs_of(self, other: Task) -> bool:
         """Whether both are for choice heads, or both for language models; choices may be of any number."""
         return isinstance(other, MultipleChoice) and (self.scoring == "head") == (other.scoring == "head")
+
+    @model_validator(mode="after")
+    def _tokens_of_a_language_model(self) -> "MultipleChoice":
+        if self.likelihood == "token" and self.scoring == "head":
+            raise ValueError("`likelihood: token` is for language models: put `scoring: sum` or `scoring: mean`")
+        return self
 
     @model_validator(mode="after")
     def _different_columns(self) -> "MultipleChoice":
