@@ -29,7 +29,6 @@ UNFOLLOWED = {
     "stages.pipeline.needs": "which these are is there too, and in what order, if that counts, in the stage's settings",
     "stages.pipeline.graph": "the same",
     "stages.pipeline.plan_file": "only refuses",
-    "stages.pipeline.stage_code": "only refuses",
     "stages.pipeline.stage_settings": "compares the settings with what DVC has of them",
     "stages.estimation.verification": "only refuses",
     "stages.storage.sources": "what it brings is pinned by its digest; the stage `fetch` names it",
@@ -40,9 +39,8 @@ CHOSEN_AT_RUN_TIME = {  # what a module imports by a name that only a run knows,
 }
 READ = {  # directories below `stages` that a module reads, beside what it imports
     "stages.reporting.page": "reporting/templates",
-    # All the statistics. The graph tells other stages of those that they use, so that a new one re-runs none of them.
+    # All the statistics. `stage_code` names those that other stages use, so that a new one re-runs none of them.
     "stages.reporting.tables": "storage/statistics",
-    "stages.pipeline.needs": "storage/statistics",
 }
 
 
@@ -79,9 +77,16 @@ def check_code(stage: str) -> None:
 
 
 def recorded_code(stage: str) -> dict[str, str]:
-    """What the stage `settings` has written of the code of another; nothing, where its file is not here."""
+    """What the stage `settings` has written of the code of another; nothing, where its file is not here.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     file = code_file(stage)
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (TypeError, ValueError):  # it is no text, no JSON or no mapping
+        raise InputError(f"{file}: cannot be read; {REMEDY}") from None
 
 
 def _named(pattern: str) -> list[str]:

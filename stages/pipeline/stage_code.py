@@ -36,9 +36,14 @@ def code_text(stage: str, params: Params) -> str:
 
 
 def changed_code(stage: str, params: Params) -> list[str]:
-    """The files of the stage's code that are others than those that its file lists. Raises `KeyError` as above."""
-    before, now = recorded_code(stage).items(), stage_code(stage, params).items()
-    return sorted({path for path, _ in before ^ now})
+    """The files of the stage's code that are others than those that its file lists; none without that file.
+
+    Raises:
+        InputError: the file is damaged.
+        KeyError: as `stage_code` does.
+    """
+    before, now = recorded_code(stage), stage_code(stage, params)
+    return sorted({path for path, _ in before.items() ^ now.items()}) if before else []
 
 
 def _fetch(_: str, __: Params) -> list[str]:

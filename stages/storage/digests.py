@@ -74,6 +74,11 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
+def bytes_digest(content: bytes) -> str:
+    """The digest that contents.json has of a file with these bytes."""
+    return xxh3_128(content).hexdigest()
+
+
 def tree_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes; of a directory, over its files' relative names and digests in the names' order."""
     if path.is_file():

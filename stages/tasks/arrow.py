@@ -53,7 +53,7 @@ def temporary_rows(frames: Iterable[pd.DataFrame]) -> "Dataset":
 
 
 def open_rows(file: Path) -> "Dataset":
-    """The rows of an Arrow file, memory-mapped. Raises `OSError` or `ValueError` if it cannot be read."""
+    """The rows of an Arrow file, memory-mapped. Raises one of pyarrow's errors if it cannot be read."""
     from datasets import Dataset
 
     rows = Dataset.from_file(str(file))

@@ -80,7 +80,8 @@ class TaskData:
         file = self.directory / split_file(split)
         try:
             rows = open_rows(file)
-        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            fingerprint = examples_fingerprint(rows)
+        except Exception as error:  # whatever pyarrow makes of what is damaged
             raise DamagedError(f"{file}: cannot be read ({' '.join(str(error).split())})", self.directory) from None
         if not len(rows):
             raise InputError(f"{file}: the split is empty")
@@ -89,7 +90,7 @@ class TaskData:
                 positions = single_labels(frame)
                 if positions is not None and not positions.between(0, len(self.labels) - 1).all():
                     raise DamagedError(f"{file}: has labels outside the task's {len(self.labels)}", self.directory)
-        if examples_fingerprint(rows) != self.fingerprints[split]:
+        if fingerprint != self.fingerprints[split]:
             raise DamagedError(f"{file}: its contents are not what {TASK_CARD} says", self.directory)
         return rows
 

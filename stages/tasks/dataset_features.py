@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from stages.running.errors import InputError
+from stages.running.errors import DamagedError, InputError
 from stages.storage.cards import read_json
-from stages.storage.digests import CONTENTS
+from stages.storage.digests import CONTENTS, bytes_digest
 from stages.tasks.arrow import ROWS_AT_ONCE
 from stages.tasks.table_files import Table
 
@@ -45,15 +45,25 @@ class Surroundings:
     scratch: Path | None = None
 
     def content(self, name: str) -> bytes:
-        """The bytes of a file. Raises `_UnreadableError` if it is not there, or lies elsewhere."""
+        """The bytes of a file.
+
+        Raises:
+            _UnreadableError: it is not there, or lies elsewhere.
+            DamagedError: it is not as it was fetched.
+        """
         file = _absolute(self.base / name)
         within = self.scratch is not None and file.is_relative_to(self.scratch)
         if "://" in name or not (within or lies_in(file, self.source)):
             raise _UnreadableError(f"refers to {name!r}, which is not a file in the source; {IMAGES_INSIDE}")
         try:
-            return file.read_bytes()
+            found = file.read_bytes()
         except OSError as error:
             raise _UnreadableError(f"refers to {name!r}: {error.strerror}; {IMAGES_INSIDE}") from None
+        whole = _absolute(self.source)
+        known = _digests(whole).get(file.relative_to(whole).as_posix()) if file.is_relative_to(whole) else None
+        if known is not None and known != bytes_digest(found):
+            raise DamagedError(f"{file}: its contents are not what {CONTENTS} says", self.source)
+        return found
 
 
 def lies_in(path: Path, source: Path) -> bool:
@@ -64,10 +74,7 @@ def lies_in(path: Path, source: Path) -> bool:
     if path.resolve().is_relative_to(source.resolve()):
         return True
     whole, inner = _absolute(source), _absolute(path)
-    card = whole / CONTENTS
-    if not inner.is_relative_to(whole) or not card.is_file():
-        return False
-    return inner.relative_to(whole).as_posix() in _listed(card, card.stat().st_mtime_ns)
+    return inner.is_relative_to(whole) and inner.relative_to(whole).as_posix() in _digests(whole)
 
 
 def _absolute(path: Path) -> Path:
@@ -75,11 +82,17 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
+def _digests(source: Path) -> Mapping[str, str]:
+    """The files in a source's list of contents, if it has one, and their digests."""
+    card = source / CONTENTS
+    return _listed(card, card.stat().st_mtime_ns) if card.is_file() else {}
+
+
 @lru_cache(maxsize=4)
-def _listed(card: Path, _changed: int) -> frozenset[str]:
-    """The files in a source's list of contents, which is read once for as long as it does not change."""
+def _listed(card: Path, _changed: int) -> Mapping[str, str]:
+    """The same, read once for as long as it does not change."""
     listed = read_json(card).get("files")
-    return frozenset(listed) if isinstance(listed, dict) else frozenset()
+    return listed if isinstance(listed, dict) else {}
 
 
 def tables_of(dataset: "Dataset", file: Path, surroundings: Surroundings) -> Iterator[Table]:
@@ -102,12 +115,18 @@ def checked_part(
     rows: pa.Table, start: int, features: Mapping[str, Any], file: Path, surroundings: Surroundings
 ) -> Table:
     """Rows, of which the first is that of this number. Raises `InputError` if values are not what their types say."""
-    from datasets import Value
-
     try:
         rows.validate(full=True)  # that texts are UTF-8, for one
-    except ValueError as error:
+        return _table(rows, start, features, file, surroundings)
+    except InputError:
+        raise
+    except Exception as error:  # whatever pyarrow makes of values that are none of Python's
         raise InputError(f"{file}: cannot be read as a data set: {' '.join(str(error).split())[:300]}") from None
+
+
+def _table(rows: pa.Table, start: int, features: Mapping[str, Any], file: Path, surroundings: Surroundings) -> Table:
+    from datasets import Value
+
     features = {name: feature for name, feature in features.items() if not INDEX.fullmatch(name)}
     plain = [name for name, feature in features.items() if isinstance(feature, Value)]
     frame = rows.select(plain).replace_schema_metadata(None).to_pandas()

@@ -12,15 +12,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.running.errors import InputError
 from stages.storage.digests import CONTENTS
 from stages.tasks.dataset_features import Surroundings, checked_part, lies_in, place, tables_of
 from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import DatasetSplit
+
+if TYPE_CHECKING:  # its import takes a third of a second
+    from datasets import Dataset
 
 STATE, INFO = "state.json", "dataset_info.json"  # of what Dataset.save_to_disk wrote
 SPLITS = "dataset_dict.json"  # of what DatasetDict.save_to_disk wrote
@@ -32,6 +36,7 @@ SCRIPT = re.compile(r"\b(GeneratorBasedBuilder|ArrowBasedBuilder|BeamBasedBuilde
 FEATURES = b"huggingface"  # the key of a schema's metadata under which `datasets` writes what the columns are
 FILE_FORMAT = b"ARROW1"  # what an Arrow file begins with; otherwise it is a stream
 LISTED = 30  # names in a message
+UNUSED = "unused"  # a data set's fingerprint, for which the library would otherwise read and copy all of it
 
 
 def arrow_parts(file: Path, source: Path) -> Iterator[Table]:
@@ -49,7 +54,7 @@ def arrow_parts(file: Path, source: Path) -> Iterator[Table]:
 
     _refuse_outside(file, source)
     with _one_line(file):
-        rows = Dataset(InMemoryTable(_arrow(file)))
+        rows = Dataset(InMemoryTable(_arrow(file)), fingerprint=UNUSED)
     return tables_of(rows, file, Surroundings(source, file.parent))
 
 
@@ -78,8 +83,9 @@ def described_parts(tables: Iterable[pa.Table], schema: pa.Schema, file: Path, s
 def directory_parts(directory: Path, source: Path) -> Iterator[Table]:
     """The table that a directory is, part by part: what `Dataset.save_to_disk` wrote, or images.
 
-    Images are in the order of their paths. Their column is `image`; beside it are the columns of metadata.csv,
-    metadata.jsonl or metadata.parquet, or else `label`, the name of each image's folder.
+    Images are in the order of their paths, or of metadata.csv, metadata.jsonl or metadata.parquet, which must name all
+    of them. Their column is `image`; beside it are the metadata's columns, or else `label`, the name of each image's
+    folder.
 
     Args:
         directory: where it is.
@@ -252,7 +258,8 @@ def _saved(directory: Path, source: Path) -> Iterator[Table]:
         _refuse_outside(directory / name, source)
     with _one_line(directory):
         rows = pa.concat_tables([_arrow(directory / str(name)) for name in files])
-        found = Dataset(InMemoryTable(rows), DatasetInfo.from_dict(_object(directory / INFO, source)))
+        info = DatasetInfo.from_dict(_object(directory / INFO, source))
+        found = Dataset(InMemoryTable(rows), info, fingerprint=UNUSED)
     return tables_of(found, directory, Surroundings(source, directory))
 
 
@@ -282,16 +289,21 @@ def _images(directory: Path, source: Path) -> Iterator[Table]:
         builder = ImageFolder(cache_dir=scratch, data_files=data_files, **labels)
         builder.download_and_prepare()
         found = builder.as_dataset("train")
+    paths = [Path(path).relative_to(directory.absolute()) for path in _paths(found)]
+    named = set(paths)
+    if missing := [path for path in images if path.relative_to(directory) not in named]:
+        raise InputError(
+            f"{directory}: {len(missing)} of its {len(images)} images, {missing[0].relative_to(directory)} first, are "
+            f"in no row of {metadata[0].name if metadata else 'the data set'}; add them to it, or remove them"
+        )
     for table in tables_of(found, directory, Surroundings(source, directory)):
-        yield replace(table, place=partial(_place_of_image, table))
+        yield replace(table, place=lambda row: f"{place(row)} ({paths[row]})")
 
 
-def _place_of_image(table: Table, row: int) -> str:
-    """Where a row is, with the name of its image's file."""
-    image = table.rows["image"].loc[row] if "image" in table.rows else None
-    if not isinstance(image, dict) or not image["path"]:
-        return place(row)
-    return f"{place(row)} ({Path(image['path']).relative_to(table.file.absolute())})"
+def _paths(folder: "Dataset") -> list[str]:
+    """Where each image of a folder is."""
+    found: list[str] = pc.struct_field(folder.data.column("image"), "path").to_pylist()
+    return found
 
 
 def _of_repository(

@@ -84,6 +84,7 @@ def encode(kind: "Kind[Any]", processor: Any, rows: "Dataset", task: TaskData, m
     if not len(found):
         raise InputError(f"{task.directory}: the tokenizer makes no tokens of its texts; take another base or task")
     encoded = {name: ArrowColumn(found.data.column(name)) for name in found.column_names}
+    kind.check_encoded(processor, encoded)
     for remark in kind.remarks(rows, encoded, task):
         print(f"{task.name}: {remark}", file=sys.stderr)
     return encoded

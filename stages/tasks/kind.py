@@ -129,6 +129,9 @@ class Kind(ABC, Generic[ProcessorT]):
         """The encoded examples to train on, perhaps drawn anew in every epoch."""
         return EncodedExamples(encoded)
 
+    def check_encoded(self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]]) -> None:
+        """Raise `InputError` if a split's encoded examples, all together, cannot be the model's inputs."""
+
     def remarks(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]], task: TaskData) -> Iterator[str]:
         """What a user should know of a split's encoded examples, a sentence each."""
         yield from ()

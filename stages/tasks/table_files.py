@@ -416,9 +416,18 @@ def _read_parquet(file: Path, source: Path) -> Iterator[Table]:
             return
         start = 0
         for table in tables:
-            rows = _python_values(table.to_pandas())
+            rows = _with_ranges(_python_values(table.to_pandas()), start, schema)
             yield Table(rows.set_axis(pd.RangeIndex(start, start + len(rows))), file, lambda row: f"row {row + 1}")
             start += len(rows)
+
+
+def _with_ranges(rows: pd.DataFrame, start: int, schema: pa.Schema) -> pd.DataFrame:
+    """The rows, the first of which has this number, with each named range that pandas had as their index."""
+    for index in (schema.pandas_metadata or {}).get("index_columns", []):
+        if isinstance(index, dict) and index.get("name") is not None and index["name"] not in rows:
+            own = range(start, start + len(rows))
+            rows.insert(0, index["name"], [index["start"] + index["step"] * row for row in own])
+    return rows
 
 
 def _python_values(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.pipeline.code import CHOSEN_AT_RUN_TIME, PACKAGE, READ, UNFOLLOWED, code_of, code_sha256
+from stages.pipeline.code import CHOSEN_AT_RUN_TIME, PACKAGE, READ, UNFOLLOWED, code_of, code_sha256, recorded_code
+from stages.running.errors import InputError
 from tests.project import ROOT, Project, tiny_params
 
 BY_NAME = ("import_module", "__import__", "declared")  # what imports a module of a name that it is given
@@ -99,3 +100,13 @@ def test_a_state_is_of_the_code_that_saved_it(tmp_path: Path) -> None:
         after = digest()
         assert after != before, file
         before = after
+
+
+def test_a_damaged_list_of_code_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recorded_code("merge-it") == {}
+    Path("results/code").mkdir(parents=True)
+    for content in ('{"stages/merge.py": "00', "", "[1]"):
+        Path("results/code/merge-it.json").write_text(content)
+        with pytest.raises(InputError, match=r"code/merge-it\.json: cannot be read; run `dvc repro --force settings`"):
+            recorded_code("merge-it")

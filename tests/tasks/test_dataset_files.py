@@ -606,6 +606,47 @@ def test_folders_with_metadata(source: Path, ending: str) -> None:
         split_examples(pictures(), source)
 
 
+def test_metadata_names_every_image(source: Path) -> None:
+    table = image_folder(source / "images")
+    names = table["path"] + ".png"
+    some = pd.DataFrame({"file_name": names, "way": table["label"]}).drop(index=[3, 7])
+    some.to_csv(source / "images/metadata.csv", index=False)
+    first = sorted(names[[3, 7]], key=lambda name: Path(name).parts)[0]
+    refused = rf"images: 2 of its {len(table)} images, {first} first, are in no row of metadata\.csv; add them to it"
+    with pytest.raises(InputError, match=refused):
+        split_examples(pictures(label="way"), source)
+
+
+def test_an_image_that_a_data_set_refers_to_is_as_it_was_fetched(source: Path) -> None:
+    table = image_folder(source / "images")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["across", "down"])})
+    files = [str(Path("images") / f"{path}.png") for path in table["path"]]
+    rows = {"image": [{"path": file, "bytes": None} for file in files], "label": table["label"].tolist()}
+    stream(Dataset.from_dict(rows, features=features), source / "t.arrow")
+    write_contents(source)
+    split_examples(pictures(file="t.arrow"), source)
+    (source / files[3]).write_bytes(png(stripes(1, 5)[0][0]))
+    with pytest.raises(InputError, match=rf"{files[3]}: its contents are not what contents\.json says"):
+        split_examples(pictures(file="t.arrow"), source)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        pa.array([[10**15], None], pa.list_(pa.timestamp("s"))),
+        pa.array([2**30, 0], pa.date32()),
+        pa.array([0, 1], pa.timestamp("s", tz="Foo/Bar")),
+    ],
+    ids=["timestamps", "date", "zone"],
+)
+def test_values_that_are_none_of_pythons_are_refused_in_one_line(source: Path, strange: pa.Array) -> None:
+    rows = pa.table({"text": ["good", "bad"], "label": ["good", "bad"], "strange": strange})
+    with pa.OSFile(str(source / "t.arrow"), "wb") as out, pa.ipc.new_stream(out, rows.schema) as writer:
+        writer.write_table(rows)
+    with pytest.raises(InputError, match=r"t\.arrow: cannot be read as a data set: |column strange"):
+        split_examples(task(file="t.arrow"), source)
+
+
 def test_metadata_does_not_lead_out_of_the_source(source: Path) -> None:
     image_folder(source / "images", 4)
     (source.parent / "secret.png").write_bytes(png(stripes(1, 5)[0][0]))

@@ -1,7 +1,8 @@
 """Image classification: the model's input, its training, its Fisher, its merges."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2Config, Dinov2ForImageClassification, ViTForImageClassification
+from transformers import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from stages.estimation.estimate import estimate
 from stages.estimation.passes import estimated_statistics
@@ -20,9 +26,11 @@ from stages.storage.cards import read_json, write_json
 from stages.storage.checkpoint_files import ADAM
 from stages.storage.digests import tree_sha256
 from stages.storage.tensors import TensorFiles, fingerprint
+from stages.tasks.arrow import temporary_rows
 from stages.tasks.data import TaskData
+from stages.tasks.encoding import encode
 from stages.tasks.kinds.image_classification.images import image_columns, images
-from stages.tasks.kinds.image_classification.kind import KIND
+from stages.tasks.kinds.image_classification.kind import KIND, ImageProcessor
 from stages.tasks.kinds.image_classification.settings import ImageClassification, Images
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, reference_fisher
@@ -153,7 +161,18 @@ def test_no_tensor_may_be_missing(vit: Path, name: str) -> None:
 def test_images_of_another_size_than_the_models(vit: Path, task: TaskData) -> None:
     save_image_processor(vit, size=12)
     with pytest.raises(InputError, match="makes images of 12 × 12 pixels, but the model needs 8 × 8"):
-        KIND.encode(KIND.load_processor(vit), task.read("test"), task, None, seed=0)
+        encode(KIND, KIND.load_processor(vit), task.rows("test"), task, None, seed=0)
+
+
+def test_all_images_of_a_split_come_out_alike_or_are_refused(tmp_path: Path) -> None:
+    """Also where those that differ are read long after the others."""
+    images = [np.zeros((8, 8, 1), dtype=np.uint8)] * 1000 + [np.zeros((12, 12, 1), dtype=np.uint8)] * 10
+    frame = image_columns(images, pd.RangeIndex(len(images))).assign(label=0)
+    rows = temporary_rows([frame[:600], frame[600:]])
+    steps = ViTImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False)
+    processor = ImageProcessor(tmp_path, steps, 1, None)
+    with pytest.raises(InputError, match="makes images of 8 × 8, 12 × 12 pixels, but the model needs one size"):
+        encode(KIND, processor, rows, cast(Any, SimpleNamespace(name="it", directory=tmp_path)), None, seed=0)
 
 
 def scratch(tmp_path: Path, task: TaskData, name: str, **settings: Any) -> Path:

@@ -61,6 +61,15 @@ GUISES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("rows", [900, 2500])
+def test_a_named_range_is_a_column_whatever_its_length(tmp_path: Path, rows: int) -> None:
+    index = pd.RangeIndex(10, 10 + 2 * rows, 2, name="id")
+    pd.DataFrame({"text": [f"t{row}" for row in range(rows)]}, index=index).to_parquet(tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet", None).rows
+    assert list(found) == ["id", "text"]
+    assert found["id"].tolist() == list(index)
+
+
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
 @pytest.mark.parametrize("guise", GUISES)
 @pytest.mark.parametrize("ending", CONTENTS)

@@ -22,6 +22,7 @@ from stages.tasks.outputs import Written
 from stages.tasks.prediction import Examples
 from stages.tasks.texts import Tokenizer, plain_tokens, position_limit, refuse_beyond_embeddings, refuse_longer
 
+PROBE = "a 0 ."  # a text, to see what a tokenizer puts before one
 TokensOfExample = tuple[list[int], list[bool]]  # and which of them are trained
 
 
@@ -104,7 +105,7 @@ def _tokens(tokenizer: Tokenizer, frame: pd.DataFrame, task: TaskData) -> Iterat
         return
     texts = [frame[column].tolist() for column in frame]
     columns = [plain_tokens(tokenizer, column, task) for column in texts]
-    opening = _opening(tokenizer, texts[0][0], columns[0][0])
+    opening = _opening(tokenizer, PROBE, plain_tokens(tokenizer, [PROBE], task)[0])
     ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for *before, last in zip(*columns, strict=True):
         given = opening + [id_ for part in before for id_ in part]

@@ -1,6 +1,6 @@
 """Image classification: one label per image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stages.storage.checkpoint_files import IMAGE_PROCESSOR, read_config
 from stages.tasks.classifier import Classifier
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
-from stages.tasks.kinds.image_classification.images import COLUMNS, image, images, with_channels
+from stages.tasks.kinds.image_classification.images import COLUMNS, image, with_channels
 from stages.tasks.kinds.image_classification.settings import ImageClassification
 from stages.tasks.loading import Model
 from stages.tasks.prediction import Collator
@@ -89,13 +89,13 @@ class ImageClassificationKind(Classifier[ImageProcessor]):
     def encode(
         self, processor: ImageProcessor, frame: pd.DataFrame, task: TaskData, model: Model, seed: int
     ) -> Encoded:
-        """The columns of the images as the task has them, see `images`, and `labels`.
-
-        Raises:
-            InputError: they do not come out at the size that the model reads.
-        """
-        processor.check(list(images(frame)))
+        """The columns of the images as the task has them, see `images`, and `labels`."""
         return {column: frame[column].tolist() for column in COLUMNS} | {"labels": frame["label"].tolist()}
+
+    def check_encoded(self, processor: ImageProcessor, encoded: Mapping[str, Sequence[Any]]) -> None:
+        """Raise `InputError` if the images do not come out at the one size that the model reads."""
+        shapes = set(zip(*(encoded[name] for name in COLUMNS[1:]), strict=True))
+        processor.check([np.zeros(shape, dtype=np.uint8) for shape in sorted(shapes)])
 
     def collator(self, processor: ImageProcessor, model: Model) -> Collator:
         """Makes the model's input of a list of examples."""
