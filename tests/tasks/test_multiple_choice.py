@@ -18,12 +18,13 @@ from sklearn.metrics import accuracy_score
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
-from stages.curvature import Categorical, TokenCategorical, curvature_statistics, diagonal_fisher
+from stages.curvature import Categorical, curvature_statistics, diagonal_fisher
 from stages.estimation.estimate import estimate
 from stages.params import FinetuneSettings, FisherSettings
 from stages.running.errors import InputError
 from stages.running.placement import Placement
 from stages.storage.cards import read_json
+from stages.tasks import task_likelihood
 from stages.tasks.data import TaskData
 from stages.tasks.encoding import encode
 from stages.tasks.kinds.multiple_choice.kind import KIND
@@ -440,26 +441,6 @@ def test_the_loss_of_tokens_is_their_mean_cross_entropy(tmp_path: Path, case: st
     )
 
 
-@pytest.mark.parametrize("statistic", ["kfac", "gram"])
-def test_factors_of_tokens_leave_padding_and_wrong_choices_out(tmp_path: Path, statistic: str) -> None:
-    make, scoring = CASES["untied, mean"]
-    checkpoint = saved(tmp_path / "model", make())
-    task = made_task(tmp_path / "task", scoring, likelihood="token")
-    alone, together = (
-        curvature_statistics(
-            KIND.load_model(checkpoint, []),
-            [KIND.likelihood_batch(batch) for batch in made_batches(checkpoint, task, size)],
-            likelihood=TokenCategorical(),
-            estimator="empirical",
-            statistics=[statistic],
-        )
-        for size in (1, 16)
-    )
-    assert alone.input_factors
-    for name, value in alone.input_factors.items():
-        torch.testing.assert_close(together.input_factors[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
-
-
 def test_training_on_tokens_raises_the_right_choices_likelihood(tmp_path: Path) -> None:
     make, scoring = CASES["tied, sum"]
     task, checkpoint = made_task(tmp_path / "task", scoring, likelihood="token"), saved(tmp_path / "model", make())
@@ -500,18 +481,20 @@ def test_more_padding_changes_no_fisher(tmp_path: Path, case: str) -> None:
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6 * float(value.max()) + 1e-12)
 
 
-@pytest.mark.parametrize("case", ["encoder", "untied, mean"])
+@pytest.mark.parametrize(
+    ("case", "likelihood"), [("encoder", "choices"), ("untied, mean", "choices"), ("untied, mean", "token")]
+)
 @pytest.mark.parametrize("statistic", ["kfac", "gram"])
-def test_factors_leave_padding_out(tmp_path: Path, case: str, statistic: str) -> None:
-    """One example at a time or padded together: the same factors."""
+def test_factors_leave_padding_out(tmp_path: Path, case: str, likelihood: Of, statistic: str) -> None:
+    """One example at a time or padded together: the same factors; of tokens, wrong choices have no part in them."""
     make, scoring = CASES[case]
-    task, checkpoint = made_task(tmp_path / "task", scoring), saved(tmp_path / "model", make())
+    task, checkpoint = made_task(tmp_path / "task", scoring, likelihood=likelihood), saved(tmp_path / "model", make())
     alone, together = (
         curvature_statistics(
             KIND.load_model(checkpoint, []),
-            made_batches(checkpoint, task, size),
-            likelihood=Categorical(),
-            estimator="exact",
+            [KIND.likelihood_batch(batch) for batch in made_batches(checkpoint, task, size)],
+            likelihood=task_likelihood(task),
+            estimator="exact" if likelihood == "choices" else "empirical",
             statistics=[statistic],
         )
         for size in (1, 16)
