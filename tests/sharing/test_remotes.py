@@ -72,8 +72,8 @@ def test_a_changed_coefficient_downloads_what_its_merge_needs(first: Project, re
         for file in ("contents", "metrics", "per_example", "origin")
     ]
     needed = made_of(third, "data/tasks", "models/finetuned", "models/fishers", "results/similarity", *results)
-    made = ("results/settings", "models/merged/fisher", "results/eval/fisher", "results/scores", "results/report")
-    made_here = made_of(third, *made)
+    told = ("results/settings", "results/code")
+    made_here = made_of(third, *told, "models/merged/fisher", "results/eval/fisher", "results/scores", "results/report")
     assert cached(third) == needed | made_here
     push(third)
     third.commit("Fewer films")
