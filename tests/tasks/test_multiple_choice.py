@@ -40,6 +40,7 @@ from tests.tiny import WORDS, tiny_config, tiny_tokenizer
 
 Scoring = Literal["head", "sum", "mean"]
 Of = Literal["choices", "token"]  # what the likelihood is of
+Weighed = tuple[float, Tensor]
 QUESTIONS = [" ".join(WORDS[(row * 7 + place) % 15] for place in range(2 + row % 4)) for row in range(30)]
 
 
@@ -302,19 +303,30 @@ def reference_scores(model: nn.Module, question: str, choices: Sequence[str], sc
     return torch.stack(found)
 
 
-def reference_fisher(model: nn.Module, frame: pd.DataFrame, scoring: str) -> dict[str, Tensor]:
-    """Σ_k p_k (∇ log p_k)² in float64, averaged over examples."""
+def squared_gradients(
+    model: nn.Module, frame: pd.DataFrame, terms: Callable[[nn.Module, str, Sequence[str], int], list[Weighed]]
+) -> dict[str, Tensor]:
+    """Σ w (∇ log p)² over the terms (w, log p) of an example, in float64, averaged over examples."""
     model = copy.deepcopy(model).double().eval()
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for question, *choices, _ in frame.itertuples(index=False):
-        log_p = torch.log_softmax(reference_scores(model, question, choices, scoring), -1)
-        for one in log_p:
-            found = torch.autograd.grad(one, list(parameters.values()), retain_graph=True, allow_unused=True)
+    for question, *choices, label in frame.itertuples(index=False):
+        for weight, log_p in terms(model, question, choices, label):
+            found = torch.autograd.grad(log_p, list(parameters.values()), retain_graph=True, allow_unused=True)
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
-                    total[name] += float(one.detach().exp()) * gradient**2
+                    total[name] += weight * gradient**2
     return {name: value / len(frame) for name, value in total.items()}
+
+
+def reference_fisher(model: nn.Module, frame: pd.DataFrame, scoring: str) -> dict[str, Tensor]:
+    """Σ_k p_k (∇ log p_k)² in float64, averaged over examples."""
+
+    def of_choices(model: nn.Module, question: str, choices: Sequence[str], _: int) -> list[Weighed]:
+        log_p = torch.log_softmax(reference_scores(model, question, choices, scoring), -1)
+        return [(float(one.detach().exp()), one) for one in log_p]
+
+    return squared_gradients(model, frame, of_choices)
 
 
 CASES: dict[str, tuple[Callable[[], Any], Scoring]] = {
@@ -389,16 +401,11 @@ def right_tokens(model: nn.Module, question: str, right: str) -> list[Tensor]:
 
 def reference_token_fisher(model: nn.Module, frame: pd.DataFrame) -> dict[str, Tensor]:
     """(∇ Σ_t log p_t)² of the right choice's tokens in float64, averaged over examples."""
-    model = copy.deepcopy(model).double().eval()
-    parameters = dict(model.named_parameters())
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for question, *choices, label in frame.itertuples(index=False):
-        log_p = torch.stack(right_tokens(model, question, choices[label])).sum()
-        found = torch.autograd.grad(log_p, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, found, strict=True):
-            if gradient is not None:
-                total[name] += gradient**2
-    return {name: value / len(frame) for name, value in total.items()}
+
+    def of_tokens(model: nn.Module, question: str, choices: Sequence[str], label: int) -> list[Weighed]:
+        return [(1.0, torch.stack(right_tokens(model, question, choices[label])).sum())]
+
+    return squared_gradients(model, frame, of_tokens)
 
 
 @pytest.mark.parametrize("case", LANGUAGE_MODELS)
