@@ -5,7 +5,6 @@ the environment, as huggingface_hub finds it.
 """
 
 import sys
-import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from stages.params import Params, load_params
 from stages.pipeline.places import EVAL, FINETUNED, FISHERS
 from stages.results.model_card import MARK, Publication, model_card, taking
 from stages.running.errors import InputError, said
+from stages.running.scratch import scratch_directory
 from stages.storage.cards import METRICS, ORIGIN, read_json
 from stages.storage.checkpoint_files import CHECKPOINT_CARD, own_card
 from stages.storage.configuration import configuration_files, copy_configuration
@@ -147,11 +147,11 @@ def to_hub(publication: Publication, repository: str) -> dict[str, str]:
     if repository.count("/") != 1:
         raise InputError(f"{HUB}{repository}: not a repository; write {HUB}ORG/NAME")
     api = HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        write(publication, Path(folder), {"hub": repository, "revision": "<commit>"})
+    with scratch_directory() as folder:
+        write(publication, folder, {"hub": repository, "revision": "<commit>"})
         try:
             api.create_repo(repository, exist_ok=True)
-            _refuse_foreign_repository(api, repository, Path(folder))
+            _refuse_foreign_repository(api, repository, folder)
             commit = api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,

@@ -1,12 +1,12 @@
 """A diagonal Fisher that nothing is estimated for: kept by the optimizer, or brought in from elsewhere."""
 
-import tempfile
 from pathlib import Path
 
 import torch
 
 from stages.estimation.verification import verified_fisher
 from stages.running.errors import InputError
+from stages.running.scratch import scratch_directory
 from stages.storage.checkpoint_files import ADAM
 from stages.storage.digests import CONTENTS
 from stages.storage.outputs import atomic_directory, copy_files
@@ -26,8 +26,8 @@ def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
             f"{source.path}: is a file; a Fisher is brought in with its card: name the directory that has both, and "
             "the sha256 of that"
         )
-    with tempfile.TemporaryDirectory() as folder, atomic_directory(out) as partial:
-        brought = Path(folder) / "fisher"
+    with scratch_directory() as folder, atomic_directory(out) as partial:
+        brought = folder / "fisher"
         fetch_source(source, brought)
         verified_fisher(name, checkpoint, brought)
         copy_files([entry.name for entry in brought.iterdir() if entry.name != CONTENTS], brought, partial)

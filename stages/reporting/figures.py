@@ -33,7 +33,7 @@ def picture(chart: Chart, description: str) -> Picture:
     text |= {"labelColor": LIGHT["ink"], "titleColor": LIGHT["muted"], "labelLimit": 280}
     lines = {"gridColor": LIGHT["grid"], "domainColor": LIGHT["muted"], "tickColor": LIGHT["muted"]}
     configured = chart.properties(padding=PADDING, background="transparent").configure(
-        axis={**text, **lines},
+        axis={**text, **lines, "labelFlush": False},  # the last label would touch the one before it
         legend={**text, "symbolStrokeWidth": 2},
         title={"font": FONT, "fontSize": 13, "anchor": "start", "color": LIGHT["ink"], "offset": 8},
         text={"font": FONT, "fontSize": 12, "color": LIGHT["ink"]},

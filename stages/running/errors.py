@@ -1,8 +1,10 @@
 """The error that a user can mend, and how to mend what is damaged."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 MAX_CHARACTERS = 2000  # of a message: names and values of broken files can be of any length
+MOST_NAMES = 20  # in a message
 
 
 class InputError(ValueError):
@@ -39,3 +41,9 @@ class DamagedError(InputError):
 def said(error: InputError) -> str:
     """What a stage or command says of an error: one line."""
     return error.in_a_pipeline if isinstance(error, DamagedError) else str(error)
+
+
+def first_names(names: Collection[str]) -> str:
+    """Names in a message: the first of them, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return (", ".join(list(names)[:MOST_NAMES]) or "none") + more

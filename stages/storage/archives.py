@@ -6,7 +6,6 @@ import gzip
 import lzma
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from stages.running.errors import InputError
+from stages.running.scratch import scratch_directory
 
 MAX_BYTES = 100_000_000_000  # of all files taken from a package: more is a mistake or an attack
 MAX_MEMBERS = 1_000_000  # of a tar archive
@@ -38,7 +38,7 @@ def unpack(archive: Path, inside: Sequence[str], patterns: Sequence[str], out: P
                     raise InputError(f"{archive.name}: has no file {step!r} inside")
                 if member.size > MAX_BYTES:
                     raise InputError(f"{archive.name}: {step} is larger than {MAX_BYTES:,} bytes")
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                folder = stack.enter_context(scratch_directory())
                 _protocol(member.path)
                 archive = _write(member, folder / PurePosixPath(step).name)
         root = PurePosixPath(inside[-1].strip("/") if inside else "")

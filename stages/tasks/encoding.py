@@ -1,10 +1,7 @@
 """From a split's examples to model inputs, some at a time, in a memory-mapped file that goes with the process."""
 
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,7 +10,8 @@ import torch
 from stages.running.errors import InputError
 from stages.running.machine import cores
 from stages.running.placement import without_weights
-from stages.tasks.arrow import ROWS_AT_ONCE, ArrowColumn
+from stages.running.scratch import scratch_directory
+from stages.tasks.arrow import ROWS_AT_ONCE, ArrowColumn, progress_bars
 from stages.tasks.data import TaskData
 from stages.tasks.loading import Model
 
@@ -68,14 +66,14 @@ def encode(kind: "Kind[Any]", processor: Any, rows: "Dataset", task: TaskData, m
     def some(frame: pd.DataFrame, numbers: Sequence[int]) -> "Encoded":
         return kind.encode(processor, frame.set_axis(pd.Index(numbers)), task, model, seed)
 
-    with tempfile.TemporaryDirectory() as folder, _progress_bar(many):
+    with scratch_directory() as folder, progress_bars(many):
         found = rows.with_format("pandas").map(
             some,
             with_indices=True,
             batched=True,
             batch_size=ROWS_AT_ONCE,
             remove_columns=rows.column_names,
-            cache_file_name=str(Path(folder) / "encoded.arrow"),
+            cache_file_name=str(folder / "encoded.arrow"),
             load_from_cache_file=False,
             new_fingerprint="encoded",  # its own would be of all that the function reaches
             num_proc=cores() if many else None,
@@ -88,16 +86,3 @@ def encode(kind: "Kind[Any]", processor: Any, rows: "Dataset", task: TaskData, m
     for remark in kind.remarks(rows, encoded, task):
         print(f"{task.name}: {remark}", file=sys.stderr)
     return encoded
-
-
-@contextmanager
-def _progress_bar(shown: bool) -> Iterator[None]:
-    """Inside this context, `datasets` shows a bar if asked to and if somebody looks."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    before = are_progress_bars_disabled()
-    (enable_progress_bars if shown and sys.stderr.isatty() else disable_progress_bars)()
-    try:
-        yield
-    finally:
-        (disable_progress_bars if before else enable_progress_bars)()

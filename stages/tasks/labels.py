@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pandas as pd
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, first_names
 from stages.tasks.arrow import frame as in_memory
 from stages.tasks.cells import BOOLEANS, NUMBERS, numbers, refuse_missing, shown, spelled, whole_number
 from stages.tasks.classification import Classification
@@ -19,8 +19,6 @@ from stages.tasks.task import Split
 
 if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
-
-LISTED = 20  # labels in a message
 
 LabelledT = TypeVar("LabelledT", bound=Classification)
 
@@ -154,7 +152,7 @@ def labels_without_examples(labels: Sequence[str], splits: Mapping[Split, pd.Dat
         if empty:
             where = "any split" if len(empty) == len(splits) else f"the {' and '.join(empty)} split"
             plural = "s" if len(missing) > 1 else ""
-            yield f"no example of the label{plural} {_listed([repr(label) for label in missing])} in {where}"
+            yield f"no example of the label{plural} {first_names([repr(label) for label in missing])} in {where}"
 
 
 class _Label(NamedTuple):
@@ -213,7 +211,7 @@ def _neither(names: Sequence[str], found: Sequence[_Label]) -> InputError:
     bad = next((one for one in found if one.name is None and one.position is None), None)
     if bad is not None:
         hint = "" if whole_number(bad.value) is None else f" (their positions are 0 to {len(names) - 1})"
-        return bad.table.refusal(bad.row, f"the label {bad.shown} is not one of the task's: {_listed(names)}{hint}")
+        return bad.table.refusal(bad.row, f"the label {bad.shown} is not one of the task's: {first_names(names)}{hint}")
     name = next(one for one in found if one.position is None)
     place = f"{name.table.file.name}, {name.table.place(name.row)}"
     reason = f"the label {position.shown} is a position and no name, and {name.shown} ({place}) a name and no position"
@@ -233,9 +231,4 @@ def _say_what_is_ambiguous(
     if ambiguous:
         meanings = sorted({f"{one.shown} is {names[getattr(one, chosen)]!r}" for one in found})
         listed = ", ".join(map(str, files))
-        print(f"note: {listed}: {label} holds {chosen}s: {_listed(meanings)}", file=sys.stderr)
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(items[:LISTED]) + more
+        print(f"note: {listed}: {label} holds {chosen}s: {first_names(meanings)}", file=sys.stderr)

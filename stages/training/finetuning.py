@@ -1,7 +1,6 @@
 """Fine-tuning by the Trainer: a base and a task make a checkpoint, the same bits each time."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from stages.params import FinetuneSettings
 from stages.pipeline.code import code_sha256
 from stages.running.errors import InputError
 from stages.running.placement import compute_device, on_the_cpu, one_gpu, reproducible
+from stages.running.scratch import scratch_directory
 from stages.storage.cards import library_versions, write_json
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.checkpoint_files import ADAM, CHECKPOINT_CARD, checkpoint_card
@@ -251,8 +251,8 @@ def write_curves(history: Sequence[Mapping[str, float]], curves: Path) -> None:
         history: what the Trainer has logged.
         curves: a directory for DVCLive's tables.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        live = Live(scratch, dvcyaml=None, save_dvc_exp=False, report=None)
+    with scratch_directory() as scratch:
+        live = Live(str(scratch), dvcyaml=None, save_dvc_exp=False, report=None)
         for entry in history:
             live.step = int(entry["step"])
             for name, value in entry.items():
