@@ -61,6 +61,7 @@ def open_publication(name: str, params: Params) -> Publication:
     if name not in params.models:
         raise InputError(f"params.yaml: models: there is no model {name!r}")
     origin = own_card(FINETUNED / name)["origin"]
+    first = _first_base(origin["base"], params)
     checkpoint, fisher = verified_fisher(name, FINETUNED / name, FISHERS / name)
     task = params.tasks[params.models[name].task]
     return Publication(
@@ -68,9 +69,17 @@ def open_publication(name: str, params: Params) -> Publication:
         task=task,
         checkpoint=checkpoint,
         fisher=fisher,
-        base=params.sources.get(origin["base"]),
+        base=None if first is None else (first, params.sources[first]),
+        data=params.sources[task.source],
         metrics=_metrics(EVAL / name, origin, task.own_metrics),
     )
+
+
+def _first_base(base: str, params: Params) -> str | None:
+    """The source that a base is, or that the model which it is was made from; None if params.yaml has it no more."""
+    while base in params.models:
+        base = params.models[base].base
+    return base if base in params.sources else None
 
 
 def _metrics(

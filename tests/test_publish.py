@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from ruamel.yaml import YAML
@@ -179,7 +179,8 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     origin, metrics = card["origin"], read_json(EVAL / "books/metrics.json")["tasks"]
     for fact in (
         '**Task:** books. **Labels,** in the order of the outputs: ["bad", "good"].',
-        "**Base:** base (a local checkpoint, sha256",
+        "**Base:** base (local, sha256",
+        "**Data:** tables (local, sha256",
         f"on {origin['examples']} training examples; epochs 1, learning rate 0.001, batch size 8",
         f"**Validation accuracy:** {100 * origin['validation_accuracy']:.1f} %",
         "| `exact`: the expectation of (∇ log p)² over the model's own predictions, computed exactly |",
@@ -201,6 +202,26 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     model = parse_params(params | {"tasks": tiny_params(tmp_path / "inputs")["tasks"]}).models["books"]
     assert (model.base, model.task, model.finetune) == ("books", "books", False)
     compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
+
+
+def test_the_hub_learns_which_of_its_models_and_data_it_was_made_from() -> None:
+    commit, params = 40 * "a", YAML(typ="safe").load(Path("params.yaml"))
+    params["sources"]["bert"] = {"hub": "org/bert", "revision": commit}
+    params["sources"]["tables"] = {"hub": "org/reviews", "repo_type": "dataset", "revision": commit}
+    params["models"]["books"]["base"] = "films"
+    params["models"]["films"]["base"] = "bert"
+    card = read_json(FINETUNED / "books/checkpoint.json")
+    write_json(FINETUNED / "books/checkpoint.json", card | {"origin": card["origin"] | {"base": "films"}})
+    write_contents(FINETUNED / "books", besides=WEIGHTS)
+    shutil.rmtree(EVAL / "books")
+    text = model_card(open_publication("books", parse_params(params)), {"hub": "team/books", "revision": "<commit>"})
+    header = ModelCard(text, ignore_metadata_errors=False).data
+    assert (header.base_model, header.datasets) == ("org/bert", ["org/reviews"])
+    assert (header.pipeline_tag, header.library_name) == ("text-classification", "transformers")
+    link = f"revision `{commit}`)"
+    assert f"- **Base:** films, which goes back to bert ([org/bert](https://huggingface.co/org/bert), {link}." in text
+    place = "https://huggingface.co/datasets/org/reviews"
+    assert f"- **Data:** tables ([org/reviews]({place}), {link}: books.csv." in text
 
 
 def test_the_card_explains_every_estimator(tmp_path: Path) -> None:

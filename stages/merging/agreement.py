@@ -56,6 +56,28 @@ def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str
                 )
 
 
+def check_heads_fit_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str]) -> None:
+    """Refuse checkpoints of which one has tensors in its body that another lacks: its head may read what they make.
+
+    A tagger's BERT has no pooler, for one, which a classifier's head reads.
+
+    Raises:
+        InputError: with the two models, the tensor, and how they can be merged.
+    """
+    (target_name, target), *others = checkpoints.items()
+    for name, other in others:
+        only_target = target.tensors.specs.keys() - other.tensors.specs.keys() - set(heads)
+        only_other = other.beyond | other.tensors.specs.keys() - target.tensors.specs.keys() - set(heads)
+        if only_target and only_other:
+            continue  # they are called otherwise, or are other models
+        for tensor in sorted(only_target or only_other):
+            has, lacks = (target_name, other) if only_target else (name, target)
+            raise InputError(
+                f"{lacks.tensors.file}: lacks the tensor {tensor} in its body, which {has} has, so that heads of their "
+                "own cannot all work on one body; set `heads: target`, in a merge for each target"
+            )
+
+
 def lacked_by_others(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
     """The names of the first one's tensors that some other checkpoint lacks."""
     first, *others = (checkpoint.tensors.specs.keys() for checkpoint in checkpoints.values())

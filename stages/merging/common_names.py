@@ -71,6 +71,8 @@ def common_names(spelled: Spelled) -> Spelled:
         own = models.get(checkpoint.architecture, model)
         found[name] = _own_head(own, checkpoint.tensors) if own is not model else {}
         found[name] |= naming.model_names(model, checkpoint.tensors)
+        if own is not model:
+            checkpoint.beyond = naming.model_names(own, checkpoint.tensors).keys() - found[name].keys()
     untied = _untied(spelled.checkpoints, found, ties)
     common = {name: own[0] for name, own in next(iter(found.values())).items()}
     for name, checkpoint in spelled.checkpoints.items():

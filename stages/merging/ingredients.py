@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.merging.agreement import (
+    check_heads_fit_body,
     check_same_body,
     check_same_function,
     heads_agree,
@@ -104,6 +105,8 @@ class Ingredients:
                 )
         self.kept_body = lacked_by_others(self.checkpoints) - self.kept_heads if heads == "target" else set()
         self.kept = self.kept_heads | self.kept_body
+        if heads == "each":
+            check_heads_fit_body(self.checkpoints, self.kept_heads)
         check_same_body(self.checkpoints, self.kept)
         if self.kept_body and self.kept >= self.target.tensors.specs.keys():
             raise InputError(

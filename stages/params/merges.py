@@ -91,7 +91,7 @@ class Merge(Weighted):
     heads: `merge` merges the heads if all models share label names, shapes and what they are for, and else keeps the
         target's;
         `target` keeps the target's, and of its body what another model lacks (a masked-LM model has no pooler);
-        `each` evaluates every task with the head of that task's own model.
+        `each` evaluates every task with the head of that task's own model; so all bodies must have the same tensors.
     precision: what values are computed in; they are written in the target's type.
     max_shard_size: larger checkpoints are spread over several files.
     search: how better λ than `coefficients` are looked for; without it, these stand.

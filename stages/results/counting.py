@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.params import Params
+from stages.params import Merge, Params
 from stages.pipeline.graph import planned_stages, stages_before
 from stages.pipeline.needs import evaluated_models, evaluated_tasks
 from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
@@ -121,7 +121,7 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
         merge = params.merges[name]
         assert merge.search is not None
         tasks = params.search_tasks(merge)
-        forward = {task: counted.forward[merge.target_model, task] for task in tasks}
+        forward = {task: _forward(merge, task, counted) for task in tasks}
         return merge.search.points * sum(forward[task] * _examples(root, task, "validation") for task in tasks)
     task = params.models[name].task
     once = counted.forward[name, task]
@@ -158,9 +158,15 @@ def _evaluation_flops(name: str, counted: Counted) -> float:
     if name in counted.params.ensembles:
         return 0.0  # of what the models' evaluations have kept
     merge = counted.params.merges.get(name)
-    model = name if merge is None else merge.target_model
     tasks = read_json(counted.root / EVAL / name / METRICS)["tasks"]
-    return sum(counted.forward[model, task] * entry["examples"] for task, entry in tasks.items())
+    forward = {task: counted.forward[name, task] if merge is None else _forward(merge, task, counted) for task in tasks}
+    return sum(forward[task] * entry["examples"] for task, entry in tasks.items())
+
+
+def _forward(merge: Merge, task: str, counted: Counted) -> float:
+    """FLOPs of a forward pass of a merge: that of its target or, with heads of their own, of the task's own model."""
+    own = [model for model in merge.models if counted.params.models[model].task == task]
+    return counted.forward[own[0] if merge.heads == "each" else merge.target_model, task]
 
 
 def _inference(name: str, counted: Counted) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.results.shown import capital, shown, unit_sign, with_unit
+from stages.running.errors import first_names
 from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.source import Source
 from stages.tasks.metrics import Metric
@@ -39,7 +40,9 @@ class Publication:
         task: what params.yaml says of its task.
         checkpoint: its weights, configuration and card.
         fisher: its diagonal Fisher.
-        base: the source that it was made from, if params.yaml still has it.
+        base: the source that it, or the model that it goes on from, was made from, with its name in params.yaml; None
+            if params.yaml has it no more.
+        data: the source of its task's examples.
         metrics: on the test splits, by task; empty if it has not been evaluated.
     """
 
@@ -47,7 +50,8 @@ class Publication:
     task: Task
     checkpoint: "Checkpoint"
     fisher: "StatisticFiles"
-    base: Source | None
+    base: tuple[str, Source] | None
+    data: Source
     metrics: Mapping[str, Mapping[str, float]]
 
 
@@ -65,14 +69,10 @@ models: # the task is one of yours{f", with the labels {_json(card['labels'])} i
 def model_card(publication: Publication, source: Mapping[str, str]) -> str:
     """The model card (README.md, as the Hub has them) of a publication that others take from `source`."""
     name, kind, card = publication.name, publication.task.kind, publication.checkpoint.card
-    pipeline = publication.task.hub_pipeline
-    base_model = f"base_model: {publication.base.hub}\n" if publication.base and publication.base.hub else ""
     return f"""\
 ---
-library_name: transformers
-pipeline_tag: {pipeline}
-tags: [fisher-merging, fisher-information]
-{base_model}---
+{_header(publication)}
+---
 
 {MARK}
 
@@ -82,6 +82,7 @@ A {kind} model with its Fisher information: how much its predictions depend on e
 models of one base are merged into one ([Matena & Raffel 2022](https://arxiv.org/abs/2111.09832)).
 
 - **Task:** {card["task"]}.{_labels(card["labels"])}
+- **Data:** {publication.task.source}{_where(publication.data)}: {_files(publication.task)}.
 {_making(publication)}
 {_test_results(publication)}
 ## The Fisher
@@ -113,6 +114,26 @@ Without `fisher`, `dvc repro` estimates one on that project's own examples.
 """
 
 
+def _header(publication: Publication) -> str:
+    """What the Hub reads: the model's pipeline, its base and its data, as far as these are on the Hub, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    base = None if publication.base is None else publication.base[1].hub
+    data = publication.data.hub if publication.data.repo_type == "dataset" else None
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=publication.task.hub_pipeline,
+        base_model=base,
+        datasets=None if data is None else [data],
+        tags=["fisher-merging", "fisher-information"],
+    ).to_yaml()
+
+
+def _files(task: Task) -> str:
+    """What of its source the task is read from: a few names, and how many more."""
+    return first_names([str(entry) for entry in task.entries])
+
+
 def _loading(task: Task, place: str) -> str:
     """The lines of Python that load a model from where it is."""
     if task.auto_class is None:
@@ -131,7 +152,7 @@ def _making(publication: Publication) -> str:
     """Base, fine-tuning and the validation split's metric (or loss), as items of a list."""
     origin = dict(publication.checkpoint.card["origin"])
     method, base = origin.pop("method"), origin.pop("base")
-    items = [f"**Base:** {base}{_where(publication.base)}."]
+    items = [f"**Base:** {base}{_from(base, publication.base)}."]
     if method == "finetuned":
         examples, loss = origin.pop("examples"), origin.pop("validation_loss", None)
         scores = {metric: origin.pop(f"validation_{metric.name}", None) for metric in publication.task.own_metrics}
@@ -147,12 +168,19 @@ def _making(publication: Publication) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-def _where(base: Source | None) -> str:
-    if base is None:
+def _from(base: str, first: tuple[str, Source] | None) -> str:
+    """Where a base is from; of one that is a model of params.yaml, where the source is from that it goes back to."""
+    if first is None:
         return ""
-    if base.hub:
-        return f" ([{base.hub}](https://huggingface.co/{base.hub}), revision `{base.revision}`)"
-    return f" (from the package `{base.package}`)" if base.package else f" (a local checkpoint, sha256 `{base.sha256}`)"
+    name, source = first
+    return _where(source) if name == base else f", which goes back to {name}{_where(source)}"
+
+
+def _where(source: Source) -> str:
+    if source.hub:
+        place = source.hub if source.repo_type == "model" else f"datasets/{source.hub}"
+        return f" ([{source.hub}](https://huggingface.co/{place}), revision `{source.revision}`)"
+    return f" (from the package `{source.package}`)" if source.package else f" (local, sha256 `{source.sha256}`)"
 
 
 def _test_results(publication: Publication) -> str:

@@ -51,6 +51,7 @@ class LiveModel:
                 body = model
             elif heads == "each":
                 setattr(model, model.base_model_prefix, getattr(body, body.base_model_prefix))
+                model.tie_weights()  # a head that is its body's embeddings, to those of this body
             else:
                 model = body
             validation = task.rows("validation")

@@ -39,6 +39,7 @@ class Checkpoint:
         directory: where it is.
         tensors: its weights, mapped.
         copies: under which further names the files hold tied tensors, once that has been looked for: name → tensor.
+        beyond: the names of its body's tensors that a merge's target has none for, once that has been looked for.
         config: its config.json.
         card: its checkpoint.json, empty where there is none (a checkpoint that this pipeline did not make).
     """
@@ -53,6 +54,7 @@ class Checkpoint:
         refuse_quantised(self.config, self.tensors)
         self.card = read_checkpoint_card(directory)
         self.copies: Mapping[str, str] = {}
+        self.beyond: set[str] = set()
         self._model_names: Mapping[str, str] = {}
 
     def call(self, names: Mapping[str, str], model_names: Mapping[str, str], copies: Mapping[str, str]) -> None:
@@ -187,8 +189,8 @@ def write_heads(directory: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def read_head(directory: Path, name: str) -> dict[str, "torch.Tensor"]:
-    """The head of that name in a merge's directory, mapped."""
-    head = TensorFiles(directory / HEADS, name)
+    """The head of that name in a merge's directory, mapped; that of a model whose head is tied has no tensors."""
+    head = TensorFiles(directory / HEADS, name, may_be_empty=True)
     return {tensor: head.read(tensor) for tensor in head.specs}
 
 

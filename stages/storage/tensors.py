@@ -78,7 +78,7 @@ class TensorFiles:
         InputError: on construction, a file is missing, cut short, not safetensors, or has an unknown element type.
     """
 
-    def __init__(self, directory: Path, stem: str = STEM) -> None:
+    def __init__(self, directory: Path, stem: str = STEM, *, may_be_empty: bool = False) -> None:
         from safetensors import SafetensorError, safe_open
 
         self.directory = directory
@@ -106,7 +106,7 @@ class TensorFiles:
                 self._shards[name] = shard
         for name in sorted(self._listed - specs.keys()):
             raise InputError(f"{self.file}.index.json: lists the tensor {name}, which none of its files has")
-        if not specs:
+        if not specs and not may_be_empty:
             raise InputError(f"{self.file}: has no tensors")
         self.stored: dict[str, TensorSpec] = dict(sorted(specs.items()))
         self.specs = self.stored

@@ -57,10 +57,10 @@ def numbers(table: Table, name: str) -> pd.Series:
 
 
 def _as_number(value: object) -> object:
-    """What pandas can make a number of, or None."""
+    """What pandas can make a number of, or None; truth is no number, in a text neither."""
     if isinstance(value, Decimal):
         return float(value)
-    return value if isinstance(value, (str, Number)) else None
+    return value if isinstance(value, (str, Number)) and not isinstance(value, (bool, np.bool_)) else None
 
 
 def shown(value: object) -> str:
@@ -71,7 +71,9 @@ def shown(value: object) -> str:
 
 def spelled(value: object) -> str | None:
     """A label as a text, whole numbers without a point; None for no label."""
-    if value is None or value is pd.NA or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str) and not value:
         return None
     if isinstance(value, (float, Decimal, np.floating)) and float(value).is_integer():
         return str(int(value))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -122,6 +123,14 @@ class Kind(ABC, Generic[ProcessorT]):
     def position_limit(self, model: Model) -> int | None:
         """How long an example may be, in tokens, if that is limited."""
         return None
+
+    def longest(self, task: TaskData) -> int:
+        """How long the task's examples may be, in tokens."""
+        return task.max_length
+
+    def within(self, task: TaskData, limit: int) -> TaskData:
+        """The task with no example longer than so many tokens."""
+        return replace(task, max_length=min(task.max_length, limit))
 
     def training_set(
         self, processor: ProcessorT, encoded: Mapping[str, Sequence[Any]], seed: int

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from stages.running.errors import InputError
 from stages.running.placement import Placement
 from stages.tasks.data import TaskData
 from stages.tasks.encoding import EncodedExamples, encode
@@ -19,7 +20,7 @@ from stages.tasks.outputs import padded
 if TYPE_CHECKING:  # it imports this module
     from datasets import Dataset
 
-    from stages.tasks.kind import Kind
+    from stages.tasks.kind import Encoded, Kind
     from stages.tasks.metrics import Metric
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
@@ -92,12 +93,13 @@ def examples_for(
         InputError: the processor cannot be loaded, or the model cannot take the examples.
     """
     processor = kind.load_processor(checkpoint)
-    limit = kind.position_limit(model)
-    cut = limit if limit is not None and limit < task.max_length else None
-    if cut is not None:
-        said = f"{task.name}: the model reads {cut} tokens of its texts, which may have {task.max_length}"
-        print(said, file=sys.stderr)
-    encoded = encode(kind, processor, rows, replace(task, max_length=cut or task.max_length), model, seed=0)
+    limit, longest = kind.position_limit(model), kind.longest(task)
+    cut = limit if limit is not None and limit < longest else None
+    if cut is None:
+        encoded = encode(kind, processor, rows, task, model, seed=0)
+    else:
+        print(f"{task.name}: the model reads {cut} tokens of its texts, which may have {longest}", file=sys.stderr)
+        encoded = _encoded_beginnings(kind, processor, rows, task, model, cut)
     return Examples(
         encoded,
         kind.largest_first(encoded),
@@ -110,6 +112,19 @@ def examples_for(
         cut,
         kind.not_predicted(rows, encoded),
     )
+
+
+def _encoded_beginnings(
+    kind: "Kind[Any]", processor: Any, rows: "Dataset", task: TaskData, model: Model, cut: int
+) -> "Encoded":
+    """The examples' first `cut` tokens. Raises `InputError` if an example is none without the others."""
+    try:
+        return encode(kind, processor, rows, kind.within(task, cut), model, seed=0)
+    except InputError as error:
+        raise InputError(
+            f"{processor.name_or_path}: reads at most {cut} tokens, too few for {task.name}, which is another model's; "
+            f"remove its longer examples, or take a base that reads more ({error})"
+        ) from None
 
 
 def predict(model: Model, examples: Examples, metrics: Sequence["Metric"]) -> np.ndarray:

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.results.counting import forward_flops
+from stages.params.loading import parse_params
+from stages.pipeline.places import EVAL, FINETUNED, TASKS
+from stages.results.counting import Counted, forward_flops, stage_costs
+from stages.storage.cards import write_json
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.text_classification.settings import TextClassification
+from tests.project import tiny_params
 from tests.tasks.in_memory import write_task
 from tests.tiny import tiny_bert, tiny_config, tiny_tokenizer
 
@@ -26,3 +30,30 @@ def test_a_forward_pass_counts_its_matrix_products(tmp_path: Path) -> None:
     by_hand = config.num_hidden_layers * layer + 2 * (hidden * hidden + hidden * 2)  # pooler and classifier: one token
     assert forward_flops(tmp_path / "model", tmp_path / "task") == by_hand
     assert TaskData.open(tmp_path / "task").kind == "text-classification"
+
+
+def test_a_merge_costs_on_each_task_what_the_model_of_the_used_head_costs(tmp_path: Path) -> None:
+    """Its target has never seen the other task, whose labels are others."""
+    content = tiny_params(tmp_path / "inputs")
+    content["tasks"]["films"]["labels"] = ["dull", "fine", "great"]
+    halves = {"books": 0.5, "films": 0.5}
+    merge = {"method": "isotropic", "heads": "each", "coefficients": halves}
+    content["merges"] = {"fixed": merge, "searched": merge | {"search": {"sampler": "grid", "points": 3}}}
+    params = parse_params(content)
+    frame = pd.DataFrame({"text": ["a", "b", "c", "d", "e"], "label": [0, 1, 0, 1, 0]})
+    for name, task in params.tasks.items():
+        (tmp_path / TASKS / name).mkdir(parents=True)
+        write_task(tmp_path / TASKS / name, task, {"train": frame, "validation": frame[:2], "test": frame}, {})
+        (tmp_path / FINETUNED / name).mkdir(parents=True)
+        write_json(tmp_path / FINETUNED / name / "checkpoint.json", {"origin": {"examples": 5}})
+    for name, tasks in {"books": ["books"], "films": ["films"], "fixed": halves, "searched": halves}.items():
+        (tmp_path / EVAL / name).mkdir(parents=True)
+        metrics = {task: {"examples": {"books": 10, "films": 2}[task]} for task in tasks}
+        write_json(tmp_path / EVAL / name / "metrics.json", {"tasks": metrics})
+    for name in params.merges:
+        tiny_bert().save_pretrained(tmp_path / "models/merged" / name)
+    counted = Counted(tmp_path, params, {("books", "books"): 3.0, ("films", "films"): 5.0})
+    found = {cost.stage: cost.flops for cost in stage_costs(counted, {}, "here")}
+    assert found["evaluate-fixed"] == found["evaluate-searched"] == 3 * 10 + 5 * 2
+    assert found["search-searched"] == 3 * (3 * 2 + 5 * 2)
+    assert found["finetune-films"] == 3 * 5 * 5

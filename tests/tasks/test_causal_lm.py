@@ -262,6 +262,21 @@ def test_what_the_model_cannot_read(tmp_path: Path, task: TaskData) -> None:
         KIND.encode(letters_tokenizer(), frame, task, tiny_llama(vocab_size=9), seed=0)
 
 
+def test_of_another_models_task_it_reads_the_beginnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing that is trained is among them, the message says so of this model, not of the task's settings."""
+    place = save(tiny_llama(max_position_embeddings=4), tmp_path / "short", letters_tokenizer())
+    model = KIND.load_model(place, [])
+    task = made_task(tmp_path / "task", settings(text="t"), {"text": words(12, longest=9)}, 4)
+    examples = examples_for(KIND, place, model, task.rows("test"), task, Placement())
+    assert "task: the model reads 4 tokens of its texts, which may have 16" in capsys.readouterr().err
+    assert max(map(len, examples.encoded["input_ids"])) == 4
+    assert np.isfinite(predict(model, examples, task.metrics)).all()
+    prompts = {"prompt": ["abcdef"] * 12, "completion": words(12)}
+    late = made_task(tmp_path / "late", settings(prompt="q", completion="a"), prompts, 4)
+    with pytest.raises(InputError, match=r"short: reads at most 4 tokens, too few for late, .* take a base that reads"):
+        examples_for(KIND, place, model, late.rows("test"), late, Placement())
+
+
 def test_models_that_look_ahead_are_refused(tmp_path: Path) -> None:
     """transformers loads them as causal models; what they learn would be to copy the next token."""
     sizes: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

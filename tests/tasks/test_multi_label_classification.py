@@ -28,7 +28,15 @@ from stages.tasks.metrics import Metric
 from stages.tasks.prediction import examples_for, predict, targets
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, bernoulli
-from tests.tasks.heads import estimated, reference, save_bert, save_gpt2, written_task
+from tests.tasks.heads import (
+    assert_padding_before_the_text,
+    estimated,
+    reference,
+    save_bert,
+    save_gpt2,
+    save_xlnet,
+    written_task,
+)
 from tests.tasks.in_memory import read_examples, read_table, rows_of, split_examples, write_task
 from tests.tiny import WORDS, save_base, sentiment_table
 
@@ -137,6 +145,7 @@ def columns_with(position: int, name: str, value: object) -> dict[str, Any]:
         ("t.jsonl", {"label": [["joy"], ["fear", ""]]}, {}, r"line 2: label names an empty label; remove it$"),
         ("t.jsonl", {"label": [["joy"], ["fear", None]]}, {}, r"line 2: label names an empty label; remove it$"),
         ("t.jsonl", {"label": [["joy"], [["fear"]]]}, {}, r"line 2: the label .* is not one of the task's"),
+        ("t.parquet", {"label": [[["joy", "fear"]], [["fear"]]]}, {}, r"row 1: the label .* is not one of the task's"),
         ("t.csv", {"label": ["joy", "joy,"]}, {}, r"t\.csv: line 3: label names an empty label; remove it$"),
         ("t.csv", {"label": ["joy", "joy;fear"]}, {}, r"t\.csv: line 3: the label 'joy;fear' is not one of the task's"),
         ("t.csv", {"label": ["joy", "joy,joy"]}, {}, r"t\.csv: line 3: has the label 'joy' twice"),
@@ -329,7 +338,7 @@ def test_the_empirical_fisher_is_of_the_labels(tmp_path: Path, task: TaskData) -
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_without_a_padding_token(tmp_path: Path, task: TaskData, side: str) -> None:
-    """On either side, of texts of which some are cut; also for a model with one output."""
+    """At the end, on whichever side the tokenizer would pad, of texts of which some are cut; also of one output."""
     for names in (NAMES, NAMES[:1]):
         place = tmp_path / f"model-{len(names)}"
         save_gpt2(place, names, side)
@@ -339,6 +348,17 @@ def test_padding_without_a_padding_token(tmp_path: Path, task: TaskData, side: s
         with_names = written_task(tmp_path / f"task-{len(names)}", settings(labels=names), own)
         found = estimated("diagonal", place, with_names, tmp_path / f"fisher-{len(names)}")
         assert_same_fisher(found, reference(place, with_names, bernoulli), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_before_the_text_where_the_head_reads_the_last_position(tmp_path: Path, side: str) -> None:
+    """On whichever side the tokenizer would pad."""
+    texts = sentiment_table(60, 0)["text"]
+    frame = pd.DataFrame({"text": texts, "label": sets_of(texts)})
+    save_xlnet(tmp_path / "model", NAMES, side)
+    assert_padding_before_the_text(
+        KIND, tmp_path / "model", written_task(tmp_path / "task", settings(max_length=40), frame), bernoulli
+    )
 
 
 def made_up(seed: int, examples: int = 200, labels: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
 from stages.curvature import Categorical, curvature_statistics, diagonal_fisher
+from stages.curvature.vectors import Estimator
 from stages.estimation.estimate import estimate
 from stages.params import FinetuneSettings, FisherSettings
 from stages.running.errors import InputError
@@ -80,6 +81,8 @@ FORMS: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
         lambda row: {"label": ["1", "2", "3"] if row % 2 else ["A", "B", "C"], "text": WORDED},
         lambda row: ("123" if row % 2 else "ABC")[row % 3],
     ),
+    "no labels in the table": (lambda row: {"label": None, "text": WORDED}, lambda row: "ABC"[row % 3]),
+    "numbers in the table": (lambda row: {"label": [7, 8, 9], "text": WORDED}, lambda row: [7, 8, 9][row % 3]),
     "scores": (
         lambda row: {word: int(place == row % 3) for place, word in enumerate(WORDED)},
         lambda row: {word: int(place == row % 3) for place, word in enumerate(WORDED)},
@@ -134,6 +137,9 @@ def test_parquet(tmp_path: Path) -> None:
         (["yes"], 0, "choices has 1 choices; there must be two at least"),
         (["yes", "no"], 0, "has 2 choices, and t.jsonl, line 1 has 3; all examples of a task have the same number"),
         ({"text": WORDED, "label": ["A", "B"]}, "A", "choices has 3 texts and the labels A, B, not one for each"),
+        ({"text": WORDED, "label": "ABC"}, "A", "the labels of choices are no list"),
+        ({"text": WORDED, "label": 3}, "A", "the labels of choices are no list"),
+        ({"text": WORDED, "label": ["A", None, "C"]}, "A", "choices has a choice without a label"),
         (WORDED, None, "has no label"),
         (WORDED, " ", "has no label"),
         (WORDED, 4, r"label = 4 is none of the choices \('yes', 'no', 'so'\), nor a label, letter or position of one"),
@@ -158,6 +164,13 @@ def test_rows_that_are_no_examples(
     found = read(tmp_path, rows, unusable="drop")
     assert found["question"].str.len().tolist() == [row + 1 for row in range(20) if row != 12]
     assert "note: 1 rows are no examples and dropped; the first: " in capsys.readouterr().err
+
+
+def test_a_missing_label_changes_no_other(tmp_path: Path) -> None:
+    """pandas makes 1.0 of the whole numbers beside it."""
+    rows = rows_of(lambda row: {"label": [0, 1, 2], "text": WORDED}, lambda row: row % 3 if row != 5 else None)
+    found = read(tmp_path, rows, unusable="drop")
+    assert found["label"].tolist() == [row % 3 for row in range(20) if row != 5]
 
 
 def test_questions_that_are_none(tmp_path: Path) -> None:
@@ -280,6 +293,12 @@ def encoder() -> nn.Module:
     return randomised(t.BertForMultipleChoice(tiny_config([])))
 
 
+def xlnet() -> nn.Module:
+    """Its head reads the last position."""
+    config = t.XLNetConfig(vocab_size=20, d_model=16, d_inner=24, n_layer=2, n_head=2, pad_token_id=0)
+    return randomised(t.XLNetForMultipleChoice(config))
+
+
 def saved(directory: Path, model: Any) -> Path:
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
@@ -295,7 +314,8 @@ def reference_scores(model: nn.Module, question: str, choices: Sequence[str], sc
         own = tokenizer(choice, add_special_tokens=False)["input_ids"]
         if scoring == "head":
             ids = [*context, 3, *own, 3]
-            found.append(model(input_ids=torch.tensor([[ids]])).logits[0, 0])
+            segments = torch.zeros(1, 1, len(ids), dtype=torch.long)
+            found.append(model(input_ids=torch.tensor([[ids]]), token_type_ids=segments).logits[0, 0])
             continue
         log_p = torch.log_softmax(model(input_ids=torch.tensor([context + own])).logits[0], -1)
         terms = [log_p[len(context) + place - 1, token] for place, token in enumerate(own)]
@@ -331,6 +351,7 @@ def reference_fisher(model: nn.Module, frame: pd.DataFrame, scoring: str) -> dic
 
 CASES: dict[str, tuple[Callable[[], Any], Scoring]] = {
     "encoder": (encoder, "head"),
+    "encoder, padded on the left": (xlnet, "head"),
     "tied, sum": (lambda: causal(True), "sum"),
     "untied, mean": (lambda: causal(False), "mean"),
     "gpt2, mean": (gpt2, "mean"),
@@ -374,6 +395,39 @@ def made_batches(checkpoint: Path, task: TaskData, size: int) -> list[dict[str, 
     return list(batches(KIND.collator(tokenizer, model), encoded, order, size, Placement()))
 
 
+def test_a_head_that_reads_the_last_position_has_its_padding_before_the_text(tmp_path: Path) -> None:
+    task, checkpoint = made_task(tmp_path / "task", "head"), saved(tmp_path / "model", xlnet())
+    (batch,) = made_batches(checkpoint, task, 16)
+    assert batch["attention_mask"][..., -1].all()
+    assert not batch["attention_mask"][..., 0].all()
+
+
+@pytest.mark.parametrize(
+    ("case", "likelihood"),
+    [("encoder", "choices"), ("tied, sum", "choices"), ("gpt2, mean", "choices"), ("gpt2, mean", "token")],
+)
+def test_the_side_on_which_a_tokenizer_would_pad_is_nothing_to_models(
+    tmp_path: Path, case: str, likelihood: Of
+) -> None:
+    """Scores and Fishers are the same bits."""
+    make, scoring = CASES[case]
+    task, model, found = made_task(tmp_path / "task", scoring, likelihood=likelihood), make(), []
+    for side in ("right", "left"):
+        checkpoint = saved(tmp_path / side, model)
+        t.AutoTokenizer.from_pretrained(checkpoint, padding_side=side).save_pretrained(checkpoint)
+        assert KIND.load_processor(checkpoint).padding_side == side
+        loaded = KIND.load_model(checkpoint, [])
+        examples = examples_for(KIND, checkpoint, loaded, task.rows("test"), task, Placement())
+        estimator: Estimator = "exact" if likelihood == "choices" else "empirical"
+        settings = FisherSettings(estimator=estimator, examples=None, batch_size=5)
+        estimate("diagonal", checkpoint, task, settings, tmp_path / f"fisher-{side}")
+        fisher = load_file(tmp_path / f"fisher-{side}/fisher.safetensors")
+        found.append({"scores": torch.from_numpy(predict(loaded, examples, [Accuracy()]))} | fisher)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+
+
 @pytest.mark.parametrize("case", ["encoder", "tied, sum", "untied, mean"])
 def test_the_loss_is_the_cross_entropy_over_choices(tmp_path: Path, case: str) -> None:
     make, scoring = CASES[case]
@@ -390,13 +444,19 @@ def test_the_loss_is_the_cross_entropy_over_choices(tmp_path: Path, case: str) -
 LANGUAGE_MODELS = ["tied, sum", "untied, mean", "gpt2, mean"]
 
 
-def right_tokens(model: nn.Module, question: str, right: str) -> list[Tensor]:
-    """The logits from which each token of the right choice is predicted, with it, from the definitions."""
+def logs_of_right_tokens(model: nn.Module, question: str, right: str) -> list[Tensor]:
+    """The log-probabilities of all tokens at each place of the right choice, from the definitions."""
     tokenizer = tiny_tokenizer()
     context = [2, *tokenizer(question, add_special_tokens=False)["input_ids"]]
     own = tokenizer(right, add_special_tokens=False)["input_ids"]
     logits = model(input_ids=torch.tensor([context + own])).logits[0]
-    return [torch.log_softmax(logits[len(context) + place - 1], -1)[token] for place, token in enumerate(own)]
+    return [torch.log_softmax(logits[len(context) + place - 1], -1) for place in range(len(own))]
+
+
+def right_tokens(model: nn.Module, question: str, right: str) -> list[Tensor]:
+    """The log-probability of each token of the right choice."""
+    own = tiny_tokenizer()(right, add_special_tokens=False)["input_ids"]
+    return [log_p[token] for log_p, token in zip(logs_of_right_tokens(model, question, right), own, strict=True)]
 
 
 def reference_token_fisher(model: nn.Module, frame: pd.DataFrame) -> dict[str, Tensor]:
@@ -429,6 +489,29 @@ def test_the_fisher_of_tokens_is_that_of_the_definition(
         assert_same_fisher(load_file(tmp_path / f"fisher-{batch_size}/fisher.safetensors"), fisher, tolerance=1e-4)
     assert not any("one example at a time" in str(warning.message) for warning in recwarn)
     assert read_json(tmp_path / "fisher-1/fisher.json")["likelihood"] == "token"
+
+
+@pytest.mark.parametrize("estimator", ["sketch", "sampled"])
+def test_drawn_fishers_of_tokens_are_unbiased(tmp_path: Path, estimator: Estimator) -> None:
+    """The mean over many draws lies within 5 standard errors of the float64 sum over all tokens, per tensor."""
+    make, scoring = CASES["tied, sum"]
+    task, model = made_task(tmp_path / "task", scoring, likelihood="token"), make()
+
+    def every_token(model: nn.Module, question: str, choices: Sequence[str], label: int) -> list[Weighed]:
+        each = (one for log_p in logs_of_right_tokens(model, question, choices[label]) for one in log_p)
+        return [(float(one.detach().exp()), one) for one in each]
+
+    exact = squared_gradients(model, task.read("train"), every_token)
+    given = [KIND.likelihood_batch(batch) for batch in made_batches(saved(tmp_path / "model", model), task, 16)]
+    loaded = KIND.load_model(tmp_path / "model", [])
+    draws = [
+        diagonal_fisher(loaded, given, likelihood=task_likelihood(task), estimator=estimator, samples=2, seed=seed)
+        for seed in range(60)
+    ]
+    for name, value in exact.items():
+        sums = torch.tensor([float(draw[name].double().sum()) for draw in draws], dtype=torch.float64)
+        error = float(sums.mean() - value.sum())
+        assert abs(error) <= 5 * float(sums.std()) / len(draws) ** 0.5 + 1e-5 * float(value.sum()), name
 
 
 @pytest.mark.parametrize("case", LANGUAGE_MODELS)

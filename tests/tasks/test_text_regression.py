@@ -29,7 +29,15 @@ from stages.tasks.metrics import Metric
 from stages.tasks.prediction import examples_for, predict, targets
 from stages.training.finetuning import bring_in, train
 from tests.curvature.reference import assert_same_fisher, gaussian
-from tests.tasks.heads import estimated, reference, save_bert, save_gpt2, written_task
+from tests.tasks.heads import (
+    assert_padding_before_the_text,
+    estimated,
+    reference,
+    save_bert,
+    save_gpt2,
+    save_xlnet,
+    written_task,
+)
 from tests.tasks.in_memory import read_examples, read_table, split_examples, write_task
 from tests.tiny import WORDS, save_base, sentiment_table
 
@@ -55,10 +63,10 @@ def task(tmp_path: Path) -> TaskData:
     return made_task(tmp_path / "task", TARGETS)
 
 
-def made_task(directory: Path, names: list[str]) -> TaskData:
+def made_task(directory: Path, names: list[str], **changes: Any) -> TaskData:
     table = scored()
     frame = table[["text"]].assign(label=pd.Series(list(np.array(table[names], order="C")), dtype=object))
-    return written_task(directory, settings(targets=names, variance=VARIANCE), frame)
+    return written_task(directory, settings(targets=names, variance=VARIANCE, **changes), frame)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
@@ -100,6 +108,7 @@ def test_from_a_table_to_a_task(tmp_path: Path, name: str) -> None:
         ("csv", "praise", "-1e39", r"line 3: praise = '-1e\+39' is not finite, or too large for a model$"),
         ("jsonl", "length", None, r"t\.jsonl: line 2: has no length \(1 such rows\)$"),
         ("jsonl", "length", [1.0], r"t\.jsonl: line 2: length = '\[1\.0\]' is not a number$"),
+        ("jsonl", "length", True, r"t\.jsonl: line 2: length = 'True' is not a number$"),
         ("jsonl", "length", {"of": 1}, r"t\.jsonl: line 2: length = .* is not a number$"),
         ("jsonl", "text", 5, r"t\.jsonl: line 2: text is not a text \(1 such rows\)$"),
         ("parquet", "praise", float("inf"), r"t\.parquet: row 2: praise = 'inf' is not finite"),
@@ -243,12 +252,23 @@ def test_the_empirical_fisher_is_of_the_numbers(tmp_path: Path, names: list[str]
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("names", [TARGETS, TARGETS[:1]], ids=["two", "one"])
 def test_padding_without_a_padding_token(tmp_path: Path, names: list[str], side: str) -> None:
-    """On either side, of texts of which some are cut."""
+    """At the end, on whichever side the tokenizer would pad, of texts of which some are cut."""
     task = made_task(tmp_path / "task", names)
     save_gpt2(tmp_path / "model", names, side)
     found = estimated("diagonal", tmp_path / "model", task, tmp_path / "fisher")
     wanted = reference(tmp_path / "model", task, partial(gaussian, variance=VARIANCE))
     assert_same_fisher(found, wanted, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("names", [TARGETS, TARGETS[:1]], ids=["two", "one"])
+def test_padding_before_the_text_where_the_head_reads_the_last_position(
+    tmp_path: Path, names: list[str], side: str
+) -> None:
+    """On whichever side the tokenizer would pad."""
+    task = made_task(tmp_path / "task", names, max_length=40)
+    save_xlnet(tmp_path / "model", names, side)
+    assert_padding_before_the_text(KIND, tmp_path / "model", task, partial(gaussian, variance=VARIANCE))
 
 
 def made_up(seed: int, examples: int = 200, outputs: int = 3) -> tuple[np.ndarray, np.ndarray]:

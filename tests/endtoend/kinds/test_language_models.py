@@ -2,12 +2,14 @@
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from stages.reporting.writing import NOTHING, SHOWN
 from stages.storage.digests import tree_sha256
 from tests.language import CHAT, in_order, letters_tokenizer, save, tiny_bart, tiny_llama, words
 from tests.project import Project
@@ -59,6 +61,9 @@ def check(project: Project, metrics: list[str], shown: list[str]) -> None:
             for each in written:
                 assert each.keys() == {"prompt", "reference", "text"}
                 assert each["prompt"].strip() in page
+                text = each["text"] if len(each["text"]) <= SHOWN else f"{each['text'][:SHOWN]}…"
+                row = rf"{re.escape(result['name'])}</th><td[^>]*>{re.escape(text or NOTHING)}</td>"
+                assert re.search(row, page), (result["name"], text)
     assert "What the models write" in page
     assert "What the models write" in (project.root / "results/report/report.md").read_text()
     for text in shown:

@@ -122,7 +122,7 @@ def _listed(task: MultiLabelClassification, label: str, table: Table) -> pd.Seri
             raise table.refusal(row, f"has no {label}; an empty list or text is what has no label")
         else:
             raise table.refusal(row, f"{label} = {shown(cell)} is neither a list of labels nor a text that names them")
-        if any(name is None or name == "" for name in names):
+        if any(name is None or (isinstance(name, str) and not name) for name in names):
             raise table.refusal(row, f"{label} names an empty label; remove it")
         found.append(names)
     return pd.Series(found, column.index, dtype=object)

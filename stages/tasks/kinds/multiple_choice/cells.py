@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stages.tasks.cells import spelled
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTERED = re.compile(r"\(?([A-Z])[.):]\s*(.*)")  # a line of choices in one text
 WHOLE = re.compile(r"(0|[1-9][0-9]{0,8})(\.0+)?")
@@ -68,7 +70,7 @@ def choices_in(row: Mapping[str, Any], columns: str | Sequence[str]) -> Choices:
 
 def _in_one_cell(cell: object, name: str) -> Choices:
     if isinstance(cell, Mapping) and "text" in cell and _is_list(cell["text"]):
-        texts, labels = _texts(cell["text"], name), [str(label) for label in cell.get("label", ())]
+        texts, labels = _texts(cell["text"], name), _labels(cell.get("label"), name)
         if labels and (len(labels) != len(texts) or len(set(labels)) < len(labels)):
             raise UnusableError(f"{name} has {len(texts)} texts and the labels {', '.join(labels)}, not one for each")
         return Choices(texts, labels=labels)
@@ -79,6 +81,18 @@ def _in_one_cell(cell: object, name: str) -> Choices:
     if isinstance(cell, str):
         return _lettered(cell, name)
     raise UnusableError(f"{name} is no list of choices")
+
+
+def _labels(cell: object, name: str) -> list[str]:
+    """What a cell calls its choices; nothing where it has no list of labels."""
+    if cell is None:
+        return []
+    if not _is_list(cell):
+        raise UnusableError(f"the labels of {name} are no list")
+    found = [spelled(label) for label in cell]  # type: ignore[attr-defined]  # it is a list
+    if None in found:
+        raise UnusableError(f"{name} has a choice without a label")
+    return [str(label) for label in found]
 
 
 def _is_list(cell: object) -> bool:
@@ -110,16 +124,12 @@ def positions(label: object, choices: Choices) -> dict[str, int]:
     Raises:
         UnusableError: there is no label.
     """
-    if (
-        label is None
-        or (isinstance(label, float) and np.isnan(label))
-        or (isinstance(label, str) and not label.strip())
-    ):
-        raise UnusableError("has no label")
     if isinstance(label, Mapping):
         return _scored(label, choices)
     found = {}
-    written = str(label).strip()
+    written = (spelled(label) or "").strip()
+    if not written:
+        raise UnusableError("has no label")
     if written in choices.labels:
         found["own"] = choices.labels.index(written)
     for texts in (choices.lines, choices.texts):

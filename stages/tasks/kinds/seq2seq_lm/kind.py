@@ -1,6 +1,7 @@
 """Sequence-to-sequence language modelling: a decoder writes a text, token by token, of what an encoder has read."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,9 @@ class Seq2SeqLMKind(LanguageModelKind):
             InputError: the model can read or write no texts as long, or the tokenizer makes no token of one.
         """
         limit, longest = texts.position_limit(model), task.card["max_target_length"]
-        if limit is not None and longest > limit:
-            raise InputError(
-                f"tasks.{task.name}.max_target_length = {longest}: the model writes at most {limit} tokens; lower it"
-            )
+        if limit is not None and longest >= limit:  # a batch may need a position more; see `collator`
+            reason = f"the model writes at most {limit - 1} tokens; lower it"
+            raise InputError(f"tasks.{task.name}.max_target_length = {longest}: {reason}")
         for column in ("input", "target"):
             texts.plain_tokens(processor, frame[column].tolist(), task)  # of each there is one
         inputs = texts.tokens(processor, frame.rename(columns={"input": "text"})[["text"]], task, model)
@@ -64,6 +64,15 @@ class Seq2SeqLMKind(LanguageModelKind):
         """Raise `InputError` if most tokens of a task's inputs, or of its targets, are the unknown token."""
         texts.refuse_unknown(processor, encoded, task)
         texts.refuse_unknown(processor, {"input_ids": encoded["labels"]}, task)
+
+    def longest(self, task: TaskData) -> int:
+        """How long the task's inputs, or its targets with the token that they begin with, may be, in tokens."""
+        return max(task.max_length, task.card["max_target_length"] + 1)
+
+    def within(self, task: TaskData, limit: int) -> TaskData:
+        """The task with no input, and no target with the token that it begins with, longer than so many tokens."""
+        target = min(task.card["max_target_length"], limit - 1)
+        return replace(super().within(task, limit), card={**task.card, "max_target_length": target})
 
     def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """How many tokens each example has, of input and target together."""
