@@ -215,9 +215,9 @@ def test_the_hub_learns_which_of_its_models_and_data_it_was_made_from() -> None:
     write_contents(FINETUNED / "books", besides=WEIGHTS)
     shutil.rmtree(EVAL / "books")
     text = model_card(open_publication("books", parse_params(params)), {"hub": "team/books", "revision": "<commit>"})
-    header = ModelCard(text, ignore_metadata_errors=False).data
-    assert (header.base_model, header.datasets) == ("org/bert", ["org/reviews"])
-    assert (header.pipeline_tag, header.library_name) == ("text-classification", "transformers")
+    header = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
+    assert (header["base_model"], header["datasets"]) == ("org/bert", ["org/reviews"])
+    assert (header["pipeline_tag"], header["library_name"]) == ("text-classification", "transformers")
     link = f"revision `{commit}`)"
     assert f"- **Base:** films, which goes back to bert ([org/bert](https://huggingface.co/org/bert), {link}." in text
     place = "https://huggingface.co/datasets/org/reviews"
