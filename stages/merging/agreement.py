@@ -73,7 +73,7 @@ def check_heads_fit_body(checkpoints: Mapping[str, Checkpoint], heads: Collectio
         for tensor in sorted(only_target or only_other):
             has, lacks = (target_name, other) if only_target else (name, target)
             raise InputError(
-                f"{lacks.tensors.file}: lacks the tensor {tensor} in its body, which {has} has, so that heads of their "
+                f"{lacks.tensors.file}: lacks the tensor {tensor}, which {has} has in its body, so that heads of their "
                 "own cannot all work on one body; set `heads: target`, in a merge for each target"
             )
 

@@ -5,14 +5,15 @@ each example both results' predictions on it (Koehn, "Statistical Significance T
 Evaluation", EMNLP 2004; Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 16).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 
 from stages.results.scores import Result, tasks_by_metric
-from stages.tasks.metrics import Metric
+from stages.tasks.metrics import Metric, OfCounts
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -62,12 +63,46 @@ def compare(metric: Metric, first: Sequence[PerExample], second: Sequence[PerExa
         ValueError: the results are not of the same number of examples.
     """
     generator = np.random.default_rng(SEED)
-    observed, resampled = 0.0, np.zeros(RESAMPLES)
+    resampled = np.zeros(RESAMPLES)
+    for ours, theirs in _paired(first, second):
+        resampled += metric.resampled_differences(ours, theirs, generator, RESAMPLES) / len(first)
+    return _comparison(_observed(metric, first, second), resampled)
+
+
+def compare_all(metric: Metric, results: Sequence[Sequence[PerExample]]) -> dict[tuple[int, int], Comparison]:
+    """Compare every two of several results, as `compare` does; for a metric of counts, examples are drawn once for all.
+
+    Args:
+        metric: what the results are compared by.
+        results: what every example contributes to the metric, by task.
+
+    Returns:
+        The positions of two results, the smaller one first → their comparison.
+    """
+    pairs = list(combinations(range(len(results)), 2))
+    if not isinstance(metric, OfCounts):
+        return {(i, j): compare(metric, results[i], results[j]) for i, j in pairs}
+    generator = np.random.default_rng(SEED)
+    observed = {(i, j): _observed(metric, results[i], results[j]) for i, j in pairs}
+    resampled = np.zeros((len(results), RESAMPLES))
+    for of_task in zip(*results, strict=True):
+        resampled += metric.resampled(list(map(np.asarray, of_task)), generator, RESAMPLES) / len(results[0])
+    return {(i, j): _comparison(observed[i, j], resampled[i] - resampled[j]) for i, j in pairs}
+
+
+def _paired(first: Sequence[PerExample], second: Sequence[PerExample]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for ours, theirs in zip(map(np.asarray, first), map(np.asarray, second), strict=True):
         if len(ours) != len(theirs) or not len(ours):
             raise ValueError(f"{len(ours)} and {len(theirs)} predictions cannot be paired")
-        observed += metric.difference(ours, theirs) / len(first)
-        resampled += metric.resampled_differences(ours, theirs, generator, RESAMPLES) / len(first)
+        yield ours, theirs
+
+
+def _observed(metric: Metric, first: Sequence[PerExample], second: Sequence[PerExample]) -> float:
+    """The difference on the mean over the tasks."""
+    return sum(metric.difference(ours, theirs) / len(first) for ours, theirs in _paired(first, second))
+
+
+def _comparison(observed: float, resampled: np.ndarray) -> Comparison:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     tolerance = 1e-12  # sums of the same numbers in another order are the same difference
@@ -92,11 +127,19 @@ class Group:
     @cached_property
     def comparisons(self) -> Mapping[tuple[str, str], Comparison]:
         """Every ordered pair of names → the comparison on the mean over the tasks."""
+        return self._compared(self.tasks)
+
+    @cached_property
+    def comparisons_by_task(self) -> Mapping[str, Mapping[tuple[str, str], Comparison]]:
+        """Task → every ordered pair of names → the comparison on this task alone."""
+        return {task: self._compared([task]) for task in self.tasks}
+
+    def _compared(self, tasks: Sequence[str]) -> dict[tuple[str, str], Comparison]:
+        contributed = [[result.per_example[task]["values"] for task in tasks] for result in self.results]
         found: dict[tuple[str, str], Comparison] = {}
-        for i, first in enumerate(self.results):
-            for second in self.results[i + 1 :]:
-                comparison = compare_on(self.metric, self.tasks, first, second)
-                found |= {(first.name, second.name): comparison, (second.name, first.name): -comparison}
+        for (i, j), comparison in compare_all(self.metric, contributed).items():
+            first, second = self.results[i].name, self.results[j].name
+            found |= {(first, second): comparison, (second, first): -comparison}
         return found
 
 
@@ -124,11 +167,6 @@ def _groups_by(metric: Metric, results: Sequence[Result]) -> list[Group]:
             ranked = sorted(members, key=lambda result: metric.gain(mean_score(result, list(wanted))), reverse=True)
             groups[names] = Group(metric, list(wanted), ranked)
     return list(groups.values())
-
-
-def compare_on(metric: Metric, tasks: Sequence[str], first: Result, second: Result) -> Comparison:
-    """Compare two results of a group on the mean over some of its tasks."""
-    return compare(metric, *([result.per_example[task]["values"] for task in tasks] for result in (first, second)))
 
 
 def mean_score(result: Result, tasks: Sequence[str]) -> float:

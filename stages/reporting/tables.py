@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from stages.reporting.blocks import Cell, Table
 from stages.reporting.metric_words import words
-from stages.reporting.significance import Comparison, Group, compare_on
+from stages.reporting.significance import Comparison, Group
 from stages.reporting.wording import MEAN, UNBROKEN, p_value, plain, share
 from stages.results.scores import Result
 from stages.results.shown import MISSING, capital, shown, shown_difference
@@ -91,7 +91,7 @@ def pairs_table(group: Group) -> Table:
         [
             f"{first.name} − {second.name}",
             cell(group.comparisons[first.name, second.name]),
-            *(cell(compare_on(metric, [task], first, second)) for task in tasks if len(tasks) > 1),
+            *(cell(group.comparisons_by_task[task][first.name, second.name]) for task in tasks if len(tasks) > 1),
         ]
         for i, first in enumerate(group.results)
         for second in group.results[i + 1 :]

@@ -57,10 +57,10 @@ def numbers(table: Table, name: str) -> pd.Series:
 
 
 def _as_number(value: object) -> object:
-    """What pandas can make a number of, or None; truth is no number, in a text neither."""
+    """What pandas can make a number of, or None."""
     if isinstance(value, Decimal):
         return float(value)
-    return value if isinstance(value, (str, Number)) and not isinstance(value, (bool, np.bool_)) else None
+    return value if isinstance(value, (str, Number)) else None
 
 
 def shown(value: object) -> str:

@@ -193,10 +193,27 @@ class OfCounts(Metric):
         self, first: "np.ndarray", second: "np.ndarray", generator: "np.random.Generator", resamples: int
     ) -> "np.ndarray":
         """The paired bootstrap of `difference`; see `Metric.resampled_differences`."""
+        ours, theirs = self.resampled([first, second], generator, resamples)
+        difference: np.ndarray = ours - theirs
+        return difference
+
+    def resampled(
+        self, results: "Sequence[np.ndarray]", generator: "np.random.Generator", resamples: int
+    ) -> "np.ndarray":
+        """The bootstrap of several results: the same examples are drawn for all of them, with replacement.
+
+        Args:
+            results: what examples contribute, [N, S] each, of the same examples in the same order.
+            generator: what the examples are drawn by.
+            resamples: how many times N of N examples are drawn.
+
+        Returns:
+            The metric of each result and resample, [results, resamples].
+        """
         import numpy as np
 
-        drawn = _resampled_counts(len(first), generator, resamples)
-        return np.concatenate([self.of_counts(first, counts) - self.of_counts(second, counts) for counts in drawn])
+        drawn = _resampled_counts(len(results[0]), generator, resamples)
+        return np.concatenate([[self.of_counts(own, counts) for own in results] for counts in drawn], axis=1)
 
 
 class OfSums(OfCounts):

@@ -164,7 +164,7 @@ def test_the_targets_task_by_its_head(tmp_path: Path, pair: str) -> None:
 def test_heads_of_bodies_that_differ_are_refused(tmp_path: Path, pair: str, lacks: str, has: str) -> None:
     """A classifier's head reads the pooler, which a tagger's body has not."""
     message = (
-        rf"{lacks}/model.*lacks the tensor bert\.pooler\.dense\.bias in its body, which {has} has.*`heads: target`"
+        rf"{lacks}/model.*lacks the tensor bert\.pooler\.dense\.bias, which {has} has in its body.*`heads: target`"
     )
     with pytest.raises(InputError, match=message):
         merged_and_wanted(tmp_path, PAIRS[pair], "each")

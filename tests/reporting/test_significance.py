@@ -1,13 +1,13 @@
 """The paired bootstrap, against exact distributions, plain resampling and scipy."""
 
-from itertools import product
+from itertools import combinations, product
 from math import factorial
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from stages.reporting.significance import RESAMPLES, comparable_groups, compare, compare_on
+from stages.reporting.significance import RESAMPLES, comparable_groups, compare, compare_all
 from stages.results.scores import Contributions, Result
 from stages.tasks.kinds import metric_named
 
@@ -110,6 +110,27 @@ def test_the_same_predictions_do_not_differ() -> None:
     assert not found.is_beyond_noise
 
 
+@pytest.mark.parametrize("name", ["accuracy", "tag_accuracy", "spearman"])
+def test_several_results_are_compared_as_two_are(name: str) -> None:
+    """A mean of numbers, a function of sums and one of ranks: what is drawn once for all is what each pair draws."""
+    random, metric = np.random.default_rng(3), metric_named(name)
+
+    def contributions(examples: int) -> np.ndarray:
+        if name == "accuracy":
+            return random.integers(0, 2, examples)
+        if name == "tag_accuracy":
+            return np.stack([random.integers(0, 5, examples), np.full(examples, 5)], axis=1)
+        return random.normal(size=(examples, 2))
+
+    results = [[contributions(40), contributions(25)] for _ in range(4)]
+    found = compare_all(metric, results)
+    assert list(found) == list(combinations(range(4), 2))
+    for (i, j), comparison in found.items():
+        alone = compare(metric, results[i], results[j])
+        assert (comparison.difference, comparison.p_value) == pytest.approx((alone.difference, alone.p_value))
+        assert (comparison.low, comparison.high) == pytest.approx((alone.low, alone.high))
+
+
 def test_both_sides_and_every_run_say_the_same() -> None:
     random = np.random.default_rng(4)
     first, second = draw(random, 100, 0.9), draw(random, 100, 0.8)
@@ -140,7 +161,11 @@ def test_only_results_on_the_same_examples_are_paired() -> None:
     assert found == [(["t", "u"], ["b", "a"]), (["t"], ["narrow", "b", "a"])]
     comparisons = groups[0].comparisons
     assert comparisons.keys() == {("a", "b"), ("b", "a")}
-    assert comparisons["b", "a"] == compare_on(ACCURACY, ["t", "u"], b, a)
+    assert comparisons["b", "a"] == compare(
+        ACCURACY, *([each.per_example[t]["values"] for t in "tu"] for each in (b, a))
+    )
+    alone_on_t = compare(ACCURACY, [b.per_example["t"]["values"]], [a.per_example["t"]["values"]])
+    assert groups[0].comparisons_by_task["t"]["b", "a"] == alone_on_t
     assert comparisons["a", "b"].difference == pytest.approx(-(0.25 + 0.5) / 2)
     assert comparable_groups([]) == []
 

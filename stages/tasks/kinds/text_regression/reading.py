@@ -37,6 +37,10 @@ class TextRegressionReader(PartReader[TextRegression]):
 
 def _finite(table: Table, name: str) -> np.ndarray:
     """A column's numbers [rows]. Raises `InputError` where a cell has none, or one that is too large."""
+    column = table.column(name)
+    truth = np.array([isinstance(value, (bool, np.bool_)) for value in column.tolist()], dtype=bool)
+    if truth.any():  # a text of it is no number either
+        raise table.refusal(column.index[truth][0], f"{name} = {shown(column[truth].iloc[0])} is not a number")
     found = numbers(table, name).astype(np.float64)
     if (bad := ~(found.abs() <= LARGEST)).any():
         reason = f"{name} = {shown(found[bad].iloc[0])} is not finite, or too large for a model"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stages.tasks.cells import shown
 from stages.tasks.kinds.token_classification.settings import TokenClassification
 from stages.tasks.kinds.token_classification.text_files import one_a_line, slashed
 from stages.tasks.labels import labels_without_examples
@@ -103,13 +102,11 @@ def _sentences(task: TokenClassification, tags: Tags, table: Table) -> SomeExamp
             raise table.refusal(row, reason)
         for number, word in enumerate(found, start=1):
             if not isinstance(word, str) or not word.strip():
-                raise table.refusal(
-                    row, f"word {number} ({task.words}) is {shown(word)}, and not a text; mend or remove it"
-                )
+                raise table.refusal(row, f"word {number} ({task.words}) is {word!r}, and not a text; mend or remove it")
         positions = [tags.position(tag) for tag in labels]
         for number, (word, tag, position) in enumerate(zip(found, labels, positions, strict=True), start=1):
             if isinstance(position, str):
-                raise table.refusal(row, f"the tag {shown(tag)} of word {number}, {shown(word)}, {position}")
+                raise table.refusal(row, f"the tag {tag!r} of word {number}, {word!r}, {position}")
         if found:
             examples[row] = json.dumps(found, ensure_ascii=False), json.dumps(positions)
     frame = pd.DataFrame(examples.values(), index=pd.Index(list(examples)), columns=["words", "label"], dtype=object)
@@ -124,7 +121,7 @@ def _items(value: object, column: str, table: Table, row: Hashable) -> list[obje
         return list(value)
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return []
-    raise table.refusal(row, f"{column} is {shown(value)}; give a list, or a text in which spaces separate")
+    raise table.refusal(row, f"{column} is {value!r}; give a list, or a text in which spaces separate")
 
 
 def _by_word(splits: "Mapping[Split, Dataset]") -> dict[Split, pd.DataFrame]:
