@@ -102,7 +102,7 @@ $(VENV)/.rivals: $(INSTALLED) tests/bench/requirements.txt
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
 	python -m piptools compile --quiet --upgrade --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host --extra s3 --extra ssh --extra test --extra lint --output-file requirements.lock pyproject.toml
+		--no-emit-trusted-host --extra gguf --extra lm-eval --extra s3 --extra ssh --extra test --extra lint --output-file requirements.lock pyproject.toml
 	sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements.lock
 
 clean:
