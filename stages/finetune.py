@@ -3,14 +3,14 @@
 import shutil
 
 from stages.pipeline.needs import base_place
-from stages.pipeline.places import FINETUNED, TASKS, TRAINING
+from stages.pipeline.places import FINETUNED, SOURCES, TASKS, TRAINING
 from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import run_stage
-from stages.storage.checkpoint_files import WEIGHTS
+from stages.storage.checkpoint_files import ADAPTER_WEIGHTS, WEIGHTS, is_adapter
 from stages.storage.digests import write_contents
 from stages.storage.outputs import PARTIAL_PREFIX, atomic_directory
 from stages.tasks.data import TaskData
-from stages.training.finetuning import bring_in, train
+from stages.training.finetuning import bring_in, bring_in_adapter, train
 
 
 def finetune(name: str) -> None:
@@ -23,12 +23,14 @@ def finetune(name: str) -> None:
     base, task = base_place(model.base, params), TaskData.open(TASKS / model.task)
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
-        if model.finetune is False:
+        if model.adapter is not None:
+            bring_in_adapter(SOURCES / model.adapter, base, task, checkpoint)
+        elif model.finetune is False:
             bring_in(base, task, checkpoint)
         else:
             keep_moments = params.fisher_settings(name).estimator == "adam"
             train(base, task, params.finetune_settings(name), checkpoint, curves, progress, keep_moments)
-        write_contents(checkpoint, besides=WEIGHTS)
+        write_contents(checkpoint, besides=ADAPTER_WEIGHTS if is_adapter(checkpoint) else WEIGHTS)
     shutil.rmtree(progress, ignore_errors=True)
 
 

@@ -35,6 +35,7 @@ def merge(name: str) -> None:
             heads=section.heads,
             precision=section.precision,
             max_shard_size=section.max_shard_size,
+            rank=None if section.adapter is None else section.adapter.rank,
             progress=bar.update,
         )
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from stages.curvature import CurvatureStatistics
 from stages.estimation.accumulators import accumulators
 from stages.estimation.given import second_moments
+from stages.estimation.measured import measured_files
 from stages.estimation.passes import estimate_card, estimated_statistics
 from stages.params import FisherSettings
 from stages.running.errors import InputError
 from stages.storage.outputs import atomic_directory
 from stages.storage.statistic import StatisticKind
 from stages.storage.statistics import STATISTICS, TRANSPOSED, write_statistic
-from stages.storage.tensors import TensorFiles
 from stages.tasks.data import TaskData
 
 OF_GRADIENTS = ("estimator", "samples", "likelihood", "likelihood_parameters")  # in a card: what is nothing to inputs
@@ -81,4 +81,4 @@ def _write(
         tensors = {name: values.to(dtype) for name, values in tensors.items()}
         facts = {**facts, "dtype": settings.dtype}
     with atomic_directory(out) as partial:
-        write_statistic(partial, kind.name, tensors, TensorFiles(checkpoint), facts)
+        write_statistic(partial, kind.name, tensors, measured_files(checkpoint, settings), facts)

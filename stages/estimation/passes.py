@@ -18,16 +18,20 @@ from stages.curvature.estimation import DIAGONAL
 from stages.curvature.memory import out_of_memory
 from stages.curvature.precision import float32_products
 from stages.estimation.accumulators import accumulators
+from stages.estimation.measured import measured, measured_files, measured_model
 from stages.params import FisherSettings
 from stages.pipeline.code import code_sha256
 from stages.running.errors import InputError
 from stages.running.placement import Placement, started_processes
+from stages.storage.adapted import OwnFiles
+from stages.storage.adapters import file_name
 from stages.storage.cards import library_versions
 from stages.storage.naming import as_stored, places
 from stages.storage.saved_progress import Progress
 from stages.storage.statistic import StatisticKind
 from stages.storage.statistics import STATISTICS
-from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint
+from stages.storage.tensors import TensorFiles, fingerprint
+from stages.storage.weights import verify_checkpoint
 from stages.tasks import module_of, task_kind, task_likelihood
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint, examples_fingerprint
 from stages.tasks.encoding import encode
@@ -95,9 +99,10 @@ def estimated_statistics(
     processes = started_processes()
     placement = Placement(processes.device, settings.precision)
     verify_checkpoint(checkpoint)
+    files = measured_files(checkpoint, settings)
     identity = {
         **examples.card,
-        "checkpoint": fingerprint(TensorFiles(checkpoint)),
+        "checkpoint": fingerprint(files),
         "encoded": encoding_fingerprint(examples.encoded),
         **settings.model_dump(),
         "statistics": sorted(statistics),
@@ -109,7 +114,7 @@ def estimated_statistics(
     model, batch = examples.model, partial(examples.batch, placement=placement)
     diagonal = DIAGONAL if any(statistic.is_of_parameters for statistic in wanted) else ()
     factors = [each for statistic in wanted for each in accumulators(statistic).values()]
-    with Estimation(placement.model(model), vectors, None, diagonal, factors) as estimation:
+    with Estimation(placement.model(model), vectors, measured(model, files, settings), diagonal, factors) as estimation:
         try:
             with float32_products(), placement.same_bits():
                 starts = range(0, len(examples.order), settings.batch_size)
@@ -120,7 +125,7 @@ def estimated_statistics(
             estimation.sums.all_reduce()
         estimate = None
         if processes.is_main_process:
-            found = with_stored_names(estimation.result(), model, TensorFiles(checkpoint))
+            found = with_stored_names(estimation.result(), model, files)
             estimate = Estimate(found, examples.card)
     yield estimate
     processes.wait_for_everyone()  # for the first to have written; if it is killed before, all sums are there still
@@ -148,7 +153,7 @@ class _Examples:
             "likelihood": likelihood.name,
             **({"likelihood_parameters": dict(likelihood.parameters)} if likelihood.parameters else {}),
         }
-        self.model = kind.load_model(checkpoint, task.labels)
+        self.model = measured_model(checkpoint, task, kind, settings)
         processor = kind.load_processor(checkpoint)
         self.encoded = encode(kind, processor, rows, task, self.model, settings.seed)
         self._kind, self._collate = kind, kind.collator(processor, self.model)
@@ -172,6 +177,8 @@ def _circumstances(processes: "PartialState", kind: str, statistics: Iterable[St
 
 def with_stored_names(statistics: CurvatureStatistics, model: Model, files: TensorFiles) -> CurvatureStatistics:
     """A model's statistics under the names that the tensors have in the checkpoint's files."""
+    if isinstance(files, OwnFiles):
+        return _as_adapter_has_them(statistics)
     stored = {place.name: name for name, place in places(model, files.specs).items() if place.pattern is None}
 
     def renamed(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -182,6 +189,18 @@ def with_stored_names(statistics: CurvatureStatistics, model: Model, files: Tens
         as_stored(model, statistics.diagonal, files),
         {name: renamed(factors) for name, factors in statistics.factors.items()},
         frozenset(stored[name] for name in statistics.transposed if name in stored),
+    )
+
+
+def _as_adapter_has_them(statistics: CurvatureStatistics) -> CurvatureStatistics:
+    """Statistics of an adapter's own parameters under the names that its file has."""
+    return CurvatureStatistics(
+        {file_name(name): values for name, values in statistics.diagonal.items()},
+        {
+            part: {file_name(name): factor for name, factor in factors.items()}
+            for part, factors in statistics.factors.items()
+        },
+        frozenset(map(file_name, statistics.transposed)),
     )
 
 

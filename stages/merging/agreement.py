@@ -5,7 +5,9 @@ from collections.abc import Collection, Mapping
 from stages.merging.configuration import refuse_other_function
 from stages.merging.vocabulary import refuse_other_vocabulary
 from stages.running.errors import InputError
+from stages.storage.adapters import deciding_config, has_vectors
 from stages.storage.checkpoint import BaseWeights, Checkpoint
+from stages.storage.checkpoint_files import ADAPTER_CONFIG
 
 SAVE_AGAIN = (
     "if transformers loads both as one architecture, load this one with the installed version and save it again with "
@@ -31,6 +33,50 @@ def check_same_function(checkpoints: Mapping[str, Checkpoint], base: BaseWeights
     if base is not None and base.config:
         refuse_other_function(first.directory, first.config, base.directory, base.config)
         refuse_other_vocabulary(first.directory, base.directory, may_lack=True)
+
+
+def check_same_bases(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse adapters of different bases: each is a change of its own base's weights.
+
+    Raises:
+        InputError: with the two adapters and their bases.
+    """
+    adapters = {name: checkpoint for name, checkpoint in checkpoints.items() if checkpoint.adapted is not None}
+    for name, other in list(adapters.items())[1:]:
+        first_name, first = next(iter(adapters.items()))
+        assert first.adapted is not None
+        assert other.adapted is not None
+        same = first.base == other.base or first.adapted.base.fingerprint() == other.adapted.base.fingerprint()
+        if not same:
+            raise InputError(
+                f"{other.directory}: {name} is an adapter of the weights in {other.base}, but {first_name} of those in "
+                f"{first.base}, which are others; only adapters of one base can be merged"
+            )
+
+
+def all_are_vectors(checkpoints: Mapping[str, Checkpoint]) -> bool:
+    """Whether all models are adapters whose parameters are vectors, put at the same places: these can be averaged.
+
+    Raises:
+        InputError: some are such adapters, at other places or with others that are not; with the two models.
+    """
+    vectors = {name: has_vectors(checkpoint.directory) for name, checkpoint in checkpoints.items()}
+    if not any(vectors.values()):
+        return False
+    (first_name, first), *others = checkpoints.items()
+    for name, other in others:
+        if vectors[name] != vectors[first_name]:
+            raise InputError(
+                f"{other.directory}: {name} and {first_name} are not both adapters of vectors that scale activations, "
+                "which are averaged among themselves only"
+            )
+        ours, theirs = deciding_config(first.directory), deciding_config(other.directory)
+        if differing := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+            raise InputError(
+                f"{other.directory / ADAPTER_CONFIG}: {differing[0]} is {theirs.get(differing[0])}, but "
+                f"{ours.get(differing[0])} in {first.directory}; only such adapters of the same places can be averaged"
+            )
+    return True
 
 
 def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str]) -> None:

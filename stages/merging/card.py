@@ -12,8 +12,17 @@ from stages.storage.tensors import fingerprint
 STATISTIC_FACTS = ("estimator", "likelihood", "examples", "seed", "examples_fingerprint")
 
 
-def merged_card(merging: Merging, heads: Heads, found: str) -> dict[str, Any]:
-    """The card of a merged checkpoint whose fingerprint is `found`."""
+def merged_card(
+    merging: Merging, heads: Heads, found: str, truncation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The card of a merged checkpoint whose fingerprint is `found`.
+
+    Args:
+        merging: the merge.
+        heads: what was done with them.
+        found: the fingerprint.
+        truncation: what `truncation.write_as_adapter` says, if it is an adapter of low rank.
+    """
     it = merging.ingredients
     origin = {
         "method": it.options.method,
@@ -24,6 +33,7 @@ def merged_card(merging: Merging, heads: Heads, found: str) -> dict[str, Any]:
         **({"kept": sorted(it.kept_body)} if it.kept_body else {}),
         "coefficients": dict(merging.coefficients),
         "models": {name: _model(merging, name) for name in it.checkpoints},
+        **({} if truncation is None else {"adapter": dict(truncation)}),
     }
     of = it.target.card
     return checkpoint_card(found, of.get("base_model_prefix"), it.target.output_names, of.get("task"), origin)
@@ -67,6 +77,7 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
             "each": f"The head is that of {origin['target']}; every model's own is in `heads/`.",
         }[origin["heads"]],
         *([f"So is what another model lacks: {', '.join(origin['kept'])}."] if "kept" in origin else []),
+        *(_truncation_words(origin["adapter"]) if "adapter" in origin else []),
         "",
         "| model | λ | task | examples | validation | weights |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -78,6 +89,13 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
         "`checkpoint.json` says the same for programs.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _truncation_words(adapter: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"It is a LoRA adapter of rank {adapter['rank']}, by the singular value decomposition of each merged weight's "
+        f"change: {adapter['relative_error']:.2%} of the change's norm is lost."
+    )
 
 
 def _model_rows(origin: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

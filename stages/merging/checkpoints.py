@@ -1,5 +1,6 @@
 """The streamed merge of checkpoint directories: chunk by chunk, on all cores, into a new checkpoint directory."""
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsFloat
@@ -11,14 +12,26 @@ from stages.merging.options import MethodOptions
 from stages.merging.rules import method_options
 from stages.merging.sizes import bytes_of
 from stages.merging.streaming import on_all_cores
+from stages.merging.truncation import write_as_adapter
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.checkpoint import write_heads
-from stages.storage.checkpoint_files import CHECKPOINT_CARD, MODEL_CARD, STEM, WEIGHTS
+from stages.storage.checkpoint_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_STEM,
+    ADAPTER_WEIGHTS,
+    CHECKPOINT_CARD,
+    MODEL_CARD,
+    STEM,
+    WEIGHTS,
+    config_file,
+    is_adapter,
+)
 from stages.storage.configuration import copy_configuration
 from stages.storage.digests import CONTENTS, write_contents
 from stages.storage.outputs import atomic_directory, refuse_foreign
 from stages.storage.tensors import TensorWriter
+from stages.storage.weights import open_weights
 
 
 def merge_checkpoints(
@@ -32,6 +45,7 @@ def merge_checkpoints(
     heads: Heads = "merge",
     precision: Precision = "float32",
     max_shard_size: str | int = "5GB",
+    rank: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None:
     """Merge checkpoint directories into a new one, with config, tokenizer and cards (`checkpoint.json`, `README.md`).
@@ -53,6 +67,8 @@ def merge_checkpoints(
             the card says as `kept` what else is the target's because another model lacks it.
         precision: what to compute in.
         max_shard_size: in bytes, or for example `5GB`; larger checkpoints are spread over several files.
+        rank: of adapters: write a LoRA adapter of this rank, by the truncated singular value decomposition of each
+            weight's change, and not a whole model. The merge is computed in float64 then.
         progress: called with numbers of merged values, as they are done.
 
     Raises:
@@ -67,18 +83,24 @@ def merge_checkpoints(
     if heads == "each":
         _refuse_no_file_names(directories)
     ingredients = Ingredients(directories, method_options(method), places, bases[0] if bases else None, heads)
-    merging = ingredients.at(coefficients, precision)
+    merging = ingredients.at(coefficients, precision if rank is None else "float64")
     with atomic_directory(out) as partial:
-        copy_configuration(ingredients.target.directory, partial)
-        found = _write_weights(merging, partial, bytes_of(max_shard_size), progress)
+        _write_configuration(merging, partial)
+        truncation = None
+        if rank is not None:
+            truncation = write_as_adapter(merging, rank, partial)
+        else:
+            found = _write_weights(merging, partial, bytes_of(max_shard_size), progress)
         ingredients.verify()
         if heads == "each":
             write_heads(partial, ingredients.checkpoints)
-        card = merged_card(merging, heads, found)
+        if is_adapter(partial):  # its identity is the base's too
+            found = open_weights(partial, ingredients.target.base).fingerprint()
+        card = merged_card(merging, heads, found, truncation)
         write_json(partial / CHECKPOINT_CARD, card)
         trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
         (partial / MODEL_CARD).write_text(model_card(card, trained), encoding="utf-8")
-        write_contents(partial, besides=WEIGHTS)
+        write_contents(partial, besides=ADAPTER_WEIGHTS if is_adapter(partial) else WEIGHTS)
 
 
 def _paths(directories: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -93,7 +115,7 @@ def _merged_before(out: Path) -> set[str]:
     origin, listed = read_json(out / CHECKPOINT_CARD).get("origin"), read_json(out / CONTENTS).get("files")
     if not (isinstance(origin, dict) and origin.get("method") in METHODS and isinstance(listed, dict)):
         return set()
-    return {CONTENTS, *listed, *(file.name for file in out.glob(WEIGHTS))}
+    return {CONTENTS, *listed, *(file.name for pattern in (WEIGHTS, ADAPTER_WEIGHTS) for file in out.glob(pattern))}
 
 
 def _refuse_no_file_names(models: Iterable[str]) -> None:
@@ -106,6 +128,18 @@ def _refuse_no_file_names(models: Iterable[str]) -> None:
             )
 
 
+def _write_configuration(merging: Merging, directory: Path) -> None:
+    """Write what belongs to the target beside its weights; of an adapter, the base's too where it has no other."""
+    target = merging.ingredients.target
+    if target.base is not None:
+        copy_configuration(target.base, directory)
+    copy_configuration(target.directory, directory)
+    if target.adapted is not None and target.adapted.untied:
+        write_json(config_file(directory), target.config)
+    if merging.ingredients.of_vectors:
+        shutil.copyfile(target.directory / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)
+
+
 def _write_weights(
     merging: Merging, directory: Path, max_shard_bytes: int, progress: Callable[[int], object] | None
 ) -> str:
@@ -113,7 +147,8 @@ def _write_weights(
     merging.prepare()
     # The largest first, so that no core is left with a large one at the end.
     names = sorted(merging.specs, key=lambda name: (-merging.specs[name].elements, name))
-    with TensorWriter(directory, STEM, merging.specs, max_shard_bytes) as writer:
+    stem = ADAPTER_STEM if merging.ingredients.of_vectors else STEM
+    with TensorWriter(directory, stem, merging.specs, max_shard_bytes) as writer:
 
         def write(name: str) -> int:
             for piece in merging.merged(name):

@@ -110,7 +110,7 @@ def _models(checkpoints: Iterable[Checkpoint]) -> dict[str | None, Model]:
     models: dict[str | None, Model] = {}
     for checkpoint in checkpoints:
         if checkpoint.architecture not in models:
-            models[checkpoint.architecture] = naming.empty_model(checkpoint.directory)
+            models[checkpoint.architecture] = naming.empty_model(checkpoint.configured)
     return {architecture: model for architecture, model in models.items() if model is not None}
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from stages.merging.agreement import (
+    all_are_vectors,
     check_heads_fit_body,
+    check_same_bases,
     check_same_body,
     check_same_function,
     heads_agree,
@@ -24,7 +26,7 @@ from stages.merging.options import MethodOptions
 from stages.merging.rules import method_rule
 from stages.merging.streaming import chunks, places
 from stages.running.errors import InputError
-from stages.storage.checkpoint import BaseWeights, Checkpoint
+from stages.storage.checkpoint import BaseWeights, Checkpoint, Ones
 from stages.storage.naming import empty_model
 from stages.storage.statistic_files import StatisticFiles, bad_value, open_statistic
 from stages.storage.statistics import STATISTICS
@@ -45,8 +47,9 @@ class Ingredients:
         heads: see `stages.params.Merge`.
 
     Attributes:
-        constants: names of tensors that are the same in all models, and taken as they are: integers, and what is no
-            parameter.
+        of_vectors: whether the models are adapters whose own parameters, vectors, are averaged, not their weights.
+        constants: names of tensors that are the same in all models, and taken as they are: integers, what is no
+            parameter, and what none of several adapters changes.
         kept_heads: names of the heads' tensors, if the target's head is kept.
         kept_body: of the target's body, with `heads: target`, what some other model lacks (a masked-LM model has no
             pooler).
@@ -66,8 +69,13 @@ class Ingredients:
     ) -> None:
         self.options = options
         self.numbers: dict[tuple[Hashable, ...], Any] = {}  # see `Models.once`
-        self.checkpoints = {name: Checkpoint(directory) for name, directory in checkpoints.items()}
+        self.checkpoints = {name: Checkpoint(directory, base) for name, directory in checkpoints.items()}
         self.target_name, self.target = next(iter(self.checkpoints.items()))
+        check_same_bases(self.checkpoints)
+        self.of_vectors = all_are_vectors(self.checkpoints)
+        if self.of_vectors:
+            for checkpoint in self.checkpoints.values():
+                checkpoint.take_vectors()
         try:
             options.refuse_number(len(self.checkpoints))
         except ValueError as error:
@@ -78,7 +86,7 @@ class Ingredients:
         if options.needs_base:
             if base is None:
                 raise InputError(f"the method {options.method} needs the base that the models were fine-tuned from")
-            self.base = BaseWeights(base, self.target.base_model_prefix)
+            self.base = Ones(self.target) if self.of_vectors else BaseWeights(base, self.target.base_model_prefix)
         check_same_function(self.checkpoints, self.base)
         spelled = Spelled(self.checkpoints, self.statistics, self.further, self.base)
         if not spelled.alike(donors_may_lack=heads == "target"):
@@ -88,7 +96,7 @@ class Ingredients:
         integers = {name for name, spec in self._own_specs() if not spec.is_floating}
         for name in sorted(integers):
             refuse_unequal(name, self.checkpoints)
-        self.constants = integers | self._equal_buffers()
+        self.constants = integers | self._equal_buffers() | self._unadapted()
         if self.base is not None:
             self.base.check(self.target.tensors.specs)
         self._check_statistics()
@@ -132,7 +140,7 @@ class Ingredients:
         if not fishers or self.base is not None:
             return set()
         lacked = {name for name, _ in self._own_specs() if not any(name in specs for specs in fishers)}
-        model = empty_model(self.target.directory) if lacked else None
+        model = empty_model(self.target.configured) if lacked else None
         buffers = set() if model is None else {name for name, _ in model.named_buffers()}
 
         def equal(name: str) -> bool:
@@ -140,6 +148,24 @@ class Ingredients:
             return all(torch.equal(first, other) for other in others)
 
         return {name for name in lacked if self.target.name_in_model(name) in buffers and equal(name)}
+
+    def _unadapted(self) -> set[str]:
+        """The names of the weights that are still the base's, if all models are adapters on it."""
+        adapted = [checkpoint.adapted for checkpoint in self.checkpoints.values()]
+        base = self.target.base
+        if None in adapted or (self.base is not None and self.base.directory != base):
+            return set()
+        return {name for name, _ in self._own_specs()} - self.adapted_names()
+
+    def adapted_names(self) -> set[str]:
+        """The names of the weights that one of the models, if it is an adapter, changes."""
+        return {
+            name
+            for checkpoint in self.checkpoints.values()
+            if checkpoint.adapted is not None
+            for name in checkpoint.tensors.specs
+            if checkpoint.tensors.stored_name(name) in checkpoint.adapted.changed
+        }
 
     def _check_statistics(self) -> None:
         specs = self.target.tensors.specs
@@ -243,6 +269,15 @@ class Merging:
     @cached_property
     def _rule(self) -> Rule:
         return method_rule(self.ingredients.options, self.models)
+
+    def exact(self, name: str) -> Tensor:
+        """The merged tensor `name` in the precision that it is computed in, not rounded to what is written."""
+        name = self.ingredients.target.copies.get(name, name)
+        shape = self.specs[name].shape
+        if name in self.copied:
+            files = self.ingredients.checkpoints[self.copied[name]].tensors
+            return files.read_as(name, self.models.dtype).to(self.models.dtype).reshape(shape)
+        return torch.cat([piece.reshape(-1).clone() for piece in self._rule(name)]).reshape(shape)
 
     def prepare(self) -> None:
         """Do what must be known before the first tensor (norms, thresholds), which `merged` would do otherwise."""

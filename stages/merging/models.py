@@ -92,7 +92,9 @@ class Models:
 
     def matrices(self, kind: str, name: str) -> list[Tensor]:
         """The models' weights `name`, as [out, in]."""
-        return [self.as_matrix(kind, name, files.read(name).to(self.dtype)) for files in self.checkpoints]
+        return [
+            self.as_matrix(kind, name, files.read_as(name, self.dtype).to(self.dtype)) for files in self.checkpoints
+        ]
 
     def as_matrix(self, kind: str, name: str, values: Tensor) -> Tensor:
         """A weight's values as [out, in], however it is stored."""

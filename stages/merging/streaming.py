@@ -40,7 +40,7 @@ def chunks(sources: Sequence[Source], dtype: torch.dtype) -> Iterator[list[Tenso
     Treat them as read-only: what has that type already is the mapped file. A tensor that has been read to its end
     leaves its digest with its files.
     """
-    tensors = [files.read(name).reshape(-1) for files, name in sources]
+    tensors = [files.read_as(name, dtype).reshape(-1) for files, name in sources]
     contents = [tensor_bytes(tensor) for tensor in tensors]
     digests = [xxh3_128() for _ in sources]
     for place in places(tensors[0].numel()):
@@ -48,7 +48,7 @@ def chunks(sources: Sequence[Source], dtype: torch.dtype) -> Iterator[list[Tenso
             digest.update(content[place.start * tensor.itemsize : place.stop * tensor.itemsize])
         yield [tensor[place].to(dtype) for tensor in tensors]
     for (files, name), digest in zip(sources, digests, strict=True):
-        files.digests[files.stored_name(name)] = digest.hexdigest()
+        files.take_digest(name, digest.hexdigest())
 
 
 def on_all_cores(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:

@@ -121,6 +121,7 @@ def _check_references(params: Params, path: Path) -> None:
     for model_name, model in params.models.items():
         known(model.base, {**params.sources, **params.models}, f"models.{model_name}.base", "source or model")
         known(model.task, params.tasks, f"models.{model_name}.task", "task")
+        _check_adapter(params, model_name, path)
         if model.finetune is False and params.fisher_settings(model_name).estimator == "adam":
             raise InputError(
                 f"{path}: models.{model_name}.fisher.estimator = 'adam': this model is brought in, not fine-tuned, so "
@@ -150,6 +151,29 @@ def _check_references(params: Params, path: Path) -> None:
                 known(task_name, params.tasks, f"{place}.search.tasks", "task")
             _check_search(params, merge, merge.search, f"{path}: {place}.search")
         _check_inputs(params, merge, f"{path}: {place}")
+
+
+def _check_adapter(params: Params, name: str, path: Path) -> None:
+    """Refuse an adapter that points nowhere, on a base that is one itself, or of which something is asked in vain."""
+    model = params.models[name]
+    if model.adapter is not None and model.adapter not in params.sources:
+        raise InputError(
+            f"{path}: models.{name}.adapter: unknown source {model.adapter!r}; "
+            f"known: {listed(params.sources, model.adapter)}"
+        )
+    if model.base in params.models and params.is_adapter(model.base):
+        raise InputError(
+            f"{path}: models.{name}.base: {model.base} is an adapter, and no base of another model; write it as a "
+            "whole model by a merge of it alone, and bring that in"
+        )
+    settings = params.fisher_settings(name)
+    if params.is_adapter(name) and settings.estimator == "adam":
+        raise InputError(
+            f"{path}: models.{name}.fisher.estimator = 'adam': the optimizer has moments of the adapter's parameters "
+            "only; choose another estimator"
+        )
+    if settings.of is not None and "of" in (model.fisher or {}) and not params.is_adapter(name):
+        raise InputError(f"{path}: models.{name}.fisher.of: is for models that are adapters; remove it")
 
 
 def _check_no_cycles(params: Params, path: Path) -> None:
@@ -215,6 +239,8 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     if merge.options.needs_base and params.base_of(merge) is None:
         listed = ", ".join(f"{model} from {params.models[model].base}" for model in merge.models)
         raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
+    if merge.adapter is not None and (whole := [model for model in merge.models if not params.is_adapter(model)]):
+        raise InputError(f"{place}.adapter: is for merges of adapters, and {whole[0]} is a whole model; remove it")
     kinds = [STATISTICS[name] for name in merge.options.statistics]
     for model in [*merge.models, *merge.options.further_models.values()]:
         if any(kind.is_of_parameters for kind in kinds) and params.models[model].fisher is False:

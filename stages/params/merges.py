@@ -84,6 +84,15 @@ class Ensemble(Weighted):
     method: Literal["ensemble"] = ENSEMBLE
 
 
+class AsAdapter(Section):
+    """A merge of adapters that is written as a LoRA adapter of their base again, not as a whole model.
+
+    rank: of the truncated singular value decomposition of each weight's change.
+    """
+
+    rank: int = Field(ge=1)
+
+
 class Merge(Weighted):
     """A merge. In the file, the method's options stand beside these keys.
 
@@ -94,6 +103,8 @@ class Merge(Weighted):
         `each` evaluates every task with the head of that task's own model; so all bodies must have the same tensors.
     precision: what values are computed in; they are written in the target's type.
     max_shard_size: larger checkpoints are spread over several files.
+    adapter: how a merge of adapters becomes an adapter again; without it, one of LoRA adapters is a whole model. One of
+        (IA)³ vectors is an adapter always.
     search: how better λ than `coefficients` are looked for; without it, these stand.
     options: the method (the key `method`) with its options.
     """
@@ -101,6 +112,7 @@ class Merge(Weighted):
     heads: Literal["merge", "target", "each"] = "merge"
     precision: Literal["float32", "float64"] = "float32"
     max_shard_size: Annotated[str | int, AfterValidator(_checked_size)] = "5GB"
+    adapter: AsAdapter | None = Field(default=None, exclude_if=lambda value: value is None)
     search: Search | None = None
     options: AnyMethod
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stages.merging.methods import METHODS
-from stages.params.merges import ENSEMBLE, Ensemble, Merge, Search
+from stages.params.adapters import ADAPTERS
+from stages.params.merges import ENSEMBLE, AsAdapter, Ensemble, Merge, Search
 from stages.params.schema import FinetuneSettings, FisherSettings, Model, Params
 from stages.running.section import Section
 from stages.storage.source import Source
@@ -46,6 +47,8 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         location[0] = "merges"  # where they stand in the file
     if location[:1] == ["tasks"] and location[2:3] and location[2] in KINDS:
         del location[2]  # the kind, which is not on the way to a key
+    if "adapter" in location[:-1] and location[(tag := location.index("adapter") + 1)] in ADAPTERS:
+        del location[tag]  # its type, which is not on the way to a key either
     place = ".".join(map(str, location)) or "(top level)"
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -56,6 +59,9 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         return place, ": missing"
     if kind == "union_tag_invalid" and location[0] == "tasks":
         return f"{place}.kind", f" = {context['tag']!r}: unknown kind; allowed: {listed(KINDS)}"
+    if kind.startswith("union_tag") and location[-1] == "adapter":
+        given = f" = {context['tag']!r}: unknown type" if kind == "union_tag_invalid" else ": missing"
+        return f"{place}.type", f"{given}; allowed: {listed(ADAPTERS)}"
     if kind == "union_tag_not_found":
         return f"{place}.method", f": missing; allowed: {listed([*METHODS, ENSEMBLE])}"
     if kind == "union_tag_invalid":
@@ -89,6 +95,8 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
     match location:
         case (_,):
             return KEYS
+        case ("finetune", "adapter", str(kind), _) | ("models", _, "finetune", "adapter", str(kind), _):
+            return ADAPTERS[kind].model_fields
         case ("finetune", _) | ("models", _, "finetune", _):
             return FinetuneSettings.model_fields
         case ("fisher", _):
@@ -103,6 +111,8 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
             return Model.model_fields
         case ("merges", _, "search", _):
             return Search.model_fields
+        case ("merges", _, "adapter", _):
+            return AsAdapter.model_fields
         case ("ensembles", _, _):
             return Ensemble.model_fields
         case ("merges", _, "options", str(method), _):

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from stages.params.adapters import AdapterSettings
 from stages.params.merges import ENSEMBLE, Ensemble, Merge
 from stages.running.section import Name, Section, by_name
 from stages.storage.source import ORIGINS, Source
@@ -26,10 +27,12 @@ class FinetuneSettings(Section):
     """How a model is fine-tuned from its base (AdamW, linear decay after a linear warm-up).
 
     from_scratch: of the base, take the configuration only: the weights are initialised at random with `seed`.
+    adapter: train an adapter on the base, whose weights stay as they are; without it, all weights are trained.
     """
 
     # Left out where it is false, so that cards say what they said before there was such a key.
     from_scratch: bool = Field(default=False, exclude_if=lambda value: not value)
+    adapter: AdapterSettings | None = Field(default=None, exclude_if=lambda value: value is None)
     epochs: int = Field(default=2, ge=1)
     examples: int | None = Field(default=None, ge=1)  # at most so many training examples, drawn at random
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
@@ -38,14 +41,24 @@ class FinetuneSettings(Section):
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
     seed: int = Field(default=0, ge=0, lt=2**32)
 
+    @model_validator(mode="after")
+    def _base_to_adapt(self) -> Self:
+        if self.adapter is not None and self.from_scratch:
+            raise ValueError("`adapter` is trained on a base's weights; leave out `from_scratch`")
+        return self
+
 
 class FisherSettings(Section):
     """How a model's Fisher is estimated; `stages/curvature/likelihoods.py` says what the estimators are.
 
     `adam` takes no pass at all: the optimizer's mean of squared gradients, which fine-tuning then keeps. It is a
     setting of a model, never of all: it changes what is fine-tuned.
+
+    of: of an adapter's model, which parameters: the weights that it `adapts`, all `weights`, or the `adapter`'s own.
+        By default the adapter's own where these are vectors, as (IA)³'s are, and else the weights that it adapts.
     """
 
+    of: Literal["adapts", "weights", "adapter"] | None = Field(default=None, exclude_if=lambda value: value is None)
     estimator: Literal["exact", "sketch", "sampled", "empirical", "adam"] = "exact"
     samples: int = Field(default=1, ge=1)  # draws per example, for `sketch` and `sampled`
     examples: int | None = Field(default=256, ge=1)  # drawn at random from the train split; null: all of them
@@ -62,12 +75,20 @@ class Model(Section):
 
     `finetune: false` takes the base as it is: an existing fine-tuned checkpoint. A `fisher` that is pinned as a source
     is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated; with `fisher: false` there is none.
+    `adapter` names a source that is a finished PEFT adapter of the base: nothing is fine-tuned then.
     """
 
     base: Name
+    adapter: Name | None = Field(default=None, exclude_if=lambda value: value is None)
     task: Name
     finetune: dict[str, Any] | Literal[False] = Field(default_factory=dict)
     fisher: dict[str, Any] | Literal[False] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _finished_adapter(self) -> Self:
+        if self.adapter is not None and self.finetune:
+            raise ValueError("`adapter` is a finished one, so there is nothing to fine-tune; leave out `finetune`")
+        return self
 
 
 SettingsT = TypeVar("SettingsT", bound=Section)
@@ -138,6 +159,12 @@ class Params(Section):
         if own is False or not any(key in own for key in ORIGINS):
             return None
         return _validated(Source, {"files": FISHER_FILES, **own}, ("models", model, "fisher"))
+
+    def is_adapter(self, model: str) -> bool:
+        """Whether a model is an adapter on its base, trained or finished."""
+        section = self.models[model]
+        trained = section.finetune is not False and self.finetune_settings(model).adapter is not None
+        return section.adapter is not None or trained
 
     def tasks_of(self, merge: Merge) -> list[str]:
         """The tasks that a merge is evaluated on: those that ask for its target's outputs, by kind and name.

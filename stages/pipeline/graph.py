@@ -10,6 +10,7 @@ from typing import Any
 
 from stages.params import Ensemble, Merge, Params
 from stages.pipeline.needs import (
+    adapters_bases,
     base_directory,
     base_place,
     evaluated_models,
@@ -26,6 +27,7 @@ from stages.pipeline.places import (
     SCORES,
     SEARCH,
     SIMILARITY,
+    SOURCES,
     STATISTIC_PLACES,
     TASKS,
     TRAINING,
@@ -98,8 +100,9 @@ def _merge_inputs(merge: Merge, params: Params) -> list[str]:
     base = base_directory(merge, params)
     return [
         *(str(FINETUNED / model) for model in merge.models),
+        *map(str, adapters_bases(merge.models, params)),
         *(str(directory) for places in statistics_directories(merge).values() for directory in places),
-        *([str(base)] if base is not None else []),
+        *([str(base)] if base is not None and base not in adapters_bases(merge.models, params) else []),
     ]
 
 
@@ -122,7 +125,8 @@ def _stage(name: str, command: str, inputs: Iterable[str], outs: Iterable[str]) 
 
 def _finetune_stage(model: str, params: Params) -> dict[str, Any]:
     section = params.models[model]
-    inputs = [str(base_place(section.base, params)), str(TASKS / section.task)]
+    adapter = [] if section.adapter is None else [str(SOURCES / section.adapter)]
+    inputs = [str(base_place(section.base, params)), *adapter, str(TASKS / section.task)]
     stage = _stage(f"finetune-{model}", f"finetune {model}", inputs, [str(FINETUNED / model)])
     return stage | {"plots": [{str(TRAINING / model): {"x": "step"}}]}
 
@@ -137,7 +141,8 @@ def _factors_stage(kind: StatisticKind, model: str, params: Params) -> dict[str,
 
 
 def _estimation_inputs(model: str, params: Params) -> list[str]:
-    return [str(FINETUNED / model), str(TASKS / params.models[model].task)]
+    bases = map(str, adapters_bases([model], params))
+    return [str(FINETUNED / model), *bases, str(TASKS / params.models[model].task)]
 
 
 def _search_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
@@ -154,7 +159,9 @@ def _merge_stage(name: str, merge: Merge, params: Params) -> dict[str, Any]:
 
 
 def _evaluate_stage(name: str, checkpoint: Path, params: Params) -> dict[str, Any]:
-    return _result_stage(name, [str(checkpoint), *(str(TASKS / task) for task in evaluated_tasks(name, params))])
+    models = params.merges[name].models if name in params.merges else [name]
+    tasks = (str(TASKS / task) for task in evaluated_tasks(name, params))
+    return _result_stage(name, [str(checkpoint), *map(str, adapters_bases(models, params)), *tasks])
 
 
 def _ensemble_stage(name: str, ensemble: Ensemble) -> dict[str, Any]:

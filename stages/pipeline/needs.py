@@ -1,5 +1,6 @@
 """What each model, merge and stage needs, by params.yaml, and where that lies."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from stages.params import Ensemble, Merge, Params
@@ -30,6 +31,11 @@ def base_directory(merge: Merge, params: Params) -> Path | None:
 def base_place(name: str, params: Params) -> Path:
     """Where a model's base lies, a source or another model."""
     return SOURCES / name if name in params.sources else FINETUNED / name
+
+
+def adapters_bases(models: Iterable[str], params: Params) -> list[Path]:
+    """The bases of those of the models that are adapters, each once: with them, and not alone, they are models."""
+    return sorted({base_place(params.models[model].base, params) for model in models if params.is_adapter(model)})
 
 
 def evaluated_models(params: Params) -> list[str]:

@@ -88,6 +88,7 @@ def _finetune(name: str, params: Params) -> dict[str, Any]:
         "task": model.task,
         "finetune": params.finetune_settings(name).model_dump(mode="json") if model.finetune is not False else False,
         "keep_moments": params.fisher_settings(name).estimator == "adam",
+        **({} if model.adapter is None else {"adapter": model.adapter}),
     }
 
 
@@ -111,6 +112,7 @@ def _merge(name: str, params: Params) -> dict[str, Any]:
         "heads": merge.heads,
         "precision": merge.precision,
         "max_shard_size": bytes_of(merge.max_shard_size),
+        **({} if merge.adapter is None else {"rank": merge.adapter.rank}),
     }
 
 

@@ -12,7 +12,7 @@ from stages.storage.cards import PER_EXAMPLE, read_json
 from stages.storage.checkpoint import read_head
 from stages.storage.checkpoint_files import own_card
 from stages.storage.digests import verify_contents
-from stages.storage.tensors import verify_checkpoint
+from stages.storage.weights import verify_checkpoint
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import KINDS

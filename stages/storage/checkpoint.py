@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.running.errors import InputError
+from stages.storage.adapted import AdaptedFiles, OnesFiles, OwnFiles
+from stages.storage.adapters import PREFIX, adapter_base
 from stages.storage.checkpoint_files import (
     CHECKPOINT_CARD,
     HEADS,
     config_file,
+    is_adapter,
     read_checkpoint_card,
     read_config,
 )
@@ -21,6 +24,7 @@ from stages.storage.tensors import (
     check_fingerprint,
     write_tensors,
 )
+from stages.storage.weights import open_weights
 
 if TYPE_CHECKING:
     import torch
@@ -33,25 +37,38 @@ _COMPANIONS = ("SCB", "scales", "g_idx", "qzeros")
 
 
 class Checkpoint:
-    """A Hugging Face checkpoint directory.
+    """A Hugging Face checkpoint directory, or a PEFT adapter's, which is a model together with its base.
+
+    Args:
+        directory: where it is.
+        base: of an adapter, the directory of its base; by default the one that its configuration names.
 
     Attributes:
         directory: where it is.
-        tensors: its weights, mapped.
+        base: of an adapter, where its base is.
+        configured: where the model's config.json is.
+        tensors: its weights, mapped; an adapter's model's are computed where the adapter changes them.
         copies: under which further names the files hold tied tensors, once that has been looked for: name → tensor.
         beyond: the names of its body's tensors that a merge's target has none for, once that has been looked for.
         config: its config.json.
         card: its checkpoint.json, empty where there is none (a checkpoint that this pipeline did not make).
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, base: Path | None = None) -> None:
         if not directory.is_dir():
             raise InputError(f"{directory}: no such checkpoint directory")
         self.directory = directory
         verify_contents(directory)
-        self.config = read_config(directory)
-        self.tensors = TensorFiles(directory)
-        refuse_quantised(self.config, self.tensors)
+        self.base = adapter_base(directory, base) if is_adapter(directory) else None
+        # An adapter from elsewhere has no configuration of the model: it is the base's.
+        foreign = self.base is not None and not config_file(directory).is_file()
+        self.configured = self.base if self.base is not None and foreign else directory
+        self.config = read_config(self.configured)
+        self.tensors = open_weights(directory, self.base)
+        files = self.tensors.base if isinstance(self.tensors, AdaptedFiles) else self.tensors
+        refuse_quantised(self.config, files)
+        if isinstance(self.tensors, AdaptedFiles) and self.tensors.untied:
+            self.config["tie_word_embeddings"] = False
         self.card = read_checkpoint_card(directory)
         self.copies: Mapping[str, str] = {}
         self.beyond: set[str] = set()
@@ -68,6 +85,17 @@ class Checkpoint:
         self.tensors = self.tensors.called(names)
         self._model_names = model_names
         self.copies = copies
+
+    @property
+    def adapted(self) -> AdaptedFiles | None:
+        """Its weights, if they are an adapter's model's."""
+        return self.tensors if isinstance(self.tensors, AdaptedFiles) else None
+
+    def take_vectors(self) -> None:
+        """Let the tensors be the adapter's own parameters from now on, not its model's weights."""
+        assert self.base is not None
+        self.tensors = OwnFiles(self.directory, self.base)
+        self._model_names = {name: name.removeprefix(PREFIX) for name in self.tensors.specs}
 
     @property
     def labels(self) -> list[str] | None:
@@ -179,6 +207,21 @@ class BaseWeights:
         """Refuse weights that are not as they were written, by the base's cards, if it has any."""
         check_fingerprint(self.tensors, self._card, CHECKPOINT_CARD)
         verify_contents(self.tensors.directory)
+
+
+class Ones(BaseWeights):
+    """The base of vectors that scale its activations, as (IA)³'s do: ones; it has no heads."""
+
+    def __init__(self, vectors: Checkpoint) -> None:
+        self.directory = vectors.directory
+        self.tensors = OnesFiles(vectors.tensors)
+        self.config: dict[str, Any] = {}
+        self._card: dict[str, Any] = {}
+        self._prefix = PREFIX
+        self._other_heads: set[str] = set()
+
+    def verify(self) -> None:
+        """Ones are what they are."""
 
 
 def write_heads(directory: Path, checkpoints: Mapping[str, Checkpoint]) -> None:

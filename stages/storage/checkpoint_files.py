@@ -14,11 +14,13 @@ from stages.storage.cards import FORMAT_VERSION, read_card, read_json, refuse_po
 CHECKPOINT_CARD = "checkpoint.json"  # what the checkpoint is and how it was made
 MODEL_CARD = "README.md"  # the same for people
 CONFIG = "config.json"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # what makes a directory a PEFT adapter's
+ADAPTER_STEM = "adapter_model"  # of an adapter's own weights
 IMAGE_PROCESSOR = "preprocessor_config.json"
 STEM = "model"  # of the weights
 HEADS = "heads"  # a merge's directory of its models' own heads, a file each
 WEIGHTS = f"{STEM}*.safetensors"
+ADAPTER_WEIGHTS = f"{ADAPTER_STEM}*.safetensors"
 ADAM = "adam"  # stem of the file with the optimizer's second moments, beside the weights
 
 
@@ -31,18 +33,18 @@ def read_config(directory: Path) -> dict[str, Any]:
     """A checkpoint's configuration.
 
     Raises:
-        InputError: there is none, or it cannot be read; or the directory is a PEFT adapter's.
+        InputError: there is none, or it cannot be read.
     """
-    if (directory / ADAPTER_CONFIG).is_file():
-        raise InputError(
-            f"{directory}: is a PEFT adapter, not a model; merge the adapter into its base model "
-            "(`merge_and_unload()`) and save that with `save_pretrained`"
-        )
     file = config_file(directory)
     if not file.is_file():
         raise InputError(f"{directory}: no checkpoint here (no {CONFIG})")
     refuse_pointer(file)
     return read_json(file)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds a PEFT adapter, which is a model together with its base."""
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def has_weights(directory: Path) -> bool:

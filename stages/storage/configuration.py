@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from stages.storage.checkpoint_files import CHECKPOINT_CARD
+from stages.storage.checkpoint_files import ADAPTER_CONFIG, CHECKPOINT_CARD
 from stages.storage.statistics import STATISTICS
 
 # Names and endings, in lower case, of what no model that is made from a checkpoint takes over from its directory.
@@ -16,14 +16,21 @@ WEIGHT_FORMATS = (
     ".onnx.data", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z",
 )
 # fmt: on
-CARDS = (CHECKPOINT_CARD, "contents.json", *(f"{kind.stem}.json" for kind in STATISTICS.values()), "readme.md")
+CARDS = (
+    CHECKPOINT_CARD,
+    ADAPTER_CONFIG,
+    "contents.json",
+    *(f"{kind.stem}.json" for kind in STATISTICS.values()),
+    "readme.md",
+)
 
 
 def configuration_files(directory: Path) -> list[Path]:
     """What belongs to a checkpoint beside its weights, relative to its directory: config, tokenizer and more.
 
-    That is all in it that is no weight, no code, no card of ours or model card (they tell of other weights), and not
-    hidden. A sub-directory that has weights of its own is another model, and nothing of it belongs to this one.
+    That is all in it that is no weight, no code, no card of ours or model card (they tell of other weights), no
+    configuration of an adapter (it tells how its weights are read), and not hidden. A sub-directory that has weights of
+    its own is another model, and nothing of it belongs to this one.
     """
     found = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
     models = {file.parent for file in found if _named(file, WEIGHT_FORMATS)} - {Path()}

@@ -15,8 +15,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from stages.running.errors import DamagedError, InputError
 from stages.storage.cards import read_json, refuse_pointer, write_json
-from stages.storage.checkpoint_files import CHECKPOINT_CARD, STEM
-from stages.storage.digests import verify_contents
+from stages.storage.checkpoint_files import STEM
 from stages.storage.outputs import copy_files
 
 if TYPE_CHECKING:
@@ -162,10 +161,19 @@ class TensorFiles:
     def _read_stored(self, name: str) -> "torch.Tensor":
         return self._shards[name].get_tensor(name)
 
-    def digest_stored(self) -> None:
-        """Find the digests of all tensors that have none yet."""
+    def read_as(self, name: str, dtype: "torch.dtype") -> "torch.Tensor":
+        """The tensor `name` for a computation in `dtype`: what is stored as it is, what is computed in that type."""
+        return self.read(name)
+
+    def take_digest(self, name: str, digest: str) -> None:
+        """Remember the digest of the tensor `name`, of which somebody has read all that `read_as` gave."""
+        self.digests[self.stored_name(name)] = digest
+
+    def fingerprint(self) -> str:
+        """See the function of that name."""
         for name in self.stored.keys() - self.digests.keys():
             self.digests[name] = tensor_digest(self._read_stored(name))
+        return combined_fingerprint(self.stored, self.digests)
 
 
 def fingerprint(tensors: TensorFiles) -> str:
@@ -173,20 +181,7 @@ def fingerprint(tensors: TensorFiles) -> str:
 
     Per tensor XXH3-128 (as fast as memory; it guards against mistakes, not forgery), and SHA-256 over the listing.
     """
-    tensors.digest_stored()
-    return combined_fingerprint(tensors.stored, tensors.digests)
-
-
-def verify_checkpoint(checkpoint: Path) -> None:
-    """Compare all files of a directory, weights too, with what its cards say; without any, all is well.
-
-    Raises:
-        InputError: the weights, or other files, are not as they were written.
-    """
-    verify_contents(checkpoint)
-    card = checkpoint / CHECKPOINT_CARD
-    if card.is_file():
-        check_fingerprint(TensorFiles(checkpoint), read_json(card), card.name)
+    return tensors.fingerprint()
 
 
 def check_fingerprint(tensors: TensorFiles, card: Mapping[str, Any], card_name: str) -> None:

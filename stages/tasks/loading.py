@@ -9,12 +9,15 @@ import transformers
 
 from stages.running.errors import InputError
 from stages.running.placement import WEIGHTS
-from stages.storage.checkpoint_files import config_file, has_weights, read_config
+from stages.storage.adapted import AdaptedFiles
+from stages.storage.adapters import adapter_base
+from stages.storage.checkpoint_files import config_file, has_weights, is_adapter, read_config
 
 Model = Any
 Architecture = Any  # one of transformers' AutoModelFor…
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]  # as transformers has them
 SINGLE_LABEL: Problem = "single_label_classification"
+_MISSING, _OTHER_SHAPE = "lacks the tensor {}", "tensor {} has another shape than the config says"
 
 
 def load_classifier(
@@ -89,6 +92,17 @@ def load_pretrained(
     Raises:
         InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
     """
+    if is_adapter(checkpoint):
+        return _load_adapted(architecture, what, checkpoint, config, headless=headless, poolerless=poolerless)
+    model, lacking = _load(architecture, what, checkpoint, config)
+    _refuse_lacking(model, checkpoint, lacking, headless=headless, poolerless=poolerless)
+    return model
+
+
+def _load(
+    architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any], dtype: torch.dtype = WEIGHTS
+) -> tuple[Model, dict[str, str]]:
+    """The model in a checkpoint directory; and what is wrong with those of its tensors that are none of the files'."""
     _check_self_contained(checkpoint)
     if not has_weights(checkpoint):
         raise InputError(
@@ -100,7 +114,7 @@ def load_pretrained(
         model, loading = architecture.from_pretrained(
             checkpoint,
             **config,
-            dtype=WEIGHTS,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -109,17 +123,52 @@ def load_pretrained(
         )
     except Exception as error:  # whatever transformers makes of a broken checkpoint
         raise _not_loadable(checkpoint, what, error) from None
+    lacking = dict.fromkeys(map(str, loading["missing_keys"]), _MISSING)
+    return model, lacking | {str(entry[0]): _OTHER_SHAPE for entry in loading["mismatched_keys"]}
+
+
+def _load_adapted(
+    architecture: Architecture,
+    what: str,
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    *,
+    headless: bool,
+    poolerless: bool,
+) -> Model:
+    """The model that an adapter makes of its base, with the adapter's changes in its weights: one copy of the base."""
+    base = adapter_base(checkpoint)
+    model, lacking = _load(architecture, what, base, config)
+    files = AdaptedFiles(checkpoint, base)
+    if files.untied:
+        untie(model)
+    tensors = model.state_dict()
+    for name in sorted(files.changed):
+        if name not in tensors:
+            raise InputError(f"{checkpoint}: the adapter's tensor {name} is none of {what}")
+        if tensors[name].shape == files.specs[name].shape:
+            tensors[name].copy_(files.read_as(name, WEIGHTS))
+            lacking.pop(name, None)
+    _refuse_lacking(model, checkpoint, lacking, headless=headless, poolerless=poolerless)
+    return model
+
+
+def untie(model: Model) -> None:
+    """Give a model whose input and output embeddings are one tensor two, of the same values."""
+    model.config.get_text_config().tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+
+
+def _refuse_lacking(
+    model: Model, checkpoint: Path, lacking: Mapping[str, str], *, headless: bool, poolerless: bool
+) -> None:
+    """Raise `InputError` if a checkpoint lacks a tensor that may not be new; see `load_pretrained`."""
     body = f"{model.base_model_prefix}."
-    missing = set(map(str, loading["missing_keys"]))
-    lacking = dict.fromkeys(missing, "lacks the tensor {}")
-    lacking |= {
-        str(entry[0]): "tensor {} has another shape than the config says" for entry in loading["mismatched_keys"]
-    }
     for name, complaint in sorted(lacking.items()):
-        new_pooler = poolerless and name in missing and name.startswith(f"{body}pooler.")
+        new_pooler = poolerless and complaint == _MISSING and name.startswith(f"{body}pooler.")
         if not new_pooler and (_in_body(name, model) or not headless):
             raise InputError(f"{checkpoint}: {complaint.format(name)}; make or fetch the checkpoint again")
-    return model
 
 
 def _in_body(name: str, model: Model) -> bool:

@@ -14,22 +14,32 @@ from dvclive.utils import standardize_metric_name
 from stages.params import FinetuneSettings
 from stages.pipeline.code import code_sha256
 from stages.running.errors import InputError
-from stages.running.placement import compute_device, on_the_cpu, one_gpu, reproducible
+from stages.running.placement import WEIGHTS, compute_device, on_the_cpu, one_gpu, reproducible
 from stages.running.scratch import scratch_directory
 from stages.storage.cards import library_versions, write_json
 from stages.storage.checkpoint import Checkpoint
-from stages.storage.checkpoint_files import ADAM, CHECKPOINT_CARD, checkpoint_card
+from stages.storage.checkpoint_files import (
+    ADAM,
+    ADAPTER_CONFIG,
+    ADAPTER_STEM,
+    CHECKPOINT_CARD,
+    checkpoint_card,
+    is_adapter,
+)
 from stages.storage.configuration import copy_configuration
-from stages.storage.digests import tree_sha256
+from stages.storage.digests import tree_sha256, verify_contents
 from stages.storage.naming import as_stored
-from stages.storage.tensors import TensorFiles, fingerprint, verify_checkpoint, write_tensors
+from stages.storage.tensors import TensorFiles, fingerprint, write_tensors
+from stages.storage.weights import open_weights, verify_checkpoint
 from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.encoding import EncodedExamples, encode
 from stages.tasks.kind import Kind
 from stages.tasks.metrics import Metric
+from stages.training.adapters import with_adapter, write_adapter, write_adapter_config
 from stages.training.resuming import TrainingProgress
 
+DIVERGED = "training diverged; lower finetune.learning_rate"
 SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # of a base's tokenizer, which is saved without them
 
 
@@ -67,7 +77,8 @@ def train(
         for split, rows in (("train", drawn), ("validation", task.rows("validation")))
     }
     kind.refuse_unknown(processor, examples["train"], task)
-    trainer = _trainer(model, processor, examples, task, settings, progress)
+    trained = model if settings.adapter is None else with_adapter(model, settings.adapter, base)
+    trainer = _trainer(trained, processor, examples, task, settings, progress)
     identity: dict[str, Any] = {
         "base": tree_sha256(base),  # with its configuration and processor
         "labels": list(task.labels),
@@ -80,7 +91,10 @@ def train(
         TrainingProgress(trainer, identity).train()
     write_curves(trainer.state.log_history, curves)
     moments = second_moments(trainer.optimizer, model, settings.batch_size) if keep_moments else None
-    _write_checkpoint(model, processor, base, out, moments)
+    if settings.adapter is None:
+        _write_checkpoint(model, processor, base, out, moments)
+    else:
+        _write_adapter(trained, processor, base, out)
     _write_card(
         out, task, model.base_model_prefix, _origin(base, task, settings, len(drawn), trainer.state.log_history)
     )
@@ -113,14 +127,34 @@ def _write_checkpoint(
     model: Any, processor: Any, base: Path, out: Path, moments: Mapping[str, torch.Tensor] | None
 ) -> None:
     """Write the trained weights, the optimizer's moments if there are any, and what belongs to the base besides."""
-    copy_configuration(base, out)
-    for name in SUPERSEDED:
-        (out / name).unlink(missing_ok=True)
-    on_the_cpu(model).save_pretrained(out)
+    _copy_configuration(base, out)
+    on_the_cpu(model).to(stored_dtype(base)).save_pretrained(out)
     if moments is not None:
         write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
-    _refuse_not_finite(TensorFiles(out), "training diverged; lower finetune.learning_rate")
+    _refuse_not_finite(TensorFiles(out), DIVERGED)
+
+
+def _write_adapter(model: Any, processor: Any, base: Path, out: Path) -> None:
+    """Write the trained adapter, and what belongs to the base beside its weights."""
+    _copy_configuration(base, out)
+    write_adapter(on_the_cpu(model), base, out)
+    processor.save_pretrained(out)
+    _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), DIVERGED)
+
+
+def _copy_configuration(base: Path, out: Path) -> None:
+    """What belongs to the base beside its weights, but for what its processor will be saved without."""
+    copy_configuration(base, out)
+    for name in SUPERSEDED:
+        (out / name).unlink(missing_ok=True)
+
+
+def stored_dtype(base: Path) -> torch.dtype:
+    """The type that a base's weights are stored in, if it is one for all of them; else float32."""
+    files = TensorFiles(base)
+    found = {spec.dtype for spec in files.specs.values() if spec.is_floating}
+    return getattr(torch, found.pop()) if len(found) == 1 else WEIGHTS
 
 
 def training_arguments(settings: FinetuneSettings, progress: Path, kind: Kind[Any]) -> transformers.TrainingArguments:
@@ -211,12 +245,45 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     kind.refuse_other_outputs(checkpoint, task)
     _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
     model = kind.load_model(base, task.labels)
-    processor = kind.load_processor(base)
-    kind.refuse_unknown(processor, encode(kind, processor, task.rows("train"), task, model, seed=0), task)
+    _refuse_unreadable(base, task, model)
     copy_configuration(base, out)
     model.config.save_pretrained(out)
     checkpoint.tensors.copy_to(out)
     _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
+
+
+def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> None:
+    """Copy a finished adapter, with what belongs to its base beside the weights, into `out`.
+
+    Raises:
+        InputError: it is no adapter, or one of another base; it is damaged, or no model for the task.
+    """
+    kind = task_kind(task.kind)
+    if not is_adapter(adapter):
+        raise InputError(f"{adapter}: is no PEFT adapter (it has no {ADAPTER_CONFIG}); leave out the model's `adapter`")
+    verify_checkpoint(base)
+    verify_contents(adapter)
+    copy_configuration(base, out)
+    copy_configuration(adapter, out)
+    TensorFiles(adapter, ADAPTER_STEM).copy_to(out)
+    write_adapter_config(adapter, base, out)
+    # The whole model's configuration, by which the adapter is read from then on.
+    kind.load_model(base, task.labels, new_head=True).config.save_pretrained(out)
+    model = kind.load_model(out, task.labels)
+    model.config.save_pretrained(out)
+    checkpoint = Checkpoint(out)
+    kind.refuse_other_outputs(checkpoint, task)
+    _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), "fetch or make the adapter again")
+    _refuse_unreadable(out, task, model)
+    origin = {"method": "brought in", "base": base.name, "adapter": adapter.name}
+    _write_card(out, task, model.base_model_prefix, origin)
+
+
+def _refuse_unreadable(checkpoint: Path, task: TaskData, model: Any) -> None:
+    """Raise `InputError` if a checkpoint's processor makes next to nothing of the task's examples."""
+    kind = task_kind(task.kind)
+    processor = kind.load_processor(checkpoint)
+    kind.refuse_unknown(processor, encode(kind, processor, task.rows("train"), task, model, seed=0), task)
 
 
 def second_moments(
@@ -269,5 +336,5 @@ def _refuse_not_finite(tensors: TensorFiles, remedy: str) -> None:
 
 
 def _write_card(out: Path, task: TaskData, base_model_prefix: str, origin: Mapping[str, Any]) -> None:
-    card = checkpoint_card(fingerprint(TensorFiles(out)), base_model_prefix, task.labels, task.name, origin)
+    card = checkpoint_card(fingerprint(open_weights(out)), base_model_prefix, task.labels, task.name, origin)
     write_json(out / CHECKPOINT_CARD, card)

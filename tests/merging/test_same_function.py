@@ -243,9 +243,10 @@ def test_quantised_models_are_refused(zoo: Zoo, changes: dict[str, Any], tensors
             Ingredients(zoo.checkpoints, TaskArithmetic(), base=zoo.base())
 
 
-def test_adapters_are_refused_with_a_remedy(zoo: Zoo) -> None:
+def test_an_adapter_without_a_type_or_a_base_is_refused(zoo: Zoo) -> None:
     (zoo.checkpoints["bob"] / "adapter_config.json").write_text("{}")
-    with pytest.raises(
-        InputError, match=r"bob: is a PEFT adapter, not a model; merge the adapter into its base .*merge_and_unload"
-    ):
+    with pytest.raises(InputError, match=r"bob/adapter_config.json: does not say the adapter's type \(peft_type\)"):
+        merge_checkpoints(zoo.checkpoints, zoo.root / "out", method="isotropic", coefficients=λ)
+    (zoo.checkpoints["bob"] / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(InputError, match=r"the adapter's base, None, is no directory here; give the directory of"):
         merge_checkpoints(zoo.checkpoints, zoo.root / "out", method="isotropic", coefficients=λ)

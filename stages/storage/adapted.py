@@ -1,0 +1,160 @@
+"""The weights of an adapter's model: the base's, with the adapter's changes in them, computed when they are read."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.running.errors import InputError
+from stages.storage import naming
+from stages.storage.adapters import Adapter, deciding_config
+from stages.storage.checkpoint_files import ADAPTER_STEM, STEM, config_file
+from stages.storage.tensors import TensorFiles, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AdaptedFiles(TensorFiles):
+    """What the files of an adapter's whole model would hold, under the names that transformers would save it by.
+
+    Nothing is stored twice: the base's tensors are mapped, and what the adapter changes is computed as it is read.
+
+    Attributes:
+        adapter: what changes.
+        base: the base's files.
+        changed: names of the tensors that are not the base's.
+        untied: whether a tied pair of the base's is no longer one: the adapter changes one of the two.
+
+    Args:
+        directory: the adapter's.
+        base: the directory of its base.
+
+    Raises:
+        InputError: the adapter is none of this base, or of a kind whose change is of no weights; named.
+    """
+
+    def __init__(self, directory: Path, base: Path) -> None:
+        model = naming.empty_model(directory if config_file(directory).is_file() else base)
+        if model is None:
+            raise InputError(
+                f"{config_file(base)}: transformers does not know this architecture, so no adapter can be put on it"
+            )
+        self.directory, self.stem = directory, STEM
+        self.base = TensorFiles(base)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        ties = naming.ties(model)
+        where = naming.places(model, self.base.specs)
+        if parts := sorted(name for name, place in where.items() if place.pattern is not None):
+            raise InputError(
+                f"{self.base.file}: the model has its tensor {parts[0]} together with others in one, so no adapter's "
+                "weights can be told; use a base whose weights are stored as the model has them"
+            )
+        self._of_base = {name: own[0] for name, own in naming.model_names(model, self.base).items()}
+        self.adapter = Adapter(directory, model)
+        self.changed = {*self.adapter.computed, *self.adapter.replaced}
+        self.untied = self._untie(ties)
+        specs = {name: self.base.specs[own] for name, own in self._of_base.items()}
+        for name, own in self.adapter.replaced.items():
+            dtype = specs[name].dtype if name in specs else self.adapter.tensors.specs[own].dtype
+            specs[name] = TensorSpec(dtype, self.adapter.tensors.specs[own].shape)
+            if specs[name].shape != shapes[name]:
+                raise InputError(
+                    f"{self.adapter.tensors.file}: tensor {own} has the shape {list(specs[name].shape)}, but the model "
+                    f"{list(shapes[name])}; it is no adapter of this base"
+                )
+        if lacking := sorted(self.adapter.computed - specs.keys()):
+            raise InputError(f"{self.base.file}: lacks the tensor {lacking[0]}, which the adapter changes")
+        self.stored = dict(sorted(specs.items()))
+        self.specs = self.stored
+        self.digests = {}
+        self._stored_names = {}
+
+    def _untie(self, ties: dict[str, str]) -> bool:
+        """Give both of a tied pair a tensor of their own where the adapter leaves them different."""
+        import torch
+
+        untied = False
+        for alias, source in ties.items():
+            if not self.changed & {alias, source} or source not in self._of_base:
+                continue
+            self._of_base.setdefault(alias, self._of_base[source])
+            one, other = (self._values(name, torch.float32) for name in (alias, source))
+            if torch.equal(one, other) or (self.changed >= {alias, source} and torch.allclose(one, other, atol=1e-6)):
+                self.changed.discard(alias)
+                self.adapter.computed.discard(alias)
+                self.adapter.replaced.pop(alias, None)
+                del self._of_base[alias]
+            else:
+                untied = True
+        return untied
+
+    def _values(self, name: str, dtype: "torch.dtype") -> "torch.Tensor":
+        if name in self.adapter.computed:
+            return self.adapter.weight(name, self.base.read(self._of_base[name]), dtype)
+        if name in self.adapter.replaced:
+            return self.adapter.tensors.read(self.adapter.replaced[name])
+        return self.base.read(self._of_base[name])
+
+    def read_as(self, name: str, dtype: "torch.dtype") -> "torch.Tensor":
+        """The tensor `name`: as it is stored, or, where the adapter changes it, computed in `dtype`."""
+        return self._values(self.stored_name(name), dtype)
+
+    def _read_stored(self, name: str) -> "torch.Tensor":
+        import torch
+
+        return self._values(name, torch.float32)
+
+    def base_value(self, name: str) -> "torch.Tensor | None":
+        """The base's tensor `name`, mapped; None of one that it lacks."""
+        own = self._of_base.get(self.stored_name(name))
+        return None if own is None else self.base.read(own)
+
+    def take_digest(self, name: str, digest: str) -> None:
+        """Of what is computed no digest is kept: the identity is that of base and adapter."""
+
+    def copy_to(self, directory: Path) -> None:
+        """Copy the adapter's own files as they are."""
+        self.adapter.tensors.copy_to(directory)
+
+    def fingerprint(self) -> str:
+        """The identity of the model: SHA-256 of the base's fingerprint, the adapter's, and its configuration."""
+        facts = [self.base.fingerprint(), self.adapter.tensors.fingerprint(), deciding_config(self.directory)]
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class OwnFiles(TensorFiles):
+    """An adapter's own parameters, as its file has them; their identity is that of the adapter's model.
+
+    Args:
+        directory: the adapter's.
+        base: the directory of its base.
+    """
+
+    def __init__(self, directory: Path, base: Path) -> None:
+        super().__init__(directory, ADAPTER_STEM)
+        self.whole = AdaptedFiles(directory, base)
+
+    def fingerprint(self) -> str:
+        """The identity of the adapter's model."""
+        return self.whole.fingerprint()
+
+
+class OnesFiles(TensorFiles):
+    """What a base is to vectors that scale its activations: ones, of the names and shapes of an adapter's vectors.
+
+    Args:
+        vectors: the adapter's own parameters.
+    """
+
+    def __init__(self, vectors: TensorFiles) -> None:
+        self.directory, self.stem = vectors.directory, vectors.stem
+        scales = {name: spec for name, spec in vectors.specs.items() if name.endswith(".ia3_l")}
+        self.stored = self.specs = scales
+        self.digests = {}
+        self._stored_names = {}
+
+    def _read_stored(self, name: str) -> "torch.Tensor":
+        import torch
+
+        return torch.ones(self.stored[name].shape)

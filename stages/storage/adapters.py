@@ -1,0 +1,251 @@
+"""PEFT adapters: which of their base's tensors they change, and into what; peft's own layers compute it.
+
+Only peft's layers know what an adapter computes (scaling, rsLoRA, DoRA, patterns of ranks), so each changed weight is
+what such a layer merges into the base's. It is compared with what the unmerged layer gives, since some merge otherwise.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.running.errors import InputError
+from stages.storage.cards import read_json
+from stages.storage.checkpoint_files import ADAPTER_CONFIG, ADAPTER_STEM, is_adapter
+from stages.storage.naming import Model
+from stages.storage.tensors import TensorFiles
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+PREFIX = "base_model.model."  # of tensors' names in an adapter's file
+NAME = "default"  # of the only adapter that a model has here, as peft calls it
+BASE = "base_model_name_or_path"  # in an adapter's configuration
+# Of the layers' own tensors, in a model: names that their file does not have.
+_INNER = (f".{NAME}", ".modules_to_save")
+VECTORS = ("IA3",)  # types whose own parameters are vectors, of which an average is an adapter of that type
+# In an adapter's configuration: what decides no value of its model.
+_NO_MATTER = {BASE, "auto_mapping", "inference_mode", "peft_version", "revision", "task_type"}
+_PROBES = 2  # inputs on which a merged layer is compared with itself
+_TOLERANCE = 1e-4  # of the outputs' norm, in float32
+
+
+def adapter_config(directory: Path) -> dict[str, Any]:
+    """An adapter's configuration. Raises `InputError` if it cannot be read or does not say its type."""
+    config = read_json(directory / ADAPTER_CONFIG)
+    if not isinstance(config.get("peft_type"), str):
+        raise InputError(f"{directory / ADAPTER_CONFIG}: does not say the adapter's type (peft_type)")
+    return config
+
+
+def has_vectors(directory: Path) -> bool:
+    """Whether a directory is an adapter whose own parameters are vectors that scale activations, as (IA)³'s are."""
+    return is_adapter(directory) and adapter_config(directory)["peft_type"] in VECTORS
+
+
+def deciding_config(directory: Path) -> dict[str, Any]:
+    """Of an adapter's configuration, what decides values of its model; names in one order."""
+    found = {key: value for key, value in adapter_config(directory).items() if key not in _NO_MATTER}
+    return {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def adapter_base(directory: Path, given: Path | None = None) -> Path:
+    """The directory of an adapter's base: the one that the adapter's configuration names, if it is here, or the given.
+
+    Raises:
+        InputError: neither is a directory; or the base is an adapter itself.
+    """
+    named = adapter_config(directory).get(BASE)
+    base = Path(str(named)) if given is None or (named and Path(str(named)).is_dir()) else given
+    if (not named and given is None) or not base.is_dir():
+        raise InputError(
+            f"{directory / ADAPTER_CONFIG}: the adapter's base, {named!r}, is no directory here; give the directory of "
+            "the base"
+        )
+    if (base / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{base}: is an adapter, and no base of another; merge it into its own base first")
+    return base
+
+
+def attach(model: Model, directory: Path, tensors: Mapping[str, "Tensor"]) -> Model:
+    """Put an adapter's layers, with its tensors, into a model of its base, in place; returns that model.
+
+    Args:
+        model: of the base, with values or without.
+        directory: the adapter's.
+        tensors: of its file; names with `base_layer` are passed over: they are the base's.
+
+    Raises:
+        InputError: peft does not know the adapter, or it does not fit the model.
+    """
+    import peft
+
+    own = {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = peft.PeftConfig.from_pretrained(str(directory))
+            config.inference_mode = True
+            # What its vectors and matrices are at first is overwritten, and may take long or need the base's values.
+            wrapped = peft.get_peft_model(model, config)
+            loaded: Any = peft.set_peft_model_state_dict(wrapped, own)
+    except Exception as error:  # whatever peft makes of an adapter that it cannot take
+        raise InputError(f"{directory}: {' '.join(str(error).split())[:300]}; it is no adapter of this base") from None
+    inner = wrapped.get_base_model()
+    if unexpected := sorted(loaded.unexpected_keys):
+        raise InputError(f"{directory}: the adapter's tensor {unexpected[0]} is none of this base's model")
+    needed = {file_name(name) for name in adapter_parameters(inner)}
+    if missing := sorted(needed - own.keys()):
+        raise InputError(f"{directory / ADAPTER_STEM}.safetensors: lacks the tensor {missing[0]}; fetch it again")
+    return inner
+
+
+def file_name(parameter: str) -> str:
+    """What an adapter's file calls a parameter of the model that it is attached to."""
+    parameter = parameter.removesuffix(f".{NAME}.weight") if ".lora_magnitude_vector." in parameter else parameter
+    for inner in _INNER:
+        parameter = parameter.replace(f"{inner}.", ".").removesuffix(inner)
+    return PREFIX + parameter
+
+
+def adapter_parameters(model: Model) -> dict[str, "nn.Parameter"]:
+    """The adapter's own parameters in a model that it is attached to, by the names that they have there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    own = set()
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            stems = tuple(f"{path}.{stem}." for stem in module.adapter_layer_names)
+            own |= {name for name, _ in model.named_parameters() if f"{name}.".startswith(stems)}
+    own |= {name for name, _ in model.named_parameters() if f".modules_to_save.{NAME}." in name}
+    return {name: parameter for name, parameter in model.named_parameters() if name in own}
+
+
+class Adapter:
+    """An adapter's change of its base's tensors, by the model's names.
+
+    Attributes:
+        directory: where it is.
+        tensors: its own weights, mapped.
+        computed: names of the tensors that its layers make of the base's.
+        replaced: the model's name of each tensor that is the adapter's own as a whole → the name in its file.
+
+    Args:
+        directory: the adapter's.
+        model: of its base, without values (`naming.empty_model`); it is the adapter's from then on.
+
+    Raises:
+        InputError: the adapter cannot be read or does not fit, or no weight of a model is what it computes.
+    """
+
+    def __init__(self, directory: Path, model: Model) -> None:
+        self.directory = directory
+        self.tensors = TensorFiles(directory, ADAPTER_STEM)
+        names = set(model.state_dict())
+        _let_be_hollow(model)
+        self._model = attach(model, directory, {name: self.tensors.read(name) for name in self.tensors.specs})
+        self._layers = dict(self._changing_layers())
+        self.computed = set(self._layers)
+        self.replaced = dict(self._whole_tensors(names))
+        taken = {file_name(name) for name in adapter_parameters(self._model)} | set(self.replaced.values())
+        bases = {name for name in self.tensors.specs if name.endswith(".base_layer.weight")}
+        self._bases = {name.removeprefix(PREFIX).replace(".base_layer", ""): name for name in bases}
+        if rest := sorted(self.tensors.specs.keys() - taken - bases):
+            raise InputError(f"{self.tensors.file}: the tensor {rest[0]} is no part of what the adapter computes")
+
+    def _changing_layers(self) -> Iterator[tuple[str, Any]]:
+        """The name of each weight that a layer of the adapter changes, and the layer."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from torch import nn
+        from transformers.pytorch_utils import Conv1D
+
+        kind = adapter_config(self.directory)["peft_type"]
+        found = 0
+        for path, layer in self._model.named_modules():
+            if not isinstance(layer, BaseTunerLayer):
+                continue
+            found += 1
+            base = layer.get_base_layer()
+            if not isinstance(base, nn.Linear | nn.Embedding | Conv1D) or not hasattr(layer, "merge"):
+                raise InputError(
+                    f"{self.directory}: the {kind} adapter's layer {path} ({type(base).__name__}) is not the change of "
+                    "a weight that can be merged; only Linear and Embedding layers can"
+                )
+            yield f"{path.removesuffix('.token_adapter')}.weight", layer
+        if not found and not any(".modules_to_save." in name for name, _ in self._model.named_parameters()):
+            raise InputError(
+                f"{self.directory}: a {kind} adapter changes no weight of its base, so it cannot be merged"
+            )
+
+    def _whole_tensors(self, names: set[str]) -> Iterator[tuple[str, str]]:
+        """The tensors that an adapter has whole: of modules that it was to save, and biases that were trained."""
+        for name in self.tensors.specs:
+            own = name.removeprefix(PREFIX).replace(".base_layer", "")
+            if own in names and not name.endswith(".base_layer.weight"):
+                yield own, name
+
+    def weight(self, name: str, base: "Tensor", dtype: "torch.dtype") -> "Tensor":
+        """What the adapter makes of the base's weight `name`, one of `computed`, computed in `dtype`.
+
+        Raises:
+            InputError: the weight is not what the adapter's layer computes with.
+        """
+        import torch
+        from torch import nn
+
+        layer = deepcopy(self._layers[name]).to(dtype).eval()
+        inner = layer.get_base_layer()
+        if name in self._bases:
+            base = self.tensors.read(self._bases[name])
+        if tuple(inner.weight.shape) != tuple(base.shape):
+            raise InputError(
+                f"{self.directory}: is for a weight {name} of the shape {list(inner.weight.shape)}, but the base's has "
+                f"{list(base.shape)}; it is no adapter of this base"
+            )
+        inner.weight = nn.Parameter(base.to(dtype, copy=True), requires_grad=False)
+        if (bias := getattr(inner, "bias", None)) is not None:
+            inner.bias = nn.Parameter(torch.zeros(bias.shape, dtype=dtype), requires_grad=False)
+        with torch.no_grad():
+            probes = _probes(inner, dtype)
+            unmerged = layer(probes)
+            try:
+                layer.merge()
+            except Exception as error:  # whatever a layer says that cannot be merged
+                raise InputError(f"{self.directory}: {name}: cannot be merged: {error}") from None
+            merged = inner(probes)
+        if not (unmerged - merged).norm() <= _TOLERANCE * unmerged.norm().clamp_min(1e-30):
+            raise InputError(
+                f"{self.directory}: what the adapter computes with {name} is not what it computes once it is merged "
+                "into the weight, so no merge of weights is right"
+            )
+        return inner.weight.detach()
+
+
+def _probes(layer: "nn.Module", dtype: "torch.dtype") -> "Tensor":
+    """Inputs of a Linear, Conv1D or Embedding, always the same."""
+    import torch
+    from torch import nn
+
+    if isinstance(layer, nn.Embedding):
+        return torch.arange(min(8, layer.num_embeddings))[None]
+    weight: Any = layer.weight
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else weight.shape[0]
+    return torch.randn(_PROBES, inputs, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _let_be_hollow(model: Model) -> None:
+    """Give a model on no device parameters on the CPU, of zeros that take no memory: peft's layers can be put on it."""
+    import torch
+    from torch import nn
+
+    made: dict[int, nn.Parameter] = {}  # tied parameters stay one
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                zeros = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
+                module._parameters[name] = made.setdefault(id(parameter), nn.Parameter(zeros, requires_grad=False))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros((), dtype=buffer.dtype).expand(buffer.shape)
