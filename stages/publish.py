@@ -17,8 +17,9 @@ from stages.pipeline.places import EVAL, FINETUNED, FISHERS
 from stages.results.model_card import MARK, Publication, model_card, taking
 from stages.running.errors import InputError, said
 from stages.running.scratch import scratch_directory
-from stages.storage.cards import METRICS, ORIGIN, read_json
-from stages.storage.checkpoint_files import CHECKPOINT_CARD, own_card
+from stages.storage.adapters import BASE, adapter_config
+from stages.storage.cards import METRICS, ORIGIN, read_json, write_json
+from stages.storage.checkpoint_files import ADAPTER_CONFIG, ADAPTER_STEM, CHECKPOINT_CARD, own_card
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
@@ -30,9 +31,15 @@ if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
 HUB = "hub:"  # what a destination on the Hugging Face Hub begins with
 CARD = "README.md"
 TENSOR_FILES = tuple(
-    f"{stem}{rest}" for stem in ("model", "fisher") for rest in (".safetensors*", "-*-of-*.safetensors")
+    f"{stem}{rest}" for stem in ("model", ADAPTER_STEM, "fisher") for rest in (".safetensors*", "-*-of-*.safetensors")
 )
-PUBLISHED_FILES = (CARD, CHECKPOINT_CARD, "fisher.json", *TENSOR_FILES)  # beside the checkpoint's configuration
+PUBLISHED_FILES = (
+    CARD,
+    CHECKPOINT_CARD,
+    ADAPTER_CONFIG,
+    "fisher.json",
+    *TENSOR_FILES,
+)  # beside the checkpoint's configuration
 
 
 def publish(name: str, to: str) -> str:
@@ -194,11 +201,22 @@ def write(publication: Publication, directory: Path, source: Mapping[str, str]) 
     """Write checkpoint, Fisher and cards into an existing directory; `source` is where others will take them from."""
     checkpoint, fisher = publication.checkpoint, publication.fisher
     copy_configuration(checkpoint.directory, directory)
+    if checkpoint.base is not None:
+        _write_adapter_config(publication, directory)
     copy_files([CHECKPOINT_CARD], checkpoint.directory, directory)
     checkpoint.tensors.copy_to(directory)
     copy_files([fisher.card_file.name], fisher.card_file.parent, directory)
     fisher.tensors.copy_to(directory)
     (directory / CARD).write_text(model_card(publication, source), encoding="utf-8")
+
+
+def _write_adapter_config(publication: Publication, directory: Path) -> None:
+    """Write an adapter's configuration, in which its base has the name that others know it by."""
+    config = adapter_config(publication.checkpoint.directory)
+    if publication.base is not None:
+        name, source = publication.base
+        config[BASE] = source.hub or source.package or name
+    write_json(directory / ADAPTER_CONFIG, config)
 
 
 def main() -> None:

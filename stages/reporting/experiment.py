@@ -20,6 +20,7 @@ from stages.reporting.metric_words import difference_introduction, slug, table_i
 from stages.reporting.significance import RESAMPLES, Group, comparable_groups
 from stages.reporting.sweeps import Sweep, find_sweeps, without_sweeps
 from stages.reporting.tables import (
+    adapters_table,
     difference_matrix,
     merges_table,
     models_table,
@@ -76,7 +77,12 @@ def _sections(experiment: Experiment) -> list[Section]:
     overview += [Text(finding) for group in _of_other_merges(groups) if (finding := main_finding(group))]
     overview += [
         table
-        for table in (merges_table(results), models_table(results), statistics_table(results))
+        for table in (
+            merges_table(results),
+            adapters_table(results),
+            models_table(results),
+            statistics_table(results),
+        )
         if table is not None
     ]
 

@@ -140,6 +140,20 @@ def statistics_table(results: Sequence[Result]) -> Table | None:
     return Table(["of", "statistic", *keys], sorted(rows), named_by=2, summary=summary) if rows else None
 
 
+def adapters_table(results: Sequence[Result]) -> Table | None:
+    """Of merges that are LoRA adapters: their rank, and how much of the merged change is lost; None without any."""
+    rows = []
+    for result in results:
+        adapter = result.origin.get("adapter")
+        if result.role == "merge" and adapter is not None:
+            errors = adapter["relative_errors"]
+            worst = max(errors, key=errors.__getitem__, default=None)
+            most = MISSING if worst is None else f"{share(errors[worst])} in {worst}"
+            rows.append([result.name, plain(adapter["rank"]), share(adapter["relative_error"]), most])
+    header = ["", "rank", "lost of the change’s norm", "most of one weight’s"]
+    return Table(header, rows, summary="Merges that are LoRA adapters: what their rank loses") if rows else None
+
+
 def models_table(results: Sequence[Result]) -> Table:
     """How the models were made."""
     keys = ["task", "method", "base", "examples", "epochs", "learning_rate", "batch_size", "seed"]

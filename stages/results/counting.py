@@ -128,7 +128,8 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
     origin = own_card(root / FINETUNED / name)["origin"]
     if kind == "finetune":
         epochs = params.finetune_settings(name).epochs
-        return 0.0 if params.models[name].finetune is False else 3 * once * origin["examples"] * epochs
+        finished = params.models[name].finetune is False or params.models[name].adapter is not None
+        return 0.0 if finished else 3 * once * origin["examples"] * epochs
     statistic = next(each for each in STATISTICS.values() if each.stem == kind)
     if params.fisher_source(name) is not None and statistic.is_of_parameters:
         return 0.0
@@ -147,10 +148,12 @@ def _merge_flops(name: str, counted: Counted) -> float | None:
     per_value = {"isotropic": 2, "fisher": 4}.get(counted.params.merges[name].options.method)
     if per_value is None:
         return None
-    from stages.storage.tensors import TensorFiles
+    from stages.storage.adapted import AdaptedFiles
+    from stages.storage.weights import open_weights
 
-    merged = TensorFiles(counted.root / MERGED / name)
-    values = sum(spec.elements for spec in merged.specs.values())
+    merged = open_weights(counted.root / MERGED / name)
+    changed = merged.changed if isinstance(merged, AdaptedFiles) else merged.specs.keys()
+    values = sum(spec.elements for tensor, spec in merged.specs.items() if tensor in changed)
     return float(per_value * values * len(counted.params.merges[name].models))
 
 

@@ -59,11 +59,15 @@ def taking(publication: Publication, source: Mapping[str, str]) -> str:
     """The lines of another project's params.yaml that take the publication from `source`."""
     name, card = publication.name, publication.checkpoint.card
     place = ", ".join(f"{key}: {_json(value)}" for key, value in source.items())
+    base = publication.base[0] if publication.base is not None else "base"
+    model = f"base: {name}, task: {card['task']}, finetune: false"
+    if publication.checkpoint.base is not None:
+        model = f"base: {base}, adapter: {name}, task: {card['task']}"
     return f"""\
 sources:
   {name}: {{{place}}}
 models: # the task is one of yours{f", with the labels {_json(card['labels'])} in this order" if card["labels"] else ""}
-  {name}: {{base: {name}, task: {card["task"]}, finetune: false, fisher: {{{place}}}}}"""
+  {name}: {{{model}, fisher: {{{place}}}}}"""
 
 
 def model_card(publication: Publication, source: Mapping[str, str]) -> str:
@@ -87,7 +91,7 @@ models of one base are merged into one ([Matena & Raffel 2022](https://arxiv.org
 {_test_results(publication)}
 ## The Fisher
 
-`{publication.fisher.tensors.stem}.safetensors` has a tensor per parameter, under the parameter's name and in its shape.
+`{publication.fisher.tensors.stem}.safetensors` has a tensor per {_measured(publication)}'s name and in its shape.
 
 {_fisher_facts(publication.fisher.card)}
 
@@ -98,7 +102,7 @@ It fits these weights only: a merge compares the fingerprints and refuses it bes
 With transformers:
 
 ```python
-{_loading(publication.task, _json(source.get("hub", source.get("path"))))}
+{_loading(publication.task, _json(source.get("hub", source.get("path"))), _base_of_adapter(publication))}
 ```
 
 In another project of the Fisher merging pipeline, in `params.yaml`:
@@ -112,6 +116,14 @@ Without `fisher`, `dvc repro` estimates one on that project's own examples.
 
 `{CHECKPOINT_CARD}` and `fisher.json` say the same for programs.
 """
+
+
+def _measured(publication: Publication) -> str:
+    """What the Fisher has a tensor for, and under whose name."""
+    if publication.checkpoint.base is None:
+        return "parameter, under the parameter"
+    own = any(".lora_" in name or name.endswith(".ia3_l") for name in publication.fisher.tensors.stored)
+    return "parameter of the adapter, under that" if own else "weight that the adapter changes, under the weight"
 
 
 def _header(publication: Publication) -> str:
@@ -134,14 +146,26 @@ def _files(task: Task) -> str:
     return first_names([str(entry) for entry in task.entries])
 
 
-def _loading(task: Task, place: str) -> str:
-    """The lines of Python that load a model from where it is."""
+def _loading(task: Task, place: str, base: str | None) -> str:
+    """The lines of Python that load a model from where it is; an adapter, on its base."""
     if task.auto_class is None:
         return f"from transformers import pipeline\n\nmodel = pipeline({_json(task.hub_pipeline)}, {place})"
+    load = f"{task.auto_class}.from_pretrained({place if base is None else base})"
+    imported, model = "", load
+    if base is not None:
+        imported, model = "from peft import PeftModel\n", f"PeftModel.from_pretrained({load}, {place})"
     return (
-        f"from transformers import {task.auto_class}, AutoTokenizer\n\n"
-        f"model = {task.auto_class}.from_pretrained({place})\ntokenizer = AutoTokenizer.from_pretrained({place})"
+        f"{imported}from transformers import {task.auto_class}, AutoTokenizer\n\n"
+        f"model = {model}\ntokenizer = AutoTokenizer.from_pretrained({place})"
     )
+
+
+def _base_of_adapter(publication: Publication) -> str | None:
+    """What an adapter's base is called in Python: its repository on the Hub, or what params.yaml calls it."""
+    if publication.checkpoint.base is None:
+        return None
+    name, source = publication.base or ("base", None)
+    return _json(name if source is None or source.hub is None else source.hub)
 
 
 def _labels(labels: Sequence[str]) -> str:
@@ -156,8 +180,11 @@ def _making(publication: Publication) -> str:
     if method == "finetuned":
         examples, loss = origin.pop("examples"), origin.pop("validation_loss", None)
         scores = {metric: origin.pop(f"validation_{metric.name}", None) for metric in publication.task.own_metrics}
+        what = "all weights"
+        if (adapter := origin.pop("adapter", None)) is not None:
+            what = f"an adapter ({', '.join(f'{key} {value}' for key, value in adapter.items())})"
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
-        items.append(f"**Fine-tuning:** of all weights, by AdamW, on {examples:,} training examples; {settings}.")
+        items.append(f"**Fine-tuning:** of {what}, by AdamW, on {examples:,} training examples; {settings}.")
         for metric, score in scores.items():
             if score is not None:
                 items.append(f"**Validation {metric.title}:** {with_unit(metric, score)}.")

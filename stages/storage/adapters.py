@@ -58,8 +58,9 @@ def adapter_base(directory: Path, given: Path | None = None) -> Path:
         InputError: neither is a directory; or the base is an adapter itself.
     """
     named = adapter_config(directory).get(BASE)
-    base = Path(str(named)) if given is None or (named and Path(str(named)).is_dir()) else given
-    if (not named and given is None) or not base.is_dir():
+    places = [place / str(named) for place in (Path(), *directory.resolve().parents)] if named else []
+    base = next((place for place in places if place.is_dir()), given)
+    if base is None or not base.is_dir():
         raise InputError(
             f"{directory / ADAPTER_CONFIG}: the adapter's base, {named!r}, is no directory here; give the directory of "
             "the base"
