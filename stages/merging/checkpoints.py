@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from stages.merging.card import merged_card, model_card
 from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
@@ -85,17 +85,10 @@ def merge_checkpoints(
     ingredients = Ingredients(directories, method_options(method), places, bases[0] if bases else None, heads)
     merging = ingredients.at(coefficients, precision if rank is None else "float64")
     with atomic_directory(out) as partial:
-        _write_configuration(merging, partial)
-        truncation = None
-        if rank is not None:
-            truncation = write_as_adapter(merging, rank, partial)
-        else:
-            found = _write_weights(merging, partial, bytes_of(max_shard_size), progress)
+        found, truncation = _write_tensors(merging, partial, rank, bytes_of(max_shard_size), progress)
         ingredients.verify()
         if heads == "each":
             write_heads(partial, ingredients.checkpoints)
-        if is_adapter(partial):  # its identity is the base's too
-            found = open_weights(partial, ingredients.target.base).fingerprint()
         card = merged_card(merging, heads, found, truncation)
         write_json(partial / CHECKPOINT_CARD, card)
         trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
@@ -126,6 +119,24 @@ def _refuse_no_file_names(models: Iterable[str]) -> None:
                 f"the model {name!r}: with `heads: each` a file is named after every model, which this name cannot be; "
                 "call it otherwise, without a slash"
             )
+
+
+def _write_tensors(
+    merging: Merging, directory: Path, rank: int | None, max_shard_bytes: int, progress: Callable[[int], object] | None
+) -> tuple[str, dict[str, Any] | None]:
+    """Write the merge, a whole model or an adapter, with its configuration.
+
+    Returns:
+        Its fingerprint, and what its card says of an adapter of a rank.
+    """
+    _write_configuration(merging, directory)
+    base = merging.ingredients.target.base
+    if rank is not None:
+        truncation = write_as_adapter(merging, rank, directory)
+        return open_weights(directory, base).fingerprint(), truncation
+    found = _write_weights(merging, directory, max_shard_bytes, progress)
+    # An adapter's identity is that of its base, too.
+    return open_weights(directory, base).fingerprint() if is_adapter(directory) else found, None
 
 
 def _write_configuration(merging: Merging, directory: Path) -> None:

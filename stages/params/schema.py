@@ -28,6 +28,8 @@ class FinetuneSettings(Section):
 
     from_scratch: of the base, take the configuration only: the weights are initialised at random with `seed`.
     adapter: train an adapter on the base, whose weights stay as they are; without it, all weights are trained.
+    precision: of the passes. Trained weights and their sums are float32 in either; weights that an adapter leaves as
+        they are stay bfloat16 in memory, if their files have that and the passes too.
     """
 
     # Left out where it is false, so that cards say what they said before there was such a key.
@@ -39,6 +41,7 @@ class FinetuneSettings(Section):
     batch_size: int = Field(default=32, ge=1)
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of the steps
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda value: value == "float32")
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")

@@ -40,6 +40,13 @@ def with_adapter(model: Model, settings: Lora | Ia3, base: Path) -> Model:
         raise InputError(f"finetune.adapter: {' '.join(str(error).split())[:300]}") from None
 
 
+def leave_in(dtype: torch.dtype, wrapped: Model) -> None:
+    """Turn the weights that are not trained into a type, the one that their files have: they take no more memory."""
+    for parameter in wrapped.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def _config(settings: Lora | Ia3, saved: list[str] | None) -> peft.PeftConfig:
     if isinstance(settings, Ia3):
         named: list[str] | None = (
@@ -78,8 +85,14 @@ def _new_modules(model: Model, base: Path) -> set[str]:
     return {name.rpartition(".")[0] for name, tensor in parameters.items() if is_new(name, tensor.detach())}
 
 
-def write_adapter(wrapped: Model, base: Path, out: Path) -> None:
+def write_adapter(wrapped: Model, base: Path, dtype: torch.dtype, out: Path) -> None:
     """Write a trained adapter, and the configuration of the whole model, into a directory.
+
+    Args:
+        wrapped: the model with the adapter on it.
+        base: the directory of its base.
+        dtype: the type that the base's weights are stored in.
+        out: the directory.
 
     Raises:
         InputError: the adapter's change cannot be told from the files, so nothing could be made of it.
@@ -89,10 +102,16 @@ def write_adapter(wrapped: Model, base: Path, out: Path) -> None:
     wrapped.save_pretrained(out, save_embedding_layers=False)
     (out / MODEL_CARD).unlink(missing_ok=True)  # peft's, which tells of nothing but peft
     write_adapter_config(out, base, out)
-    model.config.save_pretrained(out)
+    save_config(model, dtype, out)
     if AdaptedFiles(out, base).untied:
         model.config.get_text_config().tie_word_embeddings = False
-        model.config.save_pretrained(out)
+        save_config(model, dtype, out)
+
+
+def save_config(model: Model, dtype: torch.dtype, out: Path) -> None:
+    """Write a model's configuration, which says the type that its weights are stored in, whatever that in memory."""
+    model.config.dtype = dtype
+    model.config.save_pretrained(out)
 
 
 def write_adapter_config(adapter: Path, base: Path, out: Path) -> None:

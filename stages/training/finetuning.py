@@ -36,7 +36,7 @@ from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.encoding import EncodedExamples, encode
 from stages.tasks.kind import Kind
 from stages.tasks.metrics import Metric
-from stages.training.adapters import with_adapter, write_adapter, write_adapter_config
+from stages.training.adapters import leave_in, save_config, with_adapter, write_adapter, write_adapter_config
 from stages.training.resuming import TrainingProgress
 
 DIVERGED = "training diverged; lower finetune.learning_rate"
@@ -77,7 +77,11 @@ def train(
         for split, rows in (("train", drawn), ("validation", task.rows("validation")))
     }
     kind.refuse_unknown(processor, examples["train"], task)
-    trained = model if settings.adapter is None else with_adapter(model, settings.adapter, base)
+    trained = model
+    if settings.adapter is not None:
+        trained = with_adapter(model, settings.adapter, base)
+        if settings.precision == "bfloat16":
+            leave_in(stored_dtype(base), trained)
     trainer = _trainer(trained, processor, examples, task, settings, progress)
     identity: dict[str, Any] = {
         "base": tree_sha256(base),  # with its configuration and processor
@@ -138,7 +142,7 @@ def _write_checkpoint(
 def _write_adapter(model: Any, processor: Any, base: Path, out: Path) -> None:
     """Write the trained adapter, and what belongs to the base beside its weights."""
     _copy_configuration(base, out)
-    write_adapter(on_the_cpu(model), base, out)
+    write_adapter(on_the_cpu(model), base, stored_dtype(base), out)
     processor.save_pretrained(out)
     _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), DIVERGED)
 
@@ -180,6 +184,7 @@ def training_arguments(settings: FinetuneSettings, progress: Path, kind: Kind[An
         logging_steps=5,
         report_to=[],
         remove_unused_columns=False,  # all are used
+        bf16=settings.precision == "bfloat16",
         use_cpu=compute_device().type == "cpu",
         dataloader_pin_memory=False,
     )
@@ -247,7 +252,7 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     model = kind.load_model(base, task.labels)
     _refuse_unreadable(base, task, model)
     copy_configuration(base, out)
-    model.config.save_pretrained(out)
+    save_config(model, stored_dtype(base), out)
     checkpoint.tensors.copy_to(out)
     _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
 
@@ -268,9 +273,9 @@ def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> No
     TensorFiles(adapter, ADAPTER_STEM).copy_to(out)
     write_adapter_config(adapter, base, out)
     # The whole model's configuration, by which the adapter is read from then on.
-    kind.load_model(base, task.labels, new_head=True).config.save_pretrained(out)
+    save_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
     model = kind.load_model(out, task.labels)
-    model.config.save_pretrained(out)
+    save_config(model, stored_dtype(base), out)
     checkpoint = Checkpoint(out)
     kind.refuse_other_outputs(checkpoint, task)
     _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), "fetch or make the adapter again")
