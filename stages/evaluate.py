@@ -39,13 +39,11 @@ def evaluate(name: str) -> None:
     else:
         checkpoint = (MERGED if merged else FINETUNED) / name
         tasks = [TaskData.open(TASKS / task) for task in evaluated_tasks(name, params)]
-        predictions, cut = predict(checkpoint, tasks)
+        predictions, said = predict(checkpoint, tasks)
         fingerprints = {task.name: task.fingerprints["test"] for task in tasks}
         card = own_card(checkpoint)
         origin = card["origin"] if merged else {"task": card["task"], **card["origin"]}
-        left = {task: own.not_predicted for task, own in predictions.items() if own.not_predicted}
-        said = {"texts_cut_to_tokens": cut, "not_predicted": left}
-        origin = origin | {key: tasks for key, tasks in said.items() if tasks}
+        origin = origin | said
     measured_by = {task: params.tasks[task].own_metrics for task in predictions}
     primary = {task: own[0] for task, own in measured_by.items()}
     with atomic_directory(EVAL / name) as partial:

@@ -83,8 +83,8 @@ def test_longer_texts_of_another_models_task_are_cut_and_it_is_said(
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     card = {"base_model_prefix": "bert", "labels": ["bad", "good"], "task": "short", "origin": {}}
     write_json(tmp_path / "model/checkpoint.json", card)
-    found, cut = predict(tmp_path / "model", [short, long])
-    assert cut == {"long": 6}
+    found, said = predict(tmp_path / "model", [short, long])
+    assert said == {"texts_cut_to_tokens": {"long": 6}}
     assert capsys.readouterr().err == "long: the model reads 6 tokens of its texts, which may have 64\n"
     np.testing.assert_array_equal(found["short"].outputs, found["long"].outputs)  # the same sentences
     assert predict(tmp_path / "model", [short])[1] == {}

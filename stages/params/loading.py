@@ -122,6 +122,11 @@ def _check_references(params: Params, path: Path) -> None:
         known(model.base, {**params.sources, **params.models}, f"models.{model_name}.base", "source or model")
         known(model.task, params.tasks, f"models.{model_name}.task", "task")
         _check_adapter(params, model_name, path)
+        if (task := params.tasks[model.task]).only_evaluates:
+            raise InputError(
+                f"{path}: models.{model_name}.task = {model.task!r}: its kind, {task.kind}, is for evaluation alone; "
+                "give the model a task that it is made for"
+            )
         if model.finetune is False and params.fisher_settings(model_name).estimator == "adam":
             raise InputError(
                 f"{path}: models.{model_name}.fisher.estimator = 'adam': this model is brought in, not fine-tuned, so "
@@ -207,6 +212,8 @@ def _check_search(params: Params, merge: Merge, search: Search, place: str) -> N
     primary = {}
     for task in tasks:
         kind = params.tasks[task].kind
+        if params.tasks[task].only_evaluates:
+            raise InputError(f"{place}.tasks: {task} is for evaluation alone, as its kind is {kind}; list other tasks")
         found = {metric.name: metric for metric in params.tasks[task].own_metrics}
         if not found:
             raise InputError(f"{place}.tasks: {task} has no metric to score λ by: its kind is {kind}")

@@ -13,7 +13,7 @@ from stages.storage.checkpoint import read_head
 from stages.storage.checkpoint_files import own_card
 from stages.storage.digests import verify_contents
 from stages.storage.weights import verify_checkpoint
-from stages.tasks import task_kind
+from stages.tasks import task_evaluator, task_kind
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import KINDS
 from stages.tasks.metrics import Metric
@@ -26,38 +26,34 @@ SHOWN = 3  # test examples of a task whose models write, for which it is kept wh
 SHOWN_TOKENS = 64  # of each, at most
 
 
-def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predictions], dict[str, int]]:
+def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predictions], dict[str, dict[str, int]]]:
     """The checkpoint's outputs on the test splits of the tasks that it can do.
 
     Returns:
-        Task → predictions; and task → tokens, of the tasks whose texts it got no more of than it reads.
+        Task → predictions; and what origin.json is to say: key → task → a number.
 
     Raises:
         InputError: it has the labels of none of the tasks, or cannot be loaded.
     """
     from stages.running.placement import Placement
-    from stages.tasks import prediction
 
     found = {}
-    cut = {}
+    said: dict[str, dict[str, int]] = {}
     placement = Placement.of_this_machine()
     verify_checkpoint(checkpoint)
     for task, model in models_by_task(checkpoint, tasks):
-        kind = task_kind(task.kind)
-        examples = prediction.examples_for(kind, checkpoint, model, task.rows("test"), task, placement)
-        if examples.cut is not None:
-            cut[task.name] = examples.cut
-        outputs = prediction.predict(model, examples, task.metrics)
-        if not np.isfinite(outputs).all():
-            raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
-        written = kind.written(model, examples, range(min(SHOWN, len(examples.rows))), SHOWN_TOKENS)
-        wanted = prediction.targets(examples)
-        found[task.name] = Predictions(outputs, wanted, written, examples.not_predicted)
-    return found, cut
+        tested = task_evaluator(task.kind).tested(checkpoint, model, task, placement, SHOWN, SHOWN_TOKENS)
+        found[task.name] = Predictions(tested.outputs, tested.targets, tested.written)
+        for key, number in tested.said.items():
+            said.setdefault(key, {})[task.name] = number
+    return found, said
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
-    """Each task with a metric that the checkpoint can do, with its model: one for all, or one per kept head."""
+    """Each task with a metric that the checkpoint can do, with its model: one for all, or one per kept head.
+
+    It can do those of the kind and labels of its own task, and those that are for evaluation alone.
+    """
     card = own_card(checkpoint)
     if card["origin"].get("heads") == "each":
         head_of = {entry["task"]: model for model, entry in reversed(card["origin"]["models"].items())}
@@ -72,13 +68,15 @@ def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[Ta
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)
-    yield from ((task, model) for task in known)
+    yield from ((task, model) for task in tasks if task in known or KINDS[task.kind].only_evaluates)
 
 
 def ensemble(
     evaluations: Mapping[str, Path], coefficients: Mapping[str, float], kinds: Mapping[str, str]
 ) -> tuple[dict[str, Predictions], dict[str, str]]:
     """What models predict together, λ-weighted, on the tasks that all of them do; no forward pass.
+
+    Tasks that are for evaluation alone are left out: what their outputs are has no mean that is a prediction.
 
     Args:
         evaluations: model → its evaluation's directory.
@@ -98,6 +96,7 @@ def ensemble(
             "params.yaml does not ask for; run `dvc repro`"
         )
     found = {}
+    shared = {task: examples for task, examples in shared.items() if not KINDS[kinds[task]].only_evaluates}
     for task in shared:
         by_model = {model: read_predictions(directory, task) for model, directory in evaluations.items()}
         averaging = KINDS[kinds[task]].averaging

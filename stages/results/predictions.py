@@ -25,13 +25,11 @@ class Predictions:
             positions of an example that has fewer than T.
         targets: what the metrics compare with them: [N, …], or [N, T] with `NO_OUTPUT` beyond an example's positions.
         written: what the model has written for the first examples, where it writes; in no file of predictions.
-        not_predicted: how much of what the examples ask for is cut off them; in no file of predictions either.
     """
 
     outputs: np.ndarray
     targets: np.ndarray
     written: Sequence[Written] = ()
-    not_predicted: int = 0
 
     @property
     def positions(self) -> list[int] | None:

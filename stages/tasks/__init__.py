@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from stages.curvature.likelihoods import Likelihood
     from stages.tasks.data import TaskData
-    from stages.tasks.kind import Kind
+    from stages.tasks.kind import Evaluator, Kind
 
 Part = Literal["settings", "reading", "kind", "likelihood"]  # of a kind: the files of its folder
 
@@ -21,10 +21,18 @@ def module_of(kind: str, part: Part) -> str:
 
 
 def task_kind(kind: str) -> "Kind[Any]":
-    """The kind of that name, imported only when asked for (it brings transformers with it)."""
+    """The kind of that name, which has models; imported only when asked for (it brings transformers with it)."""
     from importlib import import_module
 
     found: Kind[Any] = import_module(f"stages.{module_of(kind, 'kind')}").KIND
+    return found
+
+
+def task_evaluator(kind: str) -> "Evaluator":
+    """What evaluates models on tasks of that kind, which may have none of its own."""
+    from importlib import import_module
+
+    found: Evaluator = import_module(f"stages.{module_of(kind, 'kind')}").KIND
     return found
 
 

@@ -7,12 +7,12 @@ from pydantic import Field, field_serializer, model_validator
 
 from stages.tasks.averaging import Averaging, MeanOfSoftmax
 from stages.tasks.metrics import Accuracy, MacroF1, Metric
-from stages.tasks.task import Task
+from stages.tasks.task import TableTask
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-class Classification(Task):
+class Classification(TableTask):
     """A task with one label an example.
 
     label: the name of the label's column.

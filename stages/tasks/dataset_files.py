@@ -53,7 +53,7 @@ def arrow_parts(file: Path, source: Path) -> Iterator[Table]:
     from datasets.table import InMemoryTable
 
     _refuse_outside(file, source)
-    with _one_line(file):
+    with one_line(file):
         rows = Dataset(InMemoryTable(_arrow(file)), fingerprint=UNUSED)
     return tables_of(rows, file, Surroundings(source, file.parent))
 
@@ -72,7 +72,7 @@ def described_parts(tables: Iterable[pa.Table], schema: pa.Schema, file: Path, s
     """
     from datasets import Features
 
-    with _one_line(file):
+    with one_line(file):
         features = Features.from_arrow_schema(schema)
     start = 0
     for rows in tables:
@@ -161,7 +161,7 @@ class _Errors(logging.Handler):
 
 
 @contextmanager
-def _one_line(file: Path, seen: Path | None = None) -> Iterator[None]:
+def one_line(file: Path, seen: Path | None = None) -> Iterator[None]:
     """Run the library without progress bars or network; whatever it raises becomes one line.
 
     Args:
@@ -248,7 +248,7 @@ def _saved(directory: Path, source: Path) -> Iterator[Table]:
         if not (directory / name).is_file():
             raise InputError(f"{directory / name}: is missing; save the data set again")
         _refuse_outside(directory / name, source)
-    with _one_line(directory):
+    with one_line(directory):
         rows = pa.concat_tables([_arrow(directory / str(name)) for name in files])
         info = DatasetInfo.from_dict(_object(directory / INFO, source))
         found = Dataset(InMemoryTable(rows), info, fingerprint=UNUSED)
@@ -276,7 +276,7 @@ def _images(directory: Path, source: Path) -> Iterator[Table]:
     # A single class is one too; left to itself, the library needs two.
     labels = {"drop_labels": False} if all(len(inner[path]) == 2 for path in images) else {}
     wanted = [str(path.absolute()) for path in (*images, *metadata)]
-    with _one_line(directory), scratch_directory() as scratch:
+    with one_line(directory), scratch_directory() as scratch:
         data_files = DataFilesDict({"train": DataFilesList(wanted, [() for _ in wanted])})
         builder = ImageFolder(cache_dir=str(scratch), data_files=data_files, **labels)
         builder.download_and_prepare()
@@ -312,7 +312,7 @@ def _of_repository(
         raise InputError(f"{source}: no such directory; fetch the source first")
     _refuse_script(source)
     repository = scratch / "repository"
-    with _one_line(source, repository):
+    with one_line(source, repository):
         card = _card(source)
         name = _configuration(source, config, card)
         _link(source, repository)

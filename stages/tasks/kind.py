@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from stages.running.errors import InputError
+from stages.running.placement import Placement
 from stages.tasks.data import TaskData
 from stages.tasks.encoding import EncodedExamples, number_of
 from stages.tasks.loading import Model
-from stages.tasks.outputs import Written
-from stages.tasks.prediction import Collator, Examples
+from stages.tasks.outputs import Tested, Written
+from stages.tasks.prediction import Collator, Examples, examples_for, predict, targets
 from stages.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -37,8 +38,30 @@ class Processor(Protocol):
 ProcessorT = TypeVar("ProcessorT", bound=Processor)
 
 
-class Kind(ABC, Generic[ProcessorT]):
-    """A kind of task; `stages/tasks/kinds/NAME/kind.py` has it as `KIND`.
+class Evaluator(ABC):
+    """Evaluates models on tasks of a kind; `stages/tasks/kinds/NAME/kind.py` has it as `KIND`."""
+
+    @abstractmethod
+    def tested(
+        self, checkpoint: Path, model: Model, task: TaskData, placement: Placement, shown: int, limit: int
+    ) -> Tested:
+        """What a model gives for the task's test examples.
+
+        Args:
+            checkpoint: where its processor is.
+            model: of the checkpoint.
+            task: whose examples they are.
+            placement: where the model and the examples go.
+            shown: for how many examples it is kept what the model writes, if it writes.
+            limit: how many tokens of that, at most.
+
+        Raises:
+            InputError: the model cannot take the examples.
+        """
+
+
+class Kind(Evaluator, Generic[ProcessorT]):
+    """A kind of task that has models; the stages ask it for these, their inputs and their outputs.
 
     Attributes:
         settings: its section of params.yaml.
@@ -184,6 +207,18 @@ class Kind(ABC, Generic[ProcessorT]):
             InputError: the kind has no metrics, so nothing is scored.
         """
         raise InputError(f"tasks of the kind {self.settings.model_fields['kind'].default} are not evaluated")
+
+    def tested(
+        self, checkpoint: Path, model: Model, task: TaskData, placement: Placement, shown: int, limit: int
+    ) -> Tested:
+        """A model's predictions on the task's test split; see `Evaluator`."""
+        examples = examples_for(self, checkpoint, model, task.rows("test"), task, placement)
+        outputs = predict(model, examples, task.metrics)
+        if not np.isfinite(outputs).all():
+            raise InputError(f"{checkpoint}: predicts logits that are not finite on {task.name}")
+        written = self.written(model, examples, range(min(shown, len(examples.rows))), limit)
+        numbers = {"texts_cut_to_tokens": examples.cut, "not_predicted": examples.not_predicted}
+        return Tested(outputs, targets(examples), written, {key: found for key, found in numbers.items() if found})
 
     def not_predicted(self, rows: "Dataset", encoded: Mapping[str, Sequence[Any]]) -> int:
         """How much of what a split's examples ask for is not in the encoded examples, because they are too long."""

@@ -1,6 +1,6 @@
 """What models give for examples, once it is no tensor any more: arrays, and texts to look at. Read without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,22 @@ class Written(NamedTuple):
     prompt: str
     reference: str
     text: str
+
+
+class Tested(NamedTuple):
+    """What an evaluation gets of a model on a task's test examples.
+
+    Attributes:
+        outputs: that metrics take, [examples, …].
+        targets: that metrics compare them with, [examples, …].
+        written: what the model writes for the first examples, where it writes.
+        said: by key of origin.json, a number that a reader of the result should know.
+    """
+
+    outputs: np.ndarray
+    targets: np.ndarray
+    written: Sequence[Written]
+    said: Mapping[str, int]
 
 
 def padded(rows: Sequence[np.ndarray], fill: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How a kind of task makes examples of tables."""
+"""How a kind of task makes examples of tables, or is prepared without any."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,13 +11,14 @@ import pandas as pd
 
 from stages.tasks import module_of
 from stages.tasks.table_files import Table, TableFile, open_lines, open_table
-from stages.tasks.task import Split, Task
+from stages.tasks.task import Split, TableTask, Task
 from stages.tasks.text_columns import TextColumns
 
 if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
 
-TaskT = TypeVar("TaskT", bound=Task)
+AnyTaskT = TypeVar("AnyTaskT", bound=Task)
+TaskT = TypeVar("TaskT", bound=TableTask)
 
 
 class SomeExamples(NamedTuple):
@@ -31,6 +32,26 @@ class SomeExamples(NamedTuple):
 
     examples: pd.DataFrame
     dropped: int
+
+
+class Preparer(ABC, Generic[AnyTaskT]):
+    """Prepares tasks of a kind that is read from no tables; the kind's `reading.py` has it as `PREPARER`."""
+
+    @abstractmethod
+    def prepare(self, task: AnyTaskT, source: Path, directory: Path) -> list[str]:
+        """Write a prepared task, with its card.
+
+        Args:
+            task: to prepare.
+            source: the directory of what it is read from, which is verified.
+            directory: to write into; it is empty.
+
+        Returns:
+            What a user should know of it, a sentence each.
+
+        Raises:
+            InputError: what is in the source is no such task.
+        """
 
 
 class Reader(ABC, Generic[TaskT]):
@@ -118,6 +139,12 @@ class Parts(Iterable[SomeExamples]):
 def reader(kind: str) -> Reader[Any]:
     """The reader of a task kind, for tasks of that kind."""
     found: Reader[Any] = import_module(f"stages.{module_of(kind, 'reading')}").READER
+    return found
+
+
+def preparer(kind: str) -> Preparer[Any]:
+    """What prepares tasks of a kind that is read from no tables."""
+    found: Preparer[Any] = import_module(f"stages.{module_of(kind, 'reading')}").PREPARER
     return found
 
 

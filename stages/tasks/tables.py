@@ -17,13 +17,32 @@ from stages.tasks.arrow import frames, temporary_rows, write_rows
 from stages.tasks.data import TASK_CARD, examples_fingerprint, single_labels, split_file
 from stages.tasks.dataset_files import open_splits
 from stages.tasks.reading import SomeExamples, reader
-from stages.tasks.task import SPLITS, DatasetSplit, Split, Task
+from stages.tasks.task import SPLITS, DatasetSplit, Split, TableTask
 
 if TYPE_CHECKING:  # its import takes a third of a second
     from datasets import Dataset
 
 
-def split_examples(task: Task, source: Path) -> "tuple[dict[Split, Dataset], dict[str, int]]":
+def prepare_tables(task: TableTask, source: Path, directory: Path) -> list[str]:
+    """Write the splits of a task and its card.
+
+    Args:
+        task: to prepare.
+        source: the directory of what it is read from, which is verified.
+        directory: to write into; it is empty.
+
+    Returns:
+        What a user should know of it, a sentence each.
+
+    Raises:
+        InputError: as `split_examples` does.
+    """
+    splits, dropped = split_examples(task, source)
+    write_task(directory, task, splits, dropped)
+    return list(reader(task.kind).remarks(task, splits))
+
+
+def split_examples(task: TableTask, source: Path) -> "tuple[dict[Split, Dataset], dict[str, int]]":
     """The task's examples, with the columns that its kind gives them (`stages/tasks/kinds/NAME/reading.py`).
 
     Rows that the kind drops are left out, and so are repeated texts or images (their first row is kept), so that none
@@ -52,7 +71,7 @@ def split_examples(task: Task, source: Path) -> "tuple[dict[Split, Dataset], dic
 
 
 def _parts(
-    task: Task, files: Mapping[str | DatasetSplit, Iterable[SomeExamples]]
+    task: TableTask, files: Mapping[str | DatasetSplit, Iterable[SomeExamples]]
 ) -> Iterator[tuple[Split, SomeExamples]]:
     """All examples, with the split that the files have them for."""
     if isinstance(task.file, dict):
@@ -66,7 +85,7 @@ def _parts(
                 yield split, part
 
 
-def write_task(directory: Path, task: Task, splits: "Mapping[Split, Dataset]", dropped: Mapping[str, int]) -> None:
+def write_task(directory: Path, task: TableTask, splits: "Mapping[Split, Dataset]", dropped: Mapping[str, int]) -> None:
     """Write a task's splits and card into `directory`."""
     for split, rows in splits.items():
         write_rows(directory / split_file(split), frames(rows))
@@ -85,7 +104,7 @@ def write_task(directory: Path, task: Task, splits: "Mapping[Split, Dataset]", d
 
 
 @contextmanager
-def _files(task: Task, source: Path) -> Iterator[dict[str | DatasetSplit, Iterable[SomeExamples]]]:
+def _files(task: TableTask, source: Path) -> Iterator[dict[str | DatasetSplit, Iterable[SomeExamples]]]:
     """The examples of each of a task's entries in `file`, to be read inside the context."""
     kind = reader(task.kind)
     entries = list(dict.fromkeys(task.entries))
@@ -156,7 +175,7 @@ class _Found:
         return np.flatnonzero(self._usable & (np.concatenate(self._splits) == SPLITS.index(split)))
 
 
-def _positions(task: Task, found: _Found) -> dict[Split, np.ndarray]:
+def _positions(task: TableTask, found: _Found) -> dict[Split, np.ndarray]:
     """Which of the examples each split has, in their order."""
     if task.part is not None:
         found.keep_part(*task.part)
@@ -172,7 +191,9 @@ def _positions(task: Task, found: _Found) -> dict[Split, np.ndarray]:
     return given | {"train": train}
 
 
-def _split(positions: np.ndarray, rows: int, labels: np.ndarray | None, task: Task) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    positions: np.ndarray, rows: int, labels: np.ndarray | None, task: TableTask
+) -> tuple[np.ndarray, np.ndarray]:
     """Two parts, the second of `rows` rows, in their order; stratified by label if examples have one each."""
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""A task in params.yaml: what every kind of task has, and what its settings say of its models."""
+"""A task in params.yaml: what every kind of task has, what one of tables has, and what that says of its models."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, get_args
@@ -86,50 +86,25 @@ class TaskSplit(Section):
 
 
 class Task(Section):
-    """A data set, as a table in one of the sources; every kind of task has its own settings beside these.
+    """What every kind of task has; a kind has its own settings beside these.
 
     kind: its name, which is that of its folder in `stages/tasks/kinds` with hyphens.
-    file: what it is read from, split by `split`; or a list of such entries with the same columns, which are read one
-        after the other; or an entry or list per split (`{train: …, validation: …, test: …}`; a missing validation is
-        taken from train). An example of the test file is in no other split. In one table, a task without labels is
-        split otherwise than a task with labels, and sees that task's test examples unless their `part`s keep them
-        apart. An entry is, in the source,
-        - a file: .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl, .json (an object a line, or an array of
-          them), each perhaps compressed (.csv.gz), .parquet or .arrow;
-        - a directory that `Dataset.save_to_disk` wrote, or one of images with a folder for each class (`.` is the whole
-          source);
-        - `{directory: …, split: …}`, a split in a directory that `DatasetDict.save_to_disk` wrote;
-        - `{config: …, split: …}`, a split of a configuration of the source, which is a data set repository of the Hub;
-          `config` may be left out where there is one only.
-    format: `text` for files of plain text, perhaps compressed, in which every line is an example, but for those of
-        white space alone; their one column is `text`.
-    columns: the columns' names, for a table without a header row.
-    field: of .json files that hold one object: its key whose value is the array of rows.
-    part: use the rows whose place between 0 and 1, given by their contents and `split.seed`, is in this interval: tasks
-        with parts that do not overlap have no example in common, from whatever tables they are.
-    examples: use at most so many rows, drawn at random with `split.seed`.
+    source: what it is read from, one of the sources.
     metric: the one that counts, by which λ are searched and results compared; by default its kind's first one.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the primary one first; without any, its models are not evaluated
     averaging: ClassVar[Averaging | None] = None  # what an ensemble of its models is; without, there is none
+    only_evaluates: ClassVar[bool] = False  # whether other tasks' models are evaluated on it, and it has none itself
 
     kind: str = ""
     source: Name
-    file: Files
-    format: Literal["text"] | None = Field(default=None, exclude_if=lambda value: value is None)
-    columns: list[str] | None = None
-    field: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
-    examples: int | None = Field(default=None, ge=1)
     metric: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    split: TaskSplit = TaskSplit()
 
     @property
     def entries(self) -> list[str | DatasetSplit]:
-        """All that it is read from."""
-        parts = self.file.values() if isinstance(self.file, dict) else [self.file]
-        return [entry for part in parts for entry in (part if isinstance(part, list) else [part])]
+        """All that it is read from, in its source; by default the whole of that."""
+        return ["."]
 
     @property
     def files(self) -> list[str]:
@@ -168,6 +143,11 @@ class Task(Section):
         """Backward passes of an exact Fisher, for each example; None where it would take too many to be had."""
         return None
 
+    @property
+    def of_causal_models(self) -> bool:
+        """Whether its models are causal language models."""
+        return False
+
     def has_outputs_of(self, other: "Task") -> bool:
         """Whether a model for the other task predicts what this one asks for."""
         return self.kind == other.kind and self.output_names == other.output_names
@@ -179,8 +159,47 @@ class Task(Section):
             raise ValueError(f"`metric`: {self.metric!r} is none of this task's: {', '.join(names) or 'it has none'}")
         return self
 
+
+class TableTask(Task):
+    """A data set, as a table in one of the sources.
+
+    file: what it is read from, split by `split`; or a list of such entries with the same columns, which are read one
+        after the other; or an entry or list per split (`{train: …, validation: …, test: …}`; a missing validation is
+        taken from train). An example of the test file is in no other split. In one table, a task without labels is
+        split otherwise than a task with labels, and sees that task's test examples unless their `part`s keep them
+        apart. An entry is, in the source,
+        - a file: .csv, .tsv, .txt (tab-separated), .tab (Orange's), .jsonl, .json (an object a line, or an array of
+          them), each perhaps compressed (.csv.gz), .parquet or .arrow;
+        - a directory that `Dataset.save_to_disk` wrote, or one of images with a folder for each class (`.` is the whole
+          source);
+        - `{directory: …, split: …}`, a split in a directory that `DatasetDict.save_to_disk` wrote;
+        - `{config: …, split: …}`, a split of a configuration of the source, which is a data set repository of the Hub;
+          `config` may be left out where there is one only.
+    format: `text` for files of plain text, perhaps compressed, in which every line is an example, but for those of
+        white space alone; their one column is `text`.
+    columns: the columns' names, for a table without a header row.
+    field: of .json files that hold one object: its key whose value is the array of rows.
+    part: use the rows whose place between 0 and 1, given by their contents and `split.seed`, is in this interval: tasks
+        with parts that do not overlap have no example in common, from whatever tables they are.
+    examples: use at most so many rows, drawn at random with `split.seed`.
+    """
+
+    file: Files
+    format: Literal["text"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    columns: list[str] | None = None
+    field: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
+    examples: int | None = Field(default=None, ge=1)
+    split: TaskSplit = TaskSplit()
+
+    @property
+    def entries(self) -> list[str | DatasetSplit]:
+        """All that it is read from."""
+        parts = self.file.values() if isinstance(self.file, dict) else [self.file]
+        return [entry for part in parts for entry in (part if isinstance(part, list) else [part])]
+
     @model_validator(mode="after")
-    def _usable_files(self) -> "Task":
+    def _usable_files(self) -> "TableTask":
         if isinstance(self.file, dict) and not {"train", "test"} <= self.file.keys():
             raise ValueError("`file` must name at least a train and a test file")
         if self.format is not None:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from stages.tasks.task import Task
+from stages.tasks.task import TableTask
 
 
-class TextColumns(Task):
+class TextColumns(TableTask):
     """A task whose examples are texts.
 
     text, text_pair: the names of the columns used; without the second, an example is a single text.

@@ -12,7 +12,7 @@ from stages.tasks import tables
 from stages.tasks.arrow import frame, temporary_rows
 from stages.tasks.reading import Reader, SomeExamples
 from stages.tasks.table_files import Table, TableFile, open_table
-from stages.tasks.task import Split, Task
+from stages.tasks.task import Split, TableTask, Task
 
 
 def read_table(file: Path, names: list[str] | None, field: str | None = None) -> Table:
@@ -36,6 +36,7 @@ def _joined(parts: list[SomeExamples]) -> SomeExamples:
 
 def split_examples(task: Task, source: Path) -> tuple[dict[Split, pd.DataFrame], dict[str, int]]:
     """A task's splits, and how many rows were dropped for what reason."""
+    assert isinstance(task, TableTask)
     splits, dropped = tables.split_examples(task, source)
     return {split: frame(rows) for split, rows in splits.items()}, dropped
 
@@ -47,4 +48,5 @@ def rows_of(splits: Mapping[Split, pd.DataFrame]) -> dict[Split, Dataset]:
 
 def write_task(directory: Path, task: Task, splits: Mapping[Split, pd.DataFrame], dropped: Mapping[str, int]) -> None:
     """Write a task whose splits are these."""
+    assert isinstance(task, TableTask)
     tables.write_task(directory, task, rows_of(splits), dropped)

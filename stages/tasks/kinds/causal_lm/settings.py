@@ -6,13 +6,13 @@ from pydantic import Field, model_validator
 
 from stages.tasks.language_metrics import NegativeLogLikelihood, Perplexity
 from stages.tasks.metrics import Metric
-from stages.tasks.task import Task
+from stages.tasks.task import TableTask
 
 Form = Literal["messages", "prompt", "text"]
 Column = Annotated[str, Field(min_length=1)]
 
 
-class CausalLM(Task):
+class CausalLM(TableTask):
     """Texts that a model learns to write, each token from those before it. Examples have one of three forms.
 
     messages: the column of conversations, each a list of {role, content}, which the tokenizer's chat template writes;
@@ -36,6 +36,11 @@ class CausalLM(Task):
     def hub_pipeline(self) -> str:
         """What the Hub calls such models."""
         return "text-generation"
+
+    @property
+    def of_causal_models(self) -> bool:
+        """They are."""
+        return True
 
     @property
     def form(self) -> Form:

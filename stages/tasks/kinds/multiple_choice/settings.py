@@ -6,12 +6,12 @@ from pydantic import Field, model_validator
 
 from stages.tasks.averaging import Averaging, MeanOfSoftmax
 from stages.tasks.metrics import Accuracy, Metric
-from stages.tasks.task import Task
+from stages.tasks.task import TableTask, Task
 
 Columns = Annotated[list[str], Field(min_length=1)]
 
 
-class MultipleChoice(Task):
+class MultipleChoice(TableTask):
     """A question and choices, one of which is right; all examples of a task have the same number of choices.
 
     question: the column of the question, or several (a passage and a question), joined by `separator`.
@@ -61,6 +61,11 @@ class MultipleChoice(Task):
     def auto_class(self) -> str | None:
         """Transformers has no pipeline for a choice head."""
         return "AutoModelForMultipleChoice" if self.scoring == "head" else None
+
+    @property
+    def of_causal_models(self) -> bool:
+        """Whether they have no choice head."""
+        return self.scoring != "head"
 
     @property
     def exact_passes(self) -> int | None:

@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from stages.tasks.kinds.seq2seq_lm.metrics import ExactMatch
 from stages.tasks.language_metrics import NegativeLogLikelihood
 from stages.tasks.metrics import Metric
-from stages.tasks.task import Task
+from stages.tasks.task import TableTask
 from stages.tasks.text_columns import refuse_equal_columns
 
 
-class Seq2SeqLM(Task):
+class Seq2SeqLM(TableTask):
     """Texts that a model learns to write, each from another text.
 
     input, target: the columns of what is read, and of what is written.

@@ -7,13 +7,13 @@ from pydantic import Field, field_serializer, model_validator
 from stages.tasks.averaging import Averaging, MeanOfSoftmax
 from stages.tasks.kinds.token_classification.metrics import EntityF1, TagAccuracy, is_bio
 from stages.tasks.metrics import Metric
-from stages.tasks.task import DatasetSplit, Task
+from stages.tasks.task import DatasetSplit, TableTask
 from stages.tasks.text_columns import refuse_equal_columns
 
 Patterns = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
-class TokenClassification(Task):
+class TokenClassification(TableTask):
     """Sentences, each word of which has a tag: parts of speech, names of persons and places.
 
     form: how the files are written. `table`: as every task's, a sentence a row. `word/tag`: plain text, a sentence a
