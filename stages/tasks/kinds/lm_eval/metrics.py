@@ -27,7 +27,7 @@ class OfHarness(Mean):
         self.measure = measure
         # Models that write have an exact match of another kind.
         self.name = "harness_exact_match" if measure == "exact_match" else measure
-        self.title = f"{measure} of lm_eval"
+        self.title = f"lm-eval {measure}"
         self._column = 0
 
     def of(self, labels: Sequence[str]) -> Self:

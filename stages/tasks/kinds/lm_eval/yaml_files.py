@@ -118,6 +118,12 @@ def read_task(root: Path, file: str) -> HarnessTask:
         raise InputError(
             f"{task.place}: {key}: must be a mapping with data_files, and perhaps {', '.join(DATA_KEYS[1:])}"
         )
+    choices = content.get("doc_to_choice", [])
+    for choice in choices.values() if isinstance(choices, dict) else choices:
+        if not isinstance(choice, str):
+            raise InputError(
+                f"{task.place}: doc_to_choice: {choice!r} is no text; put it in quotes, as no and yes also"
+            )
     for name in task.files:
         if not (root / name).is_file():
             raise InputError(f"{root / name}: not found; {task.file} names it")
