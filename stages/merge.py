@@ -33,6 +33,7 @@ def merge(name: str) -> None:
             statistics=statistics_directories(section),
             base=base_directory(section, params),
             heads=section.heads,
+            vocabulary=section.vocabulary,
             precision=section.precision,
             max_shard_size=section.max_shard_size,
             rank=None if section.adapter is None else section.adapter.rank,

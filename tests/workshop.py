@@ -105,6 +105,7 @@ def merged_with(params: Params, coefficients: dict[str, float]) -> Path:
         statistics=statistics_directories(merge),
         base=base_directory(merge, params),
         heads=merge.heads,
+        vocabulary=merge.vocabulary,
     )
     return Path("merged")
 

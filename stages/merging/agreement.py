@@ -8,6 +8,7 @@ from stages.running.errors import InputError
 from stages.storage.adapters import deciding_config, has_vectors
 from stages.storage.checkpoint import BaseWeights, Checkpoint
 from stages.storage.checkpoint_files import ADAPTER_CONFIG
+from stages.storage.tensors import TensorSpec
 
 SAVE_AGAIN = (
     "if transformers loads both as one architecture, load this one with the installed version and save it again with "
@@ -15,8 +16,15 @@ SAVE_AGAIN = (
 )
 
 
-def check_same_function(checkpoints: Mapping[str, Checkpoint], base: BaseWeights | None) -> None:
+def check_same_function(
+    checkpoints: Mapping[str, Checkpoint], base: BaseWeights | None, *, any_vocabulary: bool = False
+) -> None:
     """Refuse checkpoints, and a base, that compute otherwise than the first one or have another vocabulary.
+
+    Args:
+        checkpoints: the models, the target first.
+        base: theirs, if it has a part in the merge.
+        any_vocabulary: whether their vocabularies may differ.
 
     Raises:
         InputError: with the files and what differs.
@@ -28,11 +36,15 @@ def check_same_function(checkpoints: Mapping[str, Checkpoint], base: BaseWeights
                 f"{other.directory}: is a {other.config.get('model_type')} model, but {first.directory} is a "
                 f"{first.config.get('model_type')} model; only models of one architecture can be merged"
             )
-        refuse_other_function(first.directory, first.config, other.directory, other.config)
-        refuse_other_vocabulary(first.directory, other.directory)
+        refuse_other_function(
+            first.directory, first.config, other.directory, other.config, any_vocabulary=any_vocabulary
+        )
+        if not any_vocabulary:
+            refuse_other_vocabulary(first.directory, other.directory)
     if base is not None and base.config:
-        refuse_other_function(first.directory, first.config, base.directory, base.config)
-        refuse_other_vocabulary(first.directory, base.directory, may_lack=True)
+        refuse_other_function(first.directory, first.config, base.directory, base.config, any_vocabulary=any_vocabulary)
+        if not any_vocabulary:
+            refuse_other_vocabulary(first.directory, base.directory, may_lack=True)
 
 
 def check_same_bases(checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -51,6 +63,15 @@ def check_same_bases(checkpoints: Mapping[str, Checkpoint]) -> None:
             raise InputError(
                 f"{other.directory}: {name} is an adapter of the weights in {other.base}, but {first_name} of those in "
                 f"{first.base}, which are others; only adapters of one base can be merged"
+            )
+
+
+def refuse_adapters(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Raise `InputError` if a model is an adapter, where vocabularies may differ: it has its base's, row by row."""
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.base is not None:
+            raise InputError(
+                f"{checkpoint.directory}: {name} is an adapter, which has its base's vocabulary; remove `vocabulary`"
             )
 
 
@@ -79,8 +100,15 @@ def all_are_vectors(checkpoints: Mapping[str, Checkpoint]) -> bool:
     return True
 
 
-def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str]) -> None:
+def check_same_body(
+    checkpoints: Mapping[str, Checkpoint], heads: Collection[str], of_tokens: Collection[str] = ()
+) -> None:
     """Refuse checkpoints whose tensors outside `heads` differ in name or shape from the first one's.
+
+    Args:
+        checkpoints: the models, the target first.
+        heads: names of tensors that may differ.
+        of_tokens: names of those that may have another number of rows.
 
     Raises:
         InputError: with the model, the tensor and what differs.
@@ -95,7 +123,7 @@ def check_same_body(checkpoints: Mapping[str, Checkpoint], heads: Collection[str
                 )
             if tensor not in ours:
                 raise InputError(f"{first.tensors.file}: lacks the tensor {tensor}, which {name} has; {SAVE_AGAIN}")
-            if ours[tensor].shape != theirs[tensor].shape:
+            if _shape(ours[tensor], tensor in of_tokens) != _shape(theirs[tensor], tensor in of_tokens):
                 raise InputError(
                     f"{other.tensors.file}: tensor {tensor} has the shape {list(theirs[tensor].shape)}, but "
                     f"{first_name}'s has {list(ours[tensor].shape)}"
@@ -130,25 +158,38 @@ def lacked_by_others(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
     return {name for name in first if not all(name in other for other in others)}
 
 
-def heads_agree(checkpoints: Mapping[str, Checkpoint]) -> bool:
+def heads_agree(checkpoints: Mapping[str, Checkpoint], of_tokens: Collection[str] = ()) -> bool:
     """Whether all models have the same label names, and all their tensors the same names and shapes.
 
     What the outputs mean must be the same too, where two models say it: one label of several, any of them, or numbers.
+
+    Args:
+        checkpoints: the models.
+        of_tokens: names of tensors that may have another number of rows.
     """
     first, *others = checkpoints.values()
+
+    def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+        return {name: _shape(spec, name in of_tokens) for name, spec in checkpoint.tensors.specs.items()}
+
     stated = {checkpoint.config.get("problem_type") for checkpoint in checkpoints.values()} - {None}
     if len(stated) < 2 and all(other.labels == first.labels for other in others):
-        shapes = {name: spec.shape for name, spec in first.tensors.specs.items()}
-        if all({name: spec.shape for name, spec in other.tensors.specs.items()} == shapes for other in others):
+        shapes = shapes_of(first)
+        if all(shapes_of(other) == shapes for other in others):
             return True
         # The bodies may differ, which is an error that names the tensor; only a head may.
         head = first.head()
         return all(
-            {name: spec.shape for name, spec in other.tensors.specs.items() if name in head}
+            {name: shape for name, shape in shapes_of(other).items() if name in head}
             == {name: shape for name, shape in shapes.items() if name in head}
             for other in others
         )
     return False
+
+
+def _shape(spec: TensorSpec, of_tokens: bool) -> tuple[int, ...]:
+    """A tensor's shape, of one with a row per token without the number of rows."""
+    return spec.shape[1:] if of_tokens else spec.shape
 
 
 def refuse_unequal(tensor: str, checkpoints: Mapping[str, Checkpoint]) -> None:

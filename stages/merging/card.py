@@ -31,12 +31,19 @@ def merged_card(
         "target": it.target_name,
         "heads": heads if heads == "each" else ("target" if it.kept_heads else "merge"),
         **({"kept": sorted(it.kept_body)} if it.kept_body else {}),
+        **({"vocabulary": _vocabulary(merging)} if it.vocabulary != "same" else {}),
         "coefficients": dict(merging.coefficients),
         "models": {name: _model(merging, name) for name in it.checkpoints},
         **({} if truncation is None else {"adapter": dict(truncation)}),
     }
     of = it.target.card
     return checkpoint_card(found, of.get("base_model_prefix"), it.target.output_names, of.get("task"), origin)
+
+
+def _vocabulary(merging: Merging) -> dict[str, Any]:
+    """How the result's tokens were chosen, and how many there are, where not all have the same."""
+    it = merging.ingredients
+    return {"rule": it.vocabulary} if it.rows is None else it.rows.numbers()
 
 
 def _model(merging: Merging, name: str) -> dict[str, Any]:
@@ -78,6 +85,7 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
         }[origin["heads"]],
         *([f"So is what another model lacks: {', '.join(origin['kept'])}."] if "kept" in origin else []),
         *(_truncation_words(origin["adapter"]) if "adapter" in origin else []),
+        *(_vocabulary_lines(origin["vocabulary"]) if "vocabulary" in origin else ()),
         "",
         "| model | λ | task | examples | validation | weights |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -95,6 +103,18 @@ def _truncation_words(adapter: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"It is a LoRA adapter of rank {adapter['rank']}, by the singular value decomposition of each merged weight's "
         f"change: {adapter['relative_error']:.2%} of the change's norm is lost."
+    )
+
+
+def _vocabulary_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence on the vocabulary: where its tokens come from."""
+    if "tokens" not in numbers:
+        yield f"Vocabulary: {numbers['rule']}; all models have the same."
+        return
+    yield (
+        f"Vocabulary: {numbers['rule']}, rows matched by token. Of {numbers['tokens']} tokens, all models have "
+        f"{numbers['shared']}, the target alone {numbers['target alone']}; of those that it lacks, "
+        f"{numbers['added']} were added, {numbers['left out']} left out."
     )
 
 

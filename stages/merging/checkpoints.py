@@ -12,6 +12,7 @@ from stages.merging.options import MethodOptions
 from stages.merging.rules import method_options
 from stages.merging.sizes import bytes_of
 from stages.merging.streaming import on_all_cores
+from stages.merging.token_rows import Vocabulary
 from stages.merging.truncation import write_as_adapter
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
@@ -30,7 +31,7 @@ from stages.storage.checkpoint_files import (
 from stages.storage.configuration import copy_configuration
 from stages.storage.digests import CONTENTS, write_contents
 from stages.storage.outputs import atomic_directory, refuse_foreign
-from stages.storage.tensors import TensorWriter
+from stages.storage.tensors import MAX_SHARD_BYTES, TensorWriter
 from stages.storage.weights import open_weights
 
 
@@ -43,6 +44,7 @@ def merge_checkpoints(
     statistics: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
     base: str | Path | None = None,
     heads: Heads = "merge",
+    vocabulary: Vocabulary = "same",
     precision: Precision = "float32",
     max_shard_size: str | int = "5GB",
     rank: int | None = None,
@@ -65,6 +67,7 @@ def merge_checkpoints(
         base: directory of the weights that the models were fine-tuned from, for methods that need them.
         heads: see `stages.params.Merge`. With `each`, every model's own head is kept in `out/heads/`; with `target`,
             the card says as `kept` what else is the target's because another model lacks it.
+        vocabulary: see `stages.params.Merge`. With `shared` and `union`, rows of embeddings are matched by token.
         precision: what to compute in.
         max_shard_size: in bytes, or for example `5GB`; larger checkpoints are spread over several files.
         rank: of adapters: write a LoRA adapter of this rank, by the truncated singular value decomposition of each
@@ -82,18 +85,36 @@ def merge_checkpoints(
     )
     if heads == "each":
         _refuse_no_file_names(directories)
-    ingredients = Ingredients(directories, method_options(method), places, bases[0] if bases else None, heads)
+    base_directory = bases[0] if bases else None
+    ingredients = Ingredients(directories, method_options(method), places, base_directory, heads, vocabulary)
     merging = ingredients.at(coefficients, precision if rank is None else "float64")
     with atomic_directory(out) as partial:
-        found, truncation = _write_tensors(merging, partial, rank, bytes_of(max_shard_size), progress)
-        ingredients.verify()
-        if heads == "each":
-            write_heads(partial, ingredients.checkpoints)
-        card = merged_card(merging, heads, found, truncation)
-        write_json(partial / CHECKPOINT_CARD, card)
-        trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
-        (partial / MODEL_CARD).write_text(model_card(card, trained), encoding="utf-8")
-        write_contents(partial, besides=ADAPTER_WEIGHTS if is_adapter(partial) else WEIGHTS)
+        write_merged(merging, partial, heads, bytes_of(max_shard_size), rank, progress)
+
+
+def write_merged(
+    merging: Merging,
+    directory: Path,
+    heads: Heads,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    rank: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write a merged checkpoint into an empty directory; the arguments are those of `merge_checkpoints`.
+
+    Raises:
+        InputError: an input has a NaN or an infinite entry, or is not what its card says; or the result overflows.
+    """
+    ingredients = merging.ingredients
+    found, truncation = _write_tensors(merging, directory, rank, max_shard_bytes, progress)
+    ingredients.verify()
+    if heads == "each":
+        write_heads(directory, ingredients.checkpoints)
+    card = merged_card(merging, heads, found, truncation)
+    write_json(directory / CHECKPOINT_CARD, card)
+    trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
+    (directory / MODEL_CARD).write_text(model_card(card, trained), encoding="utf-8")
+    write_contents(directory, besides=ADAPTER_WEIGHTS if is_adapter(directory) else WEIGHTS)
 
 
 def _paths(directories: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -130,6 +151,8 @@ def _write_tensors(
         Its fingerprint, and what its card says of an adapter of a rank.
     """
     _write_configuration(merging, directory)
+    if merging.ingredients.rows is not None:
+        merging.ingredients.rows.write(directory)
     base = merging.ingredients.target.base
     if rank is not None:
         truncation = write_as_adapter(merging, rank, directory)

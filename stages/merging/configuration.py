@@ -11,6 +11,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.merging.token_tensors import positions_may_follow_padding
+from stages.merging.vocabulary import MATCH_BY_TOKEN
 from stages.running.errors import InputError
 from stages.storage.checkpoint_files import config_file
 
@@ -45,7 +47,9 @@ _GENERATION = re.compile(
 Facts = dict[str, Any]
 
 
-def refuse_other_function(first: Path, ours: Mapping[str, Any], other: Path, theirs: Mapping[str, Any]) -> None:
+def refuse_other_function(
+    first: Path, ours: Mapping[str, Any], other: Path, theirs: Mapping[str, Any], *, any_vocabulary: bool = False
+) -> None:
     """Refuse a model that computes otherwise than the first one does, by what their configurations say.
 
     Args:
@@ -53,18 +57,23 @@ def refuse_other_function(first: Path, ours: Mapping[str, Any], other: Path, the
         ours: its config.json.
         other: another model's checkpoint.
         theirs: its config.json.
+        any_vocabulary: whether the number of tokens may differ, and that of padding where it decides no positions.
 
     Raises:
         InputError: with the key, both values and both files.
     """
     if _stated(ours) == _stated(theirs):
         return
-    difference = next(_differences(first, ours, other, theirs), None)
-    if difference is not None:
-        key, our_value, their_value = difference
+    for key, our_value, their_value in _differences(first, ours, other, theirs):
+        last = key.split(".")[-1]
+        of_tokens = last == "vocab_size"
+        if any_vocabulary and (of_tokens or (last == _PADDING and not positions_may_follow_padding(first))):
+            continue
+        remedy = f"; {MATCH_BY_TOKEN}" if of_tokens else ""
         raise InputError(
             f"{config_file(other)}: {key} is {_shown(their_value)}, but {_shown(our_value)} in "
-            f"{config_file(first)}; the same weights mean something else there, so these models cannot be merged"
+            f"{config_file(first)}; the same weights mean something else there, so these models cannot be "
+            f"merged{remedy}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
@@ -18,6 +18,7 @@ from stages.merging.agreement import (
     check_same_function,
     heads_agree,
     lacked_by_others,
+    refuse_adapters,
     refuse_unequal,
 )
 from stages.merging.common_names import Spelled, common_names
@@ -25,6 +26,8 @@ from stages.merging.models import Models, Rule
 from stages.merging.options import MethodOptions
 from stages.merging.rules import method_rule
 from stages.merging.streaming import chunks, places
+from stages.merging.token_rows import Group, TokenRows, Vocabulary, match_rows
+from stages.merging.token_tensors import token_tensors
 from stages.running.errors import InputError
 from stages.storage.checkpoint import BaseWeights, Checkpoint, Ones
 from stages.storage.naming import empty_model
@@ -45,6 +48,7 @@ class Ingredients:
         statistics: model name → the directory or directories with its statistics.
         base: directory of the weights that the models were fine-tuned from.
         heads: see `stages.params.Merge`.
+        vocabulary: likewise.
 
     Attributes:
         of_vectors: whether the models are adapters whose own parameters, vectors, are averaged, not their weights.
@@ -54,6 +58,7 @@ class Ingredients:
         kept_body: of the target's body, with `heads: target`, what some other model lacks (a masked-LM model has no
             pooler).
         kept: both; of these the result has the target's, and nobody's if the target has none.
+        rows: how rows are matched by token; None where all have the same, or must have.
 
     Raises:
         InputError: something is missing or does not fit, named.
@@ -66,12 +71,16 @@ class Ingredients:
         statistics: Mapping[str, Path | Sequence[Path]] | None = None,
         base: Path | None = None,
         heads: Heads = "merge",
+        vocabulary: Vocabulary = "same",
     ) -> None:
+        self.vocabulary = vocabulary
         self.options = options
         self.numbers: dict[tuple[Hashable, ...], Any] = {}  # see `Models.once`
         self.checkpoints = {name: Checkpoint(directory, base) for name, directory in checkpoints.items()}
         self.target_name, self.target = next(iter(self.checkpoints.items()))
         check_same_bases(self.checkpoints)
+        if vocabulary != "same":
+            refuse_adapters(self.checkpoints)
         self.of_vectors = all_are_vectors(self.checkpoints)
         if self.of_vectors:
             for checkpoint in self.checkpoints.values():
@@ -87,24 +96,26 @@ class Ingredients:
             if base is None:
                 raise InputError(f"the method {options.method} needs the base that the models were fine-tuned from")
             self.base = Ones(self.target) if self.of_vectors else BaseWeights(base, self.target.base_model_prefix)
-        check_same_function(self.checkpoints, self.base)
+        check_same_function(self.checkpoints, self.base, any_vocabulary=vocabulary != "same")
         spelled = Spelled(self.checkpoints, self.statistics, self.further, self.base)
         if not spelled.alike(donors_may_lack=heads == "target"):
             spelled = common_names(spelled)
             self.statistics, self.further = spelled.statistics, spelled.further
-        self._choose_kept(heads)
+        of_tokens = token_tensors(self.target) if vocabulary != "same" else set()
+        self._choose_kept(heads, of_tokens)
+        self.rows = self._match_rows(heads, of_tokens) if vocabulary != "same" else None
         integers = {name for name, spec in self._own_specs() if not spec.is_floating}
         for name in sorted(integers):
             refuse_unequal(name, self.checkpoints)
         self.constants = integers | self._equal_buffers() | self._unadapted()
         if self.base is not None:
-            self.base.check(self.target.tensors.specs)
+            self.base.check(self._specs_of_base(self.base))
         self._check_statistics()
 
-    def _choose_kept(self, heads: Heads) -> None:
-        """Find what is the target's alone, and refuse models whose other tensors differ."""
+    def _choose_kept(self, heads: Heads, of_tokens: set[str]) -> None:
+        """Find what is the target's alone, and refuse models whose other tensors differ, but for rows of tokens."""
         self.kept_heads: set[str] = set()
-        if heads != "merge" or not heads_agree(self.checkpoints):
+        if heads != "merge" or not heads_agree(self.checkpoints, of_tokens):
             self.kept_heads = set().union(*(checkpoint.head() for checkpoint in self.checkpoints.values()))
             if self.kept_heads >= self.target.tensors.specs.keys():
                 raise InputError(
@@ -115,12 +126,39 @@ class Ingredients:
         self.kept = self.kept_heads | self.kept_body
         if heads == "each":
             check_heads_fit_body(self.checkpoints, self.kept_heads)
-        check_same_body(self.checkpoints, self.kept)
+        check_same_body(self.checkpoints, self.kept, of_tokens)
         if self.kept_body and self.kept >= self.target.tensors.specs.keys():
             raise InputError(
                 f"{self.target.tensors.file}: the other models together have no tensor of its body, so there is "
                 "nothing to merge; merge models of one base"
             )
+
+    def _match_rows(self, heads: Heads, of_tokens: set[str]) -> TokenRows | None:
+        """Match rows by token, and refuse what then cannot be had."""
+        rows = match_rows(self.vocabulary, self.checkpoints, self.base, of_tokens, self.kept)
+        if rows is None:
+            return None
+        for option, model in self.options.further_models.items():
+            raise InputError(
+                f"the {option} {model}: its tokens are not known, so its Fisher cannot be matched by token; merge "
+                f"models of one vocabulary, or leave out the {option}"
+            )
+        for checkpoint in self.checkpoints.values() if heads == "each" else ():
+            if own := sorted(token_tensors(checkpoint) & self.kept_heads):
+                raise InputError(
+                    f"{checkpoint.tensors.file}: tensor {own[0]} of its head has a row per token of its own, "
+                    "which the merged body's tokenizer does not have; set `heads: merge` or `heads: target`"
+                )
+        return rows
+
+    def _specs_of_base(self, base: BaseWeights) -> dict[str, TensorSpec]:
+        """What the base's tensors must be like: those with a row per token have as many rows as there are."""
+        specs = dict(self.target.tensors.specs)
+        for name in self.rows.tensors if self.rows is not None else ():
+            if (own := base.name_of(name)) is not None:
+                rows = base.tensors.specs[own].shape[:1]
+                specs[name] = replace(specs[name], shape=rows + specs[name].shape[1:])
+        return specs
 
     def _own_specs(self) -> Iterator[tuple[str, TensorSpec]]:
         """The target's tensors that are not kept, with their specs."""
@@ -177,11 +215,26 @@ class Ingredients:
             if not STATISTICS[kind].is_of_parameters:
                 _check_factors(list(statistics.values()), merged)
                 continue
-            for statistic in statistics.values():
-                _check_shapes(statistic, merged)
+            for name, statistic in statistics.items():
+                _check_shapes(statistic, {tensor: self.checkpoints[name].tensors.specs[tensor] for tensor in merged})
         for fisher in self.further.values():
             head = self.target.head()
             _check_shapes(fisher, {name: spec for name, spec in merged.items() if name not in head})
+
+    @cached_property
+    def seen(self) -> "Seen":
+        """What the method reads: files with, besides, the rows that are matched by token."""
+        checkpoints = {name: checkpoint.tensors for name, checkpoint in self.checkpoints.items()}
+        if self.rows is None:
+            return Seen(checkpoints, self.statistics, self.base)
+        statistics = {
+            kind: {name: self.rows.of_statistic(name, files) for name, files in those.items()}
+            for kind, those in self.statistics.items()
+        }
+        base = None if self.base is None else self.rows.of_base(self.base)
+        return Seen(
+            {name: self.rows.of_checkpoint(name, files) for name, files in checkpoints.items()}, statistics, base
+        )
 
     def verify(self) -> None:
         """Check by fingerprints that all is as its card says, and statistics belong to their checkpoints.
@@ -222,6 +275,15 @@ class Ingredients:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The files that a method reads, by the models' names, and the base's."""
+
+    checkpoints: Mapping[str, TensorFiles]
+    statistics: Mapping[str, Mapping[str, StatisticFiles]]
+    base: BaseWeights | None
+
+
+@dataclass(frozen=True)
 class Merging:
     """A merge at given λ (summing to 1): what every tensor of the result is."""
 
@@ -234,37 +296,92 @@ class Merging:
         """Tensors that are taken as they are, and the model they are taken from."""
         it = self.ingredients
         copied = dict.fromkeys(sorted(it.kept & it.target.tensors.specs.keys()), it.target_name)
-        sole = [name for name, λ in self.coefficients.items() if λ > 0]
-        if len(sole) == 1 and it.options.keeps_single_model:
-            return dict.fromkeys(it.target.tensors.specs, sole[0]) | copied
+        if (sole := self._sole(self.coefficients)) is not None:
+            whole = it.target.tensors.specs.keys() - self._by_token
+            return dict.fromkeys(sorted(whole), sole) | copied
         return dict.fromkeys(sorted(it.constants), it.target_name) | copied
+
+    @property
+    def _by_token(self) -> frozenset[str]:
+        """The names of the tensors that are merged by groups of rows."""
+        rows = self.ingredients.rows
+        return frozenset() if rows is None else rows.tensors
+
+    def _sole(self, coefficients: Mapping[str, float]) -> str | None:
+        """The model that is taken as it is: the only one with a positive λ, if the method keeps it."""
+        sole = [name for name, λ in coefficients.items() if λ > 0]
+        return sole[0] if len(sole) == 1 and self.ingredients.options.keeps_single_model else None
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """What is written: of the target's types, or of the model's that a tensor is copied from."""
-        it = self.ingredients
+        it, sole = self.ingredients, self._sole(self.coefficients)
+        sources = dict.fromkeys(self._by_token, sole or it.target_name) | self.copied
         specs = {
-            name: it.checkpoints[self.copied.get(name, it.target_name)].tensors.specs[name]
+            name: it.checkpoints[sources.get(name, it.target_name)].tensors.specs[name]
             for name in it.target.tensors.specs
         }
+        for name in self._by_token:
+            assert it.rows is not None
+            specs[name] = replace(specs[name], shape=(len(it.rows.result), *specs[name].shape[1:]))
         return specs | {copy: specs[name] for copy, name in it.target.copies.items()}
 
     @cached_property
     def models(self) -> Models:
         """What the method works on."""
-        it = self.ingredients
-        names = [name for name, λ in self.coefficients.items() if λ > 0 or name == it.target_name]
+        averaged = frozenset(self.ingredients.target.tensors.specs.keys() - self.copied.keys())
+        return self._models_at(self.coefficients, averaged)
+
+    def _models_at(self, coefficients: Mapping[str, float], averaged: frozenset[str]) -> Models:
+        it, seen = self.ingredients, self.ingredients.seen
+        names = [name for name, λ in coefficients.items() if λ > 0 or name == it.target_name]
         return Models(
             names=names,
-            checkpoints=[it.checkpoints[name].tensors for name in names],
-            coefficients=[self.coefficients[name] for name in names],
-            statistics={kind: [files[name] for name in names] for kind, files in it.statistics.items()},
-            base=it.base,
+            checkpoints=[seen.checkpoints[name] for name in names],
+            coefficients=[coefficients[name] for name in names],
+            statistics={kind: [files[name] for name in names] for kind, files in seen.statistics.items()},
+            base=seen.base,
             further=it.further,
-            averaged=frozenset(it.target.tensors.specs.keys() - self.copied.keys()),
+            averaged=averaged,
             dtype=getattr(torch, self.precision),
             numbers=it.numbers,
+            rows=it.rows,
         )
+
+    @cached_property
+    def _group_rules(self) -> list[tuple[Group, Rule]]:
+        """How the rows of each group are merged: among the models that have them, with λ that sum to 1 among these.
+
+        Where none of these has a positive λ, they weigh alike.
+        """
+        it, found = self.ingredients, list[tuple[Group, Rule]]()
+        averaged = frozenset(it.target.tensors.specs.keys() - it.kept - it.constants)
+        for group in it.rows.groups if it.rows is not None else ():
+            total = math.fsum(self.coefficients[name] for name in group.models)
+            λs = {name: self.coefficients[name] / total if total else 1 / len(group.models) for name in group.models}
+            sole = self._sole(λs)
+            rule = method_rule(it.options, self._models_at(λs, averaged)) if sole is None else self._copy_of(sole)
+            found.append((group, rule))
+        return found
+
+    def _copy_of(self, model: str) -> Rule:
+        """The rule that takes a model's tensors as they are."""
+        files = self.ingredients.seen.checkpoints[model]
+        stored = {name: getattr(torch, spec.dtype) for name, spec in files.specs.items()}
+        return lambda name: (values for (values,) in chunks([(files, name)], stored[name]))
+
+    def _merged_by_token(self, name: str) -> Tensor:
+        """The merged tensor `name`, which has a row per token, flat."""
+        spec = self.specs[name]
+        merged = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)).reshape(spec.shape[0], -1)
+        for group, rule in self._group_rules:
+            rows = merged.new_empty(len(group.places) * merged.shape[1])
+            place = 0
+            for piece in rule(group.part(name)):
+                rows[place : place + piece.numel()] = piece
+                place += piece.numel()
+            merged[group.places] = rows.view(-1, merged.shape[1])
+        return merged.reshape(-1)
 
     @cached_property
     def _rule(self) -> Rule:
@@ -281,8 +398,9 @@ class Merging:
 
     def prepare(self) -> None:
         """Do what must be known before the first tensor (norms, thresholds), which `merged` would do otherwise."""
-        if self.models.averaged:
+        if self.models.averaged - self._by_token:
             _ = self._rule
+        _ = self._group_rules
 
     def merged(self, name: str) -> Iterator[Tensor]:
         """The merged tensor `name`, flat, in pieces, in the type of its spec; a piece is good until the next.
@@ -295,6 +413,8 @@ class Merging:
         if name in self.copied:
             files = self.ingredients.checkpoints[self.copied[name]].tensors
             pieces: Iterator[Tensor] = (values for (values,) in chunks([(files, name)], dtype))
+        elif name in self._by_token:
+            pieces = iter([self._merged_by_token(name)])
         else:
             pieces = self._rule(name)
         for values in pieces:
@@ -309,6 +429,8 @@ class Merging:
     def _blame(self, name: str) -> None:
         """Name the input whose tensor has a value that should not be there, if one has."""
         models = [self.copied[name]] if name in self.copied else self.models.names
+        if name in self._by_token:  # rows may come from a model whose λ is zero
+            models = list(self.ingredients.checkpoints)
         suspects: list[tuple[TensorFiles, str]] = [
             (self.ingredients.checkpoints[model].tensors, f"the checkpoint of {model}") for model in models
         ]

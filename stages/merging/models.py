@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.merging.streaming import chunks
+from stages.merging.token_rows import TokenRows
 from stages.storage.checkpoint import BaseWeights
 from stages.storage.statistic_files import StatisticFiles
 from stages.storage.tensors import TensorFiles
@@ -33,6 +34,8 @@ class Models:
         averaged: the names of the tensors that the method merges; the others are copied.
         dtype: what to compute in.
         numbers: what `once` has found; shared by all λ at which the same models are merged.
+        rows: how rows are matched, where the models' vocabularies differ. A rule is then asked for parts of such
+            tensors: the rows that just these models have, which all files have under a name of their own.
     """
 
     names: Sequence[str]
@@ -44,6 +47,7 @@ class Models:
     averaged: frozenset[str]
     dtype: torch.dtype
     numbers: dict[tuple[Hashable, ...], Any]
+    rows: TokenRows | None = None
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], NumberT]) -> NumberT:
         """A number that does not depend on λ: found where it is first asked for, and kept for a search's next points.
@@ -56,6 +60,12 @@ class Models:
         if key not in self.numbers:
             self.numbers[key] = compute()
         return self.numbers[key]
+
+    def parts(self, model: int) -> list[str]:
+        """The names of all that is merged of a model: tensors, and of those with a row per token the parts it has."""
+        if self.rows is None:
+            return sorted(self.averaged)
+        return sorted({*self.averaged - self.rows.tensors, *self.rows.parts_of(self.names[model])})
 
     def chunks(self, name: str, files: Sequence[TensorFiles]) -> Iterator[list[Tensor]]:
         """The tensor `name` of each of the files, chunk by chunk; see `stages.merging.streaming.chunks`."""

@@ -38,17 +38,40 @@ def chunks(sources: Sequence[Source], dtype: torch.dtype) -> Iterator[list[Tenso
     """The sources' tensors, which have one number of values, in `dtype`, side by side and chunk by chunk, flat.
 
     Treat them as read-only: what has that type already is the mapped file. A tensor that has been read to its end
-    leaves its digest with its files.
+    leaves its digest with its files; rows that are a selection of a tensor's leave none, and are copied by the chunk.
     """
-    tensors = [files.read_as(name, dtype).reshape(-1) for files, name in sources]
-    contents = [tensor_bytes(tensor) for tensor in tensors]
-    digests = [xxh3_128() for _ in sources]
+    tensors = [
+        _Rows(files, name) if name in files.selections else files.read_as(name, dtype).reshape(-1)
+        for files, name in sources
+    ]
+    whole = [(source, tensor) for source, tensor in zip(sources, tensors, strict=True) if isinstance(tensor, Tensor)]
+    contents = [tensor_bytes(tensor) for _, tensor in whole]
+    digests = [xxh3_128() for _ in whole]
     for place in places(tensors[0].numel()):
-        for tensor, content, digest in zip(tensors, contents, digests, strict=True):
+        for (_, tensor), content, digest in zip(whole, contents, digests, strict=True):
             digest.update(content[place.start * tensor.itemsize : place.stop * tensor.itemsize])
         yield [tensor[place].to(dtype) for tensor in tensors]
-    for (files, name), digest in zip(sources, digests, strict=True):
+    for ((files, name), _), digest in zip(whole, digests, strict=True):
         files.take_digest(name, digest.hexdigest())
+
+
+class _Rows:
+    """Rows of a tensor, flat, of which only those that are asked for are copied."""
+
+    def __init__(self, files: TensorFiles, name: str) -> None:
+        part = files.selections[name]
+        tensor = files.read(part.name)
+        self._tensor = tensor.reshape(len(tensor), -1)
+        self._rows = torch.arange(len(tensor)) if part.rows is None else part.rows
+
+    def numel(self) -> int:
+        return len(self._rows) * self._tensor.shape[1]
+
+    def __getitem__(self, place: slice) -> Tensor:
+        width = max(self._tensor.shape[1], 1)
+        first = place.start // width
+        rows = self._tensor[self._rows[first : -(-place.stop // width)]].reshape(-1)
+        return rows[place.start - first * width : place.stop - first * width]
 
 
 def on_all_cores(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:

@@ -9,6 +9,10 @@ from stages.storage.cards import read_json
 
 Tokens = dict[str, int]
 
+MATCH_BY_TOKEN = (
+    "set `vocabulary: shared` to match rows by token and keep the target's tokens, or `vocabulary: union` to take in "
+    "the tokens that other models have besides"
+)
 _FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # that say which token has which number, best first
 _MODELS = ("*.model", "*.spm", "*.tiktoken")  # binary files, of which only equal bytes are known to be equal
 
@@ -41,9 +45,50 @@ def refuse_other_vocabulary(first: Path, other: Path, *, may_lack: bool = False)
     difference = next(_differences(*known, may_lack=may_lack), None)
     if difference is not None:
         raise InputError(
-            f"{compared}: has another vocabulary than {first} ({difference}); the same token would mean different "
-            "words in the models, so they cannot be merged"
+            f"{compared}: has another vocabulary than {first} ({difference}); merged row by row, the same row would "
+            f"mean different words; {MATCH_BY_TOKEN}"
         )
+
+
+def tokens_of(directory: Path) -> Tokens:
+    """The number of each token of a checkpoint, whichever files its tokenizer is stored in.
+
+    Raises:
+        InputError: there is no tokenizer, it cannot be read, or two of its tokens have one number.
+    """
+    if _file_of(directory) is not None:
+        tokens = _tokens(directory)
+    elif _models(directory):
+        tokens = _loaded(directory)
+    else:
+        raise InputError(
+            f"{directory}: has no tokenizer, so its rows cannot be matched by token; save its tokenizer there with "
+            "`save_pretrained`"
+        )
+    named: dict[int, str] = {}
+    for token, number in tokens.items():
+        if number in named:
+            raise InputError(f"{directory}: its tokens {named[number]!r} and {token!r} have one number, {number}")
+        named[number] = token
+    return tokens
+
+
+def loaded_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a checkpoint, as transformers loads it.
+
+    Raises:
+        InputError: transformers cannot load it.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever transformers makes of a tokenizer that it cannot read
+        raise InputError(
+            f"{directory}: its tokenizer cannot be compared with the other models' "
+            f"({' '.join(str(error).split())[:200]}); save it with `save_pretrained`, so that it has a tokenizer.json"
+        ) from None
 
 
 def _differences(ours: Tokens, theirs: Tokens, *, may_lack: bool) -> Iterator[str]:
@@ -133,16 +178,4 @@ def _models(directory: Path) -> dict[Path, bytes]:
 
 def _loaded(directory: Path) -> Tokens:
     """The number of each token by the tokenizer that transformers loads."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-        return dict(tokenizer.get_vocab())
-    except Exception as error:  # whatever transformers makes of a tokenizer that it cannot read
-        raise InputError(
-            f"{directory}: its tokenizer cannot be compared with the other models' "
-            f"({' '.join(str(error).split())[:200]}); save it with `save_pretrained`, so that it has a tokenizer.json"
-        ) from None
+    return dict(loaded_tokenizer(directory).get_vocab())

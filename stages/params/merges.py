@@ -101,6 +101,9 @@ class Merge(Weighted):
         target's;
         `target` keeps the target's, and of its body what another model lacks (a masked-LM model has no pooler);
         `each` evaluates every task with the head of that task's own model; so all bodies must have the same tensors.
+    vocabulary: `same` refuses models with other tokens. The others match the rows of embeddings by token, and merge
+        each among the models that have it: `shared` keeps the target's tokens; `union` adds after them those that were
+        added to other models' tokenizers.
     precision: what values are computed in; they are written in the target's type.
     max_shard_size: larger checkpoints are spread over several files.
     adapter: how a merge of adapters becomes an adapter again; without it, one of LoRA adapters is a whole model. One of
@@ -110,6 +113,8 @@ class Merge(Weighted):
     """
 
     heads: Literal["merge", "target", "each"] = "merge"
+    # Left out where it is `same`, so that searches are what they were before there was such a key.
+    vocabulary: Literal["same", "shared", "union"] = Field(default="same", exclude_if=lambda value: value == "same")
     precision: Literal["float32", "float64"] = "float32"
     max_shard_size: Annotated[str | int, AfterValidator(_checked_size)] = "5GB"
     adapter: AsAdapter | None = Field(default=None, exclude_if=lambda value: value is None)

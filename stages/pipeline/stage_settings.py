@@ -110,6 +110,7 @@ def _merge(name: str, params: Params) -> dict[str, Any]:
         "keeps_single_model": merge.options.keeps_single_model,
         "base": None if base is None else str(base),
         "heads": merge.heads,
+        **({"vocabulary": merge.vocabulary} if merge.vocabulary != "same" else {}),
         "precision": merge.precision,
         "max_shard_size": bytes_of(merge.max_shard_size),
         **({} if merge.adapter is None else {"rank": merge.adapter.rank}),

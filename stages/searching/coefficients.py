@@ -44,6 +44,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
         statistics_directories(merge),
         base_directory(merge, params),
         merge.heads,
+        merge.vocabulary,
     )
     ingredients.verify()
     expert_of = {params.models[model].task: model for model in reversed(merge.models)}
@@ -153,6 +154,7 @@ def _identity(merge: Merge, metric: Metric, ingredients: Ingredients, tasks: Seq
         "merge": merge.model_dump(),
         "metric": metric.name,
         "checkpoints": {name: fingerprint(found.tensors) for name, found in ingredients.checkpoints.items()},
+        "rows": ingredients.rows.digest() if ingredients.rows is not None else None,
         "base": fingerprint(ingredients.base.tensors) if ingredients.base is not None else None,
         "statistics": [statistic.card.get("fingerprint") for statistic in statistics],
         "tasks": {

@@ -1,17 +1,20 @@
 """A model in memory that is scored with one merge's weights after another's."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from stages.merging.ingredients import Ingredients, Merging
+from stages.merging.checkpoints import write_merged
+from stages.merging.ingredients import Heads, Ingredients, Merging
 from stages.merging.streaming import on_all_cores
 from stages.running.errors import InputError
 from stages.running.placement import Placement
+from stages.running.scratch import scratch_directory
 from stages.storage.naming import as_loaded, places
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
@@ -26,8 +29,20 @@ class LiveModel:
     """
 
     def __init__(
-        self, ingredients: Ingredients, heads: str, experts: Mapping[TaskData, str | None], metric: Metric
+        self, ingredients: Ingredients, heads: Heads, experts: Mapping[TaskData, str | None], metric: Metric
     ) -> None:
+        with _checkpoint_of_its_size(ingredients, heads) as directory:
+            self._open(directory, ingredients, heads, experts, metric)
+
+    def _open(
+        self,
+        directory: Path,
+        ingredients: Ingredients,
+        heads: Heads,
+        experts: Mapping[TaskData, str | None],
+        metric: Metric,
+    ) -> None:
+        """Load a checkpoint into memory, and the tasks with its tokenizer; the other arguments are the model's own."""
         self._placement = Placement.of_this_machine()
         self._merging = self._evaluating = 0.0  # seconds
         self._tasks: list[tuple[Any, Examples, np.ndarray, Metric]] = []  # model, examples, targets, their metric
@@ -46,7 +61,7 @@ class LiveModel:
                     f"search: the merged model predicts {target.output_names}, but the task {task.name} has "
                     f"{list(task.labels)}; list other tasks under `search.tasks`, or set `heads: each`"
                 )
-            model = kind.load_model(target.directory, task.labels, head=head)
+            model = kind.load_model(directory, task.labels, head=head)
             if body is None:
                 body = model
             elif heads == "each":
@@ -55,7 +70,7 @@ class LiveModel:
             else:
                 model = body
             validation = task.rows("validation")
-            examples = examples_for(kind, target.directory, model, validation, task, self._placement)
+            examples = examples_for(kind, directory, model, validation, task, self._placement)
             placed = self._placement.model(model)
             self._tasks.append((placed, examples, targets(examples), metric.of(task.labels)))
         assert body is not None
@@ -114,6 +129,17 @@ class LiveModel:
     def merging_share(self) -> float:
         """Share of the time spent on merging, of all that was spent on merging and evaluating."""
         return self._merging / max(self._merging + self._evaluating, 1e-9)
+
+
+@contextmanager
+def _checkpoint_of_its_size(ingredients: Ingredients, heads: Heads) -> Iterator[Path]:
+    """The target; or, where the merge adds tokens to it, a merged checkpoint that has them, while it is read."""
+    if ingredients.rows is None or not ingredients.rows.added:
+        yield ingredients.target.directory
+        return
+    with scratch_directory() as directory:
+        write_merged(ingredients.at(dict.fromkeys(ingredients.checkpoints, 1)), directory, heads)
+        yield directory
 
 
 def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:

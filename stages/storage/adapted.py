@@ -69,6 +69,7 @@ class AdaptedFiles(TensorFiles):
         self.specs = self.stored
         self.digests = {}
         self._stored_names = {}
+        self.selections = {}
 
     def _untie(self, ties: dict[str, str]) -> bool:
         """Give both of a tied pair a tensor of their own where the adapter leaves them different."""
@@ -153,6 +154,7 @@ class OnesFiles(TensorFiles):
         self.stored = self.specs = scales
         self.digests = {}
         self._stored_names = {}
+        self.selections = {}
 
     def _read_stored(self, name: str) -> "torch.Tensor":
         import torch

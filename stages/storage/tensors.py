@@ -62,6 +62,21 @@ class TensorSpec:
         return "float" in self.dtype
 
 
+@dataclass(frozen=True)
+class Selection:
+    """A part of a tensor.
+
+    Attributes:
+        name: of the tensor.
+        rows: numbers of the rows (places in the first dimension), in this order; None for all of them.
+        square: whether of the columns only those of the same numbers are taken too.
+    """
+
+    name: str
+    rows: "torch.Tensor | None"
+    square: bool = False
+
+
 class TensorFiles:
     """The tensors of `STEM.safetensors`, or of the shards that `STEM.safetensors.index.json` lists, in a directory.
 
@@ -72,6 +87,7 @@ class TensorFiles:
         specs: the same by the names that the tensors go by here, which are others after `called`.
         digests: of tensors that have been read whole anyway, by the files' names, so that `fingerprint` need not read
             them again.
+        selections: parts of tensors that go by names of their own, which `specs` has too; see `with_selections`.
 
     Raises:
         InputError: on construction, a file is missing, cut short, not safetensors, or has an unknown element type.
@@ -111,6 +127,7 @@ class TensorFiles:
         self.specs = self.stored
         self.digests: dict[str, str] = {}
         self._stored_names: Mapping[str, str] = {}
+        self.selections: Mapping[str, Selection] = {}
 
     def _files(self) -> list[Path]:
         single = self.directory / f"{self.stem}.safetensors"
@@ -150,13 +167,32 @@ class TensorFiles:
         view.specs = {name: self.specs[own] for name, own in sorted(names.items())}
         return view
 
+    def with_selections(self, selections: Mapping[str, Selection]) -> Self:
+        """The same files, with these parts of their tensors besides, under new names."""
+        view = copy(self)
+        view.selections = dict(selections)
+        view.specs = dict(self.specs)
+        view._stored_names = dict(self._stored_names)
+        for name, part in selections.items():
+            spec = self.specs[part.name]
+            if part.rows is not None:
+                kept = spec.shape[2:] if part.square else spec.shape[1:]
+                spec = TensorSpec(spec.dtype, (len(part.rows),) * (2 if part.square else 1) + kept)
+            view.specs[name] = spec
+            view._stored_names[name] = self.stored_name(part.name)
+        return view
+
     def stored_name(self, name: str) -> str:
         """What the files call the tensor that goes by `name` here."""
         return self._stored_names.get(name, name)
 
     def read(self, name: str) -> "torch.Tensor":
-        """The tensor `name`, mapped: treat it as read-only."""
-        return self._read_stored(self.stored_name(name))
+        """The tensor `name`, mapped: treat it as read-only. Of rows that are selected it is a copy."""
+        stored = self._read_stored(self.stored_name(name))
+        part = self.selections.get(name)
+        if part is None or part.rows is None:
+            return stored
+        return stored[part.rows][:, part.rows] if part.square else stored[part.rows]
 
     def _read_stored(self, name: str) -> "torch.Tensor":
         return self._shards[name].get_tensor(name)

@@ -190,6 +190,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (merging(method="regmean", alpha=1.5), "merges.both.alpha = 1.5: .*less than or equal to 1"),
         (merging(method="ties", floor=0.1), "merges.both.floor: unknown key; allowed: .*density"),
         (merging(max_shard_size="5 GB"), "merges.both.max_shard_size: '5 GB' is no size; give bytes, or .*5GB"),
+        (merging(vocabulary="both"), "merges.both.vocabulary = 'both': .*'same', 'shared' or 'union'"),
         (merging(max_shard_size=0), "merges.both.max_shard_size: 0 is no size"),
         (
             adam(merging(method="kfac")),
@@ -326,6 +327,7 @@ def test_a_search_needs_a_task_with_a_metric() -> None:
         merging(search={"sampler": "grid", "metric": "macro_f1"}),
         merging(method="uncertainty", prior="three"),
         merging(max_shard_size="500MB"),
+        merging(vocabulary="union"),
         unlabelled(merging(), estimator="empirical"),
         unlabelled(merging(), path="/a", sha256=64 * "0"),
         adam(merging(method="regmean")),

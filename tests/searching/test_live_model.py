@@ -62,6 +62,33 @@ def test_the_live_model_has_the_weights_that_a_merge_writes(
         assert torch.equal(live._parameters[name], value), name
 
 
+@pytest.mark.parametrize("vocabulary", ["shared", "union"])
+def test_models_with_tokens_of_their_own_are_searched(inside: Path, vocabulary: str) -> None:
+    """Scored as the checkpoint that the merge writes, whose tokenizer reads two words as one."""
+    tiny_bert(seed=3, noise=0.5, vocab_size=22).save_pretrained("sources/eve")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["the film", "is dull"])
+    tokenizer.save_pretrained("sources/eve")
+    films, eve = TaskData.open(Path("data/tasks/films")), Path("models/finetuned/eve")
+    assert films.read("validation")["text"].str.contains("the film|is dull").any()
+    eve.mkdir()
+    bring_in(Path("sources/eve"), films, eve)
+    estimate("diagonal", eve, films, FisherSettings(examples=12), Path("models/fishers/eve"))
+    content = params_of({"ann": 1, "bob": 1}, {"sampler": "grid"}).model_dump(exclude={"merges"})
+    content["models"]["eve"] = {"base": "base", "task": "films"}
+    search = {"sampler": "grid", "points": 4, "tasks": ["films"]}
+    merge = {"method": "fisher", "coefficients": {"ann": 1, "eve": 1}, "search": search, "vocabulary": vocabulary}
+    params = parse_params(content | {"merges": {"it": merge}})
+    _, sweep = searched(params)
+    for point, score in zip(sweep["λ eve"], sweep["films accuracy"], strict=True):
+        merged = merged_with(params, {"ann": 1 - point, "eve": point})
+        rows = load_file(merged / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+        assert len(rows) == (22 if vocabulary == "union" else 20)
+        assert score == accuracy_of(merged, "films")
+    tokens = {"the film", "is dull"} & transformers.AutoTokenizer.from_pretrained("merged").get_vocab().keys()
+    assert len(tokens) == (2 if vocabulary == "union" else 0)
+
+
 def test_a_masked_lm_donor_is_searched_for_what_it_shares(inside: Path) -> None:
     """Its body goes into a classifier whose pooler and head stay; scored as the checkpoint that the merge writes."""
     tiny_masked_lm(seed=3, noise=0.5).save_pretrained("sources/eve")

@@ -85,7 +85,9 @@ def test_from_its_yaml_to_the_report(tmp_path: Path) -> None:
         worth = read(project, f"results/eval/{name}/metrics.json")["tasks"]
         assert set(worth) == {*HALVES, "order"}
         each = read(project, f"results/eval/{name}/per_example.json")["tasks"]["order"]
-        outputs = np.stack(pd.read_parquet(project.root / f"results/eval/{name}/predictions/order.parquet")["logits"])
+        outputs = np.stack(
+            pd.read_parquet(project.root / f"results/eval/{name}/predictions/order.parquet")["logits"].tolist()
+        )
         assert outputs.shape == (ITEMS, 2)
         assert outputs[:, 0].tolist() == each["values"]
         values[name] = each["values"]

@@ -63,7 +63,7 @@ def rule(options: Ties, models: Models) -> Rule:
     """Every parameter that the base has by `ties`; the others are averaged."""
     every = range(len(models.checkpoints))
     together = (
-        [_threshold(models, i, sorted(filter(models.base_has, models.averaged)), options.density) for i in every]
+        [_threshold(models, i, list(filter(models.base_has, models.parts(i))), options.density) for i in every]
         if options.trim == "global"
         else None
     )
