@@ -138,6 +138,12 @@ class Ingredients:
         rows = match_rows(self.vocabulary, self.checkpoints, self.base, of_tokens, self.kept)
         if rows is None:
             return None
+        for group in rows.groups:
+            if 1 < len(group.models) < self.options.least_models:
+                raise InputError(
+                    f"the method {self.options.method} merges at least {self.options.least_models} models, but only "
+                    f"{', '.join(group.models)} have a row for {group.keys[0]!r}; merge models of one vocabulary"
+                )
         for option, model in self.options.further_models.items():
             raise InputError(
                 f"the {option} {model}: its tokens are not known, so its Fisher cannot be matched by token; merge "

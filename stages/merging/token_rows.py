@@ -50,7 +50,7 @@ class Group:
 
     def part(self, tensor: str) -> str:
         """What these rows of a tensor are called where they are merged; it depends on who has them alone."""
-        return f"{tensor} (rows of {', '.join(self.models)}{' and the base' if self.in_base else ''})"
+        return f"{tensor} (rows of {list(self.models)}{' and the base' if self.in_base else ''})"
 
 
 @dataclass(frozen=True)
@@ -209,13 +209,13 @@ def match_rows(
     if not tensors:
         raise InputError(f"{target.tensors.file}: has no embeddings of tokens; leave out `vocabulary: {vocabulary}`")
     models = {
-        name: _rows(checkpoint.directory, rows_of(checkpoint, tensors), checkpoint.tensors)
+        name: _rows(checkpoint.directory, rows_of(checkpoint.tensors, tensors), checkpoint.tensors)
         for name, checkpoint in checkpoints.items()
     }
     ours = next(iter(models.values()))
     base_rows: Rows = {}
-    if base is not None and (own := next(filter(None, map(base.name_of, sorted(tensors))), None)):
-        base_rows = _rows(base.directory, base.tensors.specs[own].shape[0], base.tensors)
+    if base is not None and (own := {name for each in tensors if (name := base.name_of(each)) is not None}):
+        base_rows = _rows(base.directory, rows_of(base.tensors, own), base.tensors)
     if all(rows == ours for rows in models.values()) and (base is None or base_rows == ours):
         return None
     result: list[Key] = sorted(ours, key=ours.__getitem__)

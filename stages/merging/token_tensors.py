@@ -11,6 +11,7 @@ from stages.storage import naming
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.checkpoint_files import config_file
 from stages.storage.naming import Model
+from stages.storage.tensors import TensorFiles
 
 REMEDY = "merge models of one vocabulary (`vocabulary: same`)"
 _MORE = 1024  # tokens: a multiple of all that vocabularies are padded to
@@ -47,19 +48,19 @@ def token_tensors(checkpoint: Checkpoint) -> set[str]:
                 f"input nor an output embedding, so its entries cannot be matched by token; {REMEDY}"
             )
         found.add(name)
-    rows_of(checkpoint, found)
+    rows_of(checkpoint.tensors, found)
     return found
 
 
-def rows_of(checkpoint: Checkpoint, names: set[str]) -> int:
-    """How many rows these tensors have; 0 if the checkpoint has none of them. Raises `InputError` if they differ."""
-    specs = {name: checkpoint.tensors.specs[name] for name in sorted(names & checkpoint.tensors.specs.keys())}
+def rows_of(tensors: TensorFiles, names: set[str]) -> int:
+    """How many rows these tensors have; 0 if the files have none of them. Raises `InputError` if they differ."""
+    specs = {name: tensors.specs[name] for name in sorted(names & tensors.specs.keys())}
     rows = {name: spec.shape[0] if spec.shape else 0 for name, spec in specs.items()}
     for name, number in rows.items():
         first = next(iter(rows))
         if number != rows[first]:
             raise InputError(
-                f"{checkpoint.tensors.file}: tensor {name} has {number} rows, but {first} has {rows[first]}; resize "
+                f"{tensors.file}: tensor {name} has {number} rows, but {first} has {rows[first]}; resize "
                 "both to one number of tokens (`resize_token_embeddings`)"
             )
     return next(iter(rows.values()), 0)

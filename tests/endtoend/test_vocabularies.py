@@ -1,6 +1,7 @@
 """A project with real dvc whose models have tokens of their own: merged, searched and evaluated."""
 
 import json
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file

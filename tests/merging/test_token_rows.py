@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -37,6 +37,7 @@ from stages.merging import (
     Uncertainty,
     merge_checkpoints,
 )
+from stages.merging.options import MethodOptions
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.statistics import write_statistic
@@ -537,6 +538,29 @@ def test_classifiers_keep_heads_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(heads["classifier.bias"].double().numpy(), herd.tensors["bob"]["classifier.bias"])
     (embeddings,) = BY_TOKEN[herd.kind]
     np.testing.assert_allclose(found[embeddings], herd.reference(embeddings, "union", mean), rtol=1e-5, atol=1e-6)
+
+
+class Median(MethodOptions):
+    """A method that needs three models; it is refused before it is asked for a rule."""
+
+    method: Literal["median"] = "median"
+    least_models = 3
+
+
+def test_rows_that_too_few_models_have(tmp_path: Path) -> None:
+    herd = Herd(tmp_path, "a tied Llama")
+    with pytest.raises(InputError, match=r"median merges at least 3 models, but only ann, bob have a row for '<y>'"):
+        herd.merge(Median(), vocabulary="shared")
+
+
+def test_tensors_with_different_numbers_of_rows(tmp_path: Path) -> None:
+    herd = Herd(tmp_path, "an untied Llama", ("ann", "bob"))
+    for name in ("base", "ann"):
+        file = tmp_path / name / "model.safetensors"
+        tensors = load_file(file)
+        save_file(tensors | {HEAD: tensors[HEAD][:-1].clone()}, file, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=rf"{name}.model\.safetensors: tensor model\.embed_tokens\.weight has "):
+            herd.merge(TaskArithmetic(), vocabulary="shared")
 
 
 def test_a_masked_lm_gives_a_classifier_what_both_have(tmp_path: Path) -> None:
