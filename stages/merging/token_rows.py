@@ -269,11 +269,11 @@ def _with_added(target: Checkpoint, models: Sequence[tuple[Path, Rows]]) -> tupl
         return None, {}
     tokenizer = loaded_tokenizer(target.directory)
     tokenizer.add_tokens(list(wanted.values()))
-    numbers = {token: tokenizer.get_vocab().get(token) for token in wanted}
-    taken = {row for key, row in ours.items() if isinstance(key, str)}
-    free = iter(row for row in range(len(ours) + len(wanted)) if row > max(taken, default=-1))
-    for token, number in numbers.items():
-        if number != next(free):
+    vocabulary = tokenizer.get_vocab()
+    numbers = {token: vocabulary.get(token) for token in wanted}
+    first = 1 + max((row for key, row in ours.items() if isinstance(key, str)), default=-1)
+    for free, (token, number) in enumerate(numbers.items(), start=first):
+        if number != free:
             raise InputError(
                 f"{target.directory}: its tokenizer gives the added token {token!r} the number {number}, which is not "
                 "the next row of its embeddings; set `vocabulary: shared`"
