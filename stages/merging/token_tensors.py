@@ -15,6 +15,7 @@ from stages.storage.tensors import TensorFiles
 
 REMEDY = "merge models of one vocabulary (`vocabulary: same`)"
 _MORE = 1024  # tokens: a multiple of all that vocabularies are padded to
+_OF_POSITIONS = ("position", "seq_len", "n_ctx", "context_length")  # in keys of how many positions there are
 _NOT_OF_TOKENS = ("type_vocab_size",)  # BERT's kinds of segments
 
 
@@ -24,8 +25,8 @@ def token_tensors(checkpoint: Checkpoint) -> set[str]:
     What depends on the vocabulary's size is found by a model whose configuration has more tokens.
 
     Raises:
-        InputError: transformers does not know the model, another tensor depends on the vocabulary's size, or these have
-            different numbers of rows.
+        InputError: transformers does not know the model, another tensor depends on the vocabulary's size or may do so,
+            or these have different numbers of rows.
     """
     model = naming.empty_model(checkpoint.directory)
     larger_model = None if model is None else _enlarged(model, _is_of_tokens)
@@ -37,7 +38,8 @@ def token_tensors(checkpoint: Checkpoint) -> set[str]:
     sizes, larger = dict(_shapes(model)), dict(_shapes(larger_model))
     embeddings, tied = _embeddings(model), naming.ties(model)
     found: set[str] = set()
-    for name, place in naming.places(model, checkpoint.tensors.specs).items():
+    where = naming.places(model, checkpoint.tensors.specs)
+    for name, place in where.items():
         whole = place.whole
         if larger.get(whole) == sizes[whole]:
             continue
@@ -48,7 +50,13 @@ def token_tensors(checkpoint: Checkpoint) -> set[str]:
                 f"input nor an output embedding, so its entries cannot be matched by token; {REMEDY}"
             )
         found.add(name)
-    rows_of(checkpoint.tensors, found)
+    rows = rows_of(checkpoint.tensors, found)
+    for name in sorted(checkpoint.tensors.specs.keys() - where.keys()):
+        if rows in checkpoint.tensors.specs[name].shape:
+            raise InputError(
+                f"{checkpoint.tensors.file}: tensor {name}, which transformers does not load, may have an entry per "
+                "token, as the embeddings have a row; load the model, and save it again with `save_pretrained`"
+            )
     return found
 
 
@@ -72,7 +80,7 @@ def positions_may_follow_padding(checkpoint: Path) -> bool:
     True too where transformers makes no model of it.
     """
     model = naming.empty_model(checkpoint)
-    larger = None if model is None else _enlarged(model, lambda key: "position" in key)
+    larger = None if model is None else _enlarged(model, lambda key: any(word in key for word in _OF_POSITIONS))
     return model is None or larger is None or sorted(_shapes(model)) != sorted(_shapes(larger))
 
 

@@ -540,6 +540,18 @@ def test_classifiers_keep_heads_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[embeddings], herd.reference(embeddings, "union", mean), rtol=1e-5, atol=1e-6)
 
 
+def test_a_tensor_over_tokens_that_is_not_loaded(tmp_path: Path) -> None:
+    herd = Herd(tmp_path, "a classifier", ("ann", "bob"))
+    for size in (3, PADDED["ann"]):
+        for name in ("ann", "bob", "base"):
+            file = tmp_path / name / "model.safetensors"
+            save_file(load_file(file) | {"cls.predictions.bias": torch.zeros(size)}, file, metadata={"format": "pt"})
+        if size == 3:
+            assert herd.merge(Isotropic(), vocabulary="shared")["cls.predictions.bias"].shape == (3,)
+    with pytest.raises(InputError, match=r"ann.*: tensor cls\.predictions\.bias, which transformers does not load"):
+        herd.merge(Isotropic(), vocabulary="shared")
+
+
 class Median(MethodOptions):
     """A method that needs three models; it is refused before it is asked for a rule."""
 
