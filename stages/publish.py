@@ -71,6 +71,9 @@ def open_publication(name: str, params: Params) -> Publication:
     first = _first_base(origin["base"], params)
     checkpoint, fisher = verified_fisher(name, FINETUNED / name, FISHERS / name)
     task = params.tasks[params.models[name].task]
+    metrics = _metrics(EVAL / name, origin)
+    measured_by = {done: params.tasks.get(done, task).own_metrics for done in metrics}
+    _refuse_lacking(EVAL / name, metrics, measured_by)
     return Publication(
         name=name,
         task=task,
@@ -78,7 +81,8 @@ def open_publication(name: str, params: Params) -> Publication:
         fisher=fisher,
         base=None if first is None else (first, params.sources[first]),
         data=params.sources[task.source],
-        metrics=_metrics(EVAL / name, origin, task.own_metrics),
+        metrics=metrics,
+        measured_by=measured_by,
     )
 
 
@@ -89,27 +93,36 @@ def _first_base(base: str, params: Params) -> str | None:
     return base if base in params.sources else None
 
 
-def _metrics(
-    directory: Path, origin: Mapping[str, Any], measured_by: Sequence[Metric]
-) -> Mapping[str, Mapping[str, float]]:
+def _metrics(directory: Path, origin: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
     """The metrics of a model of this origin, or none.
 
     Raises:
-        InputError: they are of another training, which its settings and what it scored tell apart, or not of all that
-            its task is measured by.
+        InputError: they are of another training, which its settings and what it scored tell apart.
     """
     file = directory / METRICS
     if not file.is_file():
         return {}
-    again = f"run `dvc repro models/dvc.yaml:evaluate-{directory.name}`"
     evaluated = read_json(directory / ORIGIN)
     if any(evaluated.get(key) != value for key, value in origin.items()):
-        raise InputError(f"{file}: is of an earlier {directory.name}; {again}")
+        raise InputError(f"{file}: is of an earlier {directory.name}; {_again(directory)}")
     tasks: dict[str, Mapping[str, float]] = read_json(file)["tasks"]
-    for task, entry in tasks.items():
-        if lacking := [metric.name for metric in measured_by if metric.name not in entry]:
-            raise InputError(f"{file}: tasks.{task}: lacks {lacking[0]}, which its task has meanwhile; {again}")
     return tasks
+
+
+def _refuse_lacking(
+    directory: Path, metrics: Mapping[str, Mapping[str, float]], measured_by: Mapping[str, Sequence[Metric]]
+) -> None:
+    """Raise `InputError` if a task's results are not of all that it is measured by."""
+    for task, entry in metrics.items():
+        if lacking := [metric.name for metric in measured_by[task] if metric.name not in entry]:
+            raise InputError(
+                f"{directory / METRICS}: tasks.{task}: lacks {lacking[0]}, which its task has meanwhile; "
+                f"{_again(directory)}"
+            )
+
+
+def _again(directory: Path) -> str:
+    return f"run `dvc repro models/dvc.yaml:evaluate-{directory.name}`"
 
 
 def to_directory(publication: Publication, directory: Path) -> dict[str, str]:

@@ -430,7 +430,8 @@ def test_the_card_has_the_metrics_of_the_models_kind(tmp_path: Path) -> None:
     with kind_with("text-classification", CrossEntropy(), *KINDS["text-classification"].metrics):
         found = open_publication("books", load_params())
         metrics = {"books": entry | {"accuracy": 0.75, "macro_f1": 0.5}}
-        text = model_card(replace(found, metrics=metrics), {"path": "it", "sha256": "0"})
+        measured_by = {"books": found.task.own_metrics}
+        text = model_card(replace(found, metrics=metrics, measured_by=measured_by), {"path": "it", "sha256": "0"})
     assert "| task | cross-entropy | accuracy, % | macro F1, % | examples |" in text
     assert "| books | 0.6123 (0.5000–1.250) | 75.0 | 50.0 | 1,200 |" in text
     assert "Cross-entropy with its 95 % bootstrap interval." in text

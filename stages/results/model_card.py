@@ -44,6 +44,7 @@ class Publication:
             if params.yaml has it no more.
         data: the source of its task's examples.
         metrics: on the test splits, by task; empty if it has not been evaluated.
+        measured_by: task → its metrics, the primary one first, of those tasks.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Publication:
     base: tuple[str, Source] | None
     data: Source
     metrics: Mapping[str, Mapping[str, float]]
+    measured_by: Mapping[str, Sequence[Metric]]
 
 
 def taking(publication: Publication, source: Mapping[str, str]) -> str:
@@ -211,22 +213,31 @@ def _where(source: Source) -> str:
 
 
 def _test_results(publication: Publication) -> str:
-    """The section on the test splits; nothing where there are no results."""
+    """The section on the test splits, a table for the tasks of the same metrics; nothing where there are no results."""
     if not publication.metrics:
         return ""
-    metrics = publication.task.own_metrics
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for task in publication.metrics:
+        alike.setdefault(tuple(metric.name for metric in publication.measured_by[task]), []).append(task)
+    tables = [_table(publication, tasks) for tasks in alike.values()]
+    return "\n".join(["", "## On the test splits", "", *(line for table in tables for line in table)])
+
+
+def _table(publication: Publication, tasks: Sequence[str]) -> list[str]:
+    """The lines that say what there is of some tasks, which have the same metrics."""
+    metrics = publication.measured_by[tasks[0]]
     primary = metrics[0]
 
-    def row(task: str, entry: Mapping[str, float]) -> str:
+    def row(task: str) -> str:
+        entry = publication.metrics[task]
         low, high = (shown(primary, entry[f"{primary.name}_{end}"]) for end in ("low", "high"))
         first, *others = (shown(metric, entry[metric.name]) for metric in metrics)
         return f"| {' | '.join([task, f'{first} ({low}–{high})', *others, format(entry['examples'], ',')])} |"
 
     titles = ["task", *(_with_sign(metric) for metric in metrics), "examples"]
     header = [f"| {' | '.join(titles)} |", f"| {' | '.join('---' for _ in titles)} |"]
-    rows = [row(task, entry) for task, entry in publication.metrics.items()]
     said = f"{capital(primary.title)} with its 95 % bootstrap interval."
-    return "\n".join(["", "## On the test splits", "", said, "", *header, *rows, ""])
+    return [said, "", *header, *map(row, tasks), ""]
 
 
 def _with_sign(metric: Metric) -> str:

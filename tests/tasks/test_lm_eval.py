@@ -13,6 +13,7 @@ import pytest
 import torch
 from lm_eval.tasks.manager import load_yaml  # type: ignore[import-untyped]
 from scipy.special import log_softmax
+from tokenizers import processors
 
 from stages.params import Params, parse_params
 from stages.pipeline.needs import ensemble_kinds, evaluated_tasks
@@ -268,6 +269,30 @@ def test_prompts_by_the_chat_template(source: Path, rows: Rows, checkpoint: Path
         InputError, match=r"plain: its tokenizer has no chat template; .* tasks\.harness\.chat_template"
     ):
         outputs(plain, task)
+
+
+def test_a_template_without_system_messages_takes_no_description(
+    source: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    """lm_eval would leave the description out, without a word to be seen."""
+    write_yaml(source, {**PIQA, "description": "abc"})
+    task = prepared(source, tasks=["piqa_local"], chat_template=True)
+    assert outputs(checkpoint, task).shape == (ITEMS, 1)
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
+    with pytest.raises(InputError, match="takes no system message, which the `description` of harness is"):
+        outputs(save(tiny_llama(1), tmp_path / "model", letters_tokenizer(refusing)), task)
+
+
+def test_tokenizers_that_lm_eval_cuts_answers_wrongly_with_are_refused(source: Path, tmp_path: Path) -> None:
+    task = prepared(source, tasks=["piqa_local"])
+    ending = letters_tokenizer()
+    ending._tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]
+    )
+    with pytest.raises(InputError, match="its tokenizer puts </s> after every text"):
+        outputs(save(tiny_llama(1), tmp_path / "ending", ending), task)
+    with pytest.raises(InputError, match="has neither a token that begins a text nor one that ends it"):
+        outputs(save(tiny_llama(1), tmp_path / "bare", letters_tokenizer(eos_token=None, bos_token=None)), task)
 
 
 def test_longer_items_are_cut_and_it_is_said(

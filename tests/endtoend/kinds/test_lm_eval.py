@@ -30,7 +30,7 @@ TASK: dict[str, Any] = {
 
 
 def project_of(root: Path) -> Project:
-    """Two models that learn other things, merges of them, and one task to evaluate them all on."""
+    """Two models that learn other things, a merge of them, and one task to evaluate them all on."""
     inputs = root / "inputs"
     (inputs / "tables").mkdir(parents=True)
     (inputs / "harness/data").mkdir(parents=True)
@@ -62,10 +62,7 @@ def project_of(root: Path) -> Project:
             "finetune": {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3},
             "fisher": {"estimator": "sketch", "examples": 16, "batch_size": 4},
             "models": {name: {"base": "base", "task": name} for name in HALVES},
-            "merges": {
-                "average": {"method": "isotropic", "coefficients": dict(HALVES)},
-                "weighted": {"method": "fisher", "coefficients": dict(HALVES)},
-            },
+            "merges": {"weighted": {"method": "fisher", "coefficients": dict(HALVES)}},
         },
     )
 
@@ -79,14 +76,14 @@ def test_from_its_yaml_to_the_report(tmp_path: Path) -> None:
     project.run("python", "-m", "stages.plan")
     project.run("python", "-m", "stages.plan", "--check")
     assert {"prepare@order", "evaluate-weighted", "report"} < set(project.repro())
-    results = [*HALVES, "average", "weighted"]
+    results = [*HALVES, "weighted"]
     values = {}
     for name in results:
         worth = read(project, f"results/eval/{name}/metrics.json")["tasks"]
         assert set(worth) == {*HALVES, "order"}
         each = read(project, f"results/eval/{name}/per_example.json")["tasks"]["order"]
         outputs = np.stack(
-            pd.read_parquet(project.root / f"results/eval/{name}/predictions/order.parquet")["logits"].tolist()
+            pd.read_parquet(project.root / f"results/eval/{name}/predictions/order.parquet")["logits"].to_list()
         )
         assert outputs.shape == (ITEMS, 2)
         assert outputs[:, 0].tolist() == each["values"]
@@ -107,6 +104,12 @@ def test_from_its_yaml_to_the_report(tmp_path: Path) -> None:
     assert (project.root / "data/tasks/order/harness/data/items.jsonl").read_bytes() == (
         tmp_path / "inputs/harness/data/items.jsonl"
     ).read_bytes()
+    project.run("python", "-m", "stages.publish", "sorted", "--to", "published")
+    card = (project.root / "published/README.md").read_text()
+    own = read(project, "results/eval/sorted/metrics.json")["tasks"]["order"]
+    assert "Negative log-likelihood with its 95 % bootstrap interval." in card
+    assert "| task | lm-eval acc, % | lm-eval acc_norm, % | examples |" in card
+    assert f"| order | {100 * own['acc']:.1f} (" in card
     assert project.repro() == []
 
     project.edit_params(lambda params: params["tasks"]["order"].update(limit=10))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from stages.running.errors import InputError
 from stages.running.placement import Placement
@@ -42,15 +43,14 @@ class HarnessKind(Evaluator):
         verify_contents(task.directory, [FILES])
         tokenizer = load_tokenizer(checkpoint)
         terms = Terms(**{field.name: task.card[field.name] for field in fields(Terms)})
-        if terms.chat_template and not tokenizer.chat_template:
-            raise InputError(
-                f"{checkpoint}: its tokenizer has no chat template; take a base that has one, or put "
-                f"tasks.{task.name}.chat_template: false"
-            )
+        _check_tokenizer(checkpoint, tokenizer)
         with scratch_directory() as cache, sandboxed():
             lm = language_model(placement.model(model).eval(), tokenizer, position_limit(model))
             found = {name: read_task(task.directory / FILES, file) for name, file in task.card["files"].items()}
             tasks = {name: built(own, task.card["labels"], terms, cache) for name, own in found.items()}
+            if terms.chat_template:
+                described = any(own.get_config("description") for own in tasks.values())
+                _check_template(checkpoint, tokenizer, task, described)
             with _refusals(checkpoint, task):
                 results = evaluated(lm, tasks, terms)
             cut = sum(number_cut(lm, own) for own in tasks.values())
@@ -81,11 +81,46 @@ def _check_version(task: TaskData) -> None:
         )
 
 
+def _check_tokenizer(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Raise `InputError` if lm_eval would take other tokens for an answer's than those that are.
+
+    It takes what a text with the answer has more of than one without.
+    """
+    made = tokenizer("a", return_special_tokens_mask=True)
+    if made["special_tokens_mask"][-1]:
+        last = tokenizer.convert_ids_to_tokens(made["input_ids"])[-1]
+        raise InputError(
+            f"{checkpoint}: its tokenizer puts {last} after every text, which lm_eval would take for a part of the "
+            "answers; take a base whose tokenizer does not"
+        )
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{checkpoint}: its tokenizer has neither a token that begins a text nor one that ends it, of which "
+            "lm_eval needs one; take a base that has"
+        )
+
+
+def _check_template(checkpoint: Path, tokenizer: Tokenizer, task: TaskData, described: bool) -> None:
+    """Raise `InputError` if there is no chat template, or it does not take what the tasks are described by, if any."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{checkpoint}: its tokenizer has no chat template; take a base that has one, or put "
+            f"tasks.{task.name}.chat_template: false"
+        )
+    if described:
+        messages = [{"role": role, "content": "a"} for role in ("system", "user")]
+        try:
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            raise InputError(
+                f"{checkpoint}: its chat template takes no system message, which the `description` of {task.name} is, "
+                "and lm_eval would leave that out; remove it, or take another base"
+            ) from None
+
+
 @contextmanager
 def _refusals(checkpoint: Path, task: TaskData) -> Iterator[None]:
     """Make one line of what lm_eval raises where a model and a task do not suit each other."""
-    from jinja2 import TemplateError
-
     try:
         yield
     except (AssertionError, TemplateError) as error:
