@@ -285,7 +285,7 @@ def test_a_template_without_system_messages_takes_no_description(
 
 def test_tokenizers_that_lm_eval_cuts_answers_wrongly_with_are_refused(source: Path, tmp_path: Path) -> None:
     task = prepared(source, tasks=["piqa_local"])
-    ending = letters_tokenizer()
+    ending: Any = letters_tokenizer()
     ending._tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]
     )
