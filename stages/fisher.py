@@ -1,10 +1,11 @@
 """fisher-MODEL: checkpoint and its task's train split → models/fishers/MODEL/{fisher.safetensors,fisher.json}.
 
-Or, for a model whose Fisher is brought in: the Fisher, verified.
+Or, for a model whose Fisher is brought in: the Fisher, verified; or second moments as one, which nothing binds to it.
 """
 
 from stages.estimation.estimate import estimate
 from stages.estimation.given import bring_in
+from stages.estimation.moments import take_moments
 from stages.pipeline.places import FINETUNED, FISHERS, TASKS
 from stages.pipeline.stage_settings import model_stage_params
 from stages.running.command import launch, run_stage
@@ -15,7 +16,10 @@ def fisher(name: str) -> None:
     """Estimate the diagonal Fisher of the model `name`, in as many processes as the environment says, or bring it."""
     params = model_stage_params("fisher", name)
     if (source := params.fisher_source(name)) is not None:
-        bring_in(name, source, FINETUNED / name, FISHERS / name)
+        if source.file is not None:
+            take_moments(source, FINETUNED / name, FISHERS / name)
+        else:
+            bring_in(name, source, FINETUNED / name, FISHERS / name)
         return
     settings = params.fisher_settings(name)
     if settings.estimator != "adam":

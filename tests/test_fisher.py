@@ -16,12 +16,11 @@ from stages.curvature.vectors import Estimator
 from stages.estimation.estimate import estimate
 from stages.estimation.given import bring_in
 from stages.params import FisherSettings
-from stages.params.schema import FISHER_FILES
 from stages.running.errors import InputError
 from stages.storage.cards import read_json
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.digests import tree_sha256
-from stages.storage.source import Source
+from stages.storage.source import FISHER_FILES, Source
 from stages.storage.statistic_files import open_statistic
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData, draw_examples

@@ -6,6 +6,8 @@ from typing import Any
 
 from stages.merging.ingredients import Heads, Merging
 from stages.storage.checkpoint_files import checkpoint_card
+from stages.storage.statistic import UNVERIFIED, nothing_binds
+from stages.storage.statistic_files import StatisticFiles
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import fingerprint
 
@@ -35,6 +37,7 @@ def merged_card(
         "coefficients": dict(merging.coefficients),
         "models": {name: _model(merging, name) for name in it.checkpoints},
         **({} if truncation is None else {"adapter": dict(truncation)}),
+        **({UNVERIFIED: unverified} if (unverified := _unverified(merging)) else {}),
     }
     of = it.target.card
     return checkpoint_card(found, of.get("base_model_prefix"), it.target.output_names, of.get("task"), origin)
@@ -57,6 +60,18 @@ def _model(merging: Merging, name: str) -> dict[str, Any]:
         "task": checkpoint.card.get("task"),
         **statistics,
     }
+
+
+def _unverified(merging: Merging) -> list[str]:
+    """The models whose statistics nothing binds to their checkpoints, those that have no part in the merge too."""
+    it = merging.ingredients
+    found = {name: files for those in it.statistics.values() for name, files in those.items() if _is_unverified(files)}
+    further = [model for option, model in it.options.further_models.items() if _is_unverified(it.further[option])]
+    return sorted({*found, *further})
+
+
+def _is_unverified(statistic: StatisticFiles) -> bool:
+    return bool(statistic.card.get(UNVERIFIED))
 
 
 def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> str:
@@ -91,6 +106,8 @@ def model_card(card: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [*_model_rows(origin, trained), *_statistics_table(origin)]
+    if unverified := [_cell(name) for name in origin.get(UNVERIFIED, [])]:
+        lines += ["", nothing_binds(unverified)]
     lines += [
         "",
         f"Labels: {json.dumps(card['labels'], ensure_ascii=False)}. Fingerprint: `{card['fingerprint']}`.",

@@ -11,7 +11,7 @@ from stages.params.adapters import ADAPTERS
 from stages.params.merges import ENSEMBLE, AsAdapter, Ensemble, Merge, Search
 from stages.params.schema import FinetuneSettings, FisherSettings, Model, Params
 from stages.running.section import Section
-from stages.storage.source import Source
+from stages.storage.source import FisherSource, Source
 from stages.tasks.kinds import KINDS
 
 KEYS = Params.model_fields.keys() - {"ensembles"}  # of the file
@@ -102,7 +102,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> Iterable[str]:
         case ("fisher", _):
             return FisherSettings.model_fields
         case ("models", _, "fisher", _):
-            return FisherSettings.model_fields.keys() | Source.model_fields.keys()
+            return FisherSettings.model_fields.keys() | FisherSource.model_fields.keys()
         case ("sources", _, _):
             return Source.model_fields
         case ("tasks", _, str(kind), *keys):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 from stages.params.adapters import AdapterSettings
 from stages.params.merges import ENSEMBLE, Ensemble, Merge
 from stages.running.section import Name, Section, by_name
-from stages.storage.source import ORIGINS, Source
+from stages.storage.source import ORIGINS, FisherSource, Source
 from stages.tasks.kinds import KINDS, kind_of
 from stages.tasks.task import Task
 
@@ -20,7 +20,6 @@ else:  # one of the kinds that there are
     AnyTask = Annotated[
         reduce(or_, (Annotated[settings, Tag(kind)] for kind, settings in KINDS.items())), Discriminator(kind_of)
     ]
-FISHER_FILES = ["fisher.json", "fisher.safetensors", "fisher.safetensors.index.json", "fisher-*-of-*.safetensors"]
 
 
 class FinetuneSettings(Section):
@@ -79,6 +78,7 @@ class Model(Section):
     `finetune: false` takes the base as it is: an existing fine-tuned checkpoint. A `fisher` that is pinned as a source
     is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated; with `fisher: false` there is none.
     `adapter` names a source that is a finished PEFT adapter of the base: nothing is fine-tuned then.
+    With `file` and `unverified: true` it is second moments without a card (`stages.storage.source.FisherSource`).
     """
 
     base: Name
@@ -156,12 +156,12 @@ class Params(Section):
         own = {} if self.fisher_source(model) else self.models[model].fisher
         return _overridden(self.fisher, own or {}, ("models", model, "fisher"))
 
-    def fisher_source(self, model: str) -> Source | None:
+    def fisher_source(self, model: str) -> FisherSource | None:
         """Where the model's Fisher is brought from, or None if it is estimated."""
         own = self.models[model].fisher
         if own is False or not any(key in own for key in ORIGINS):
             return None
-        return _validated(Source, {"files": FISHER_FILES, **own}, ("models", model, "fisher"))
+        return _validated(FisherSource, own, ("models", model, "fisher"))
 
     def is_adapter(self, model: str) -> bool:
         """Whether a model is an adapter on its base, trained or finished."""

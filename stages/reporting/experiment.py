@@ -29,6 +29,7 @@ from stages.reporting.tables import (
     secondary_tables,
     similarity_note,
     statistics_table,
+    unverified_note,
 )
 from stages.reporting.transfers import transfer_figures
 from stages.reporting.wording import escaped, listing
@@ -75,6 +76,9 @@ def _sections(experiment: Experiment) -> list[Section]:
 
     overview: list[Block] = [Text(what_was_merged(results, tasks))]
     overview += [Text(finding) for group in _of_other_merges(groups) if (finding := main_finding(group))]
+    note = unverified_note(experiment.scores)
+    unverified = [Text(note)] if note else []  # wherever Fishers are shown
+    overview += unverified
     overview += [
         table
         for table in (
@@ -101,10 +105,10 @@ def _sections(experiment: Experiment) -> list[Section]:
     fishers = experiment.scores.fishers
     if fishers:
         masses = {model: mass_by_layer(tensors) for model, tensors in fishers["tensors"].items()}
-        found.append(Section("mass", "Where the Fisher mass lies", [mass_figure(masses)]))
+        found.append(Section("mass", "Where the Fisher mass lies", [mass_figure(masses), *unverified]))
     if fishers and len(fishers["tensors"]) > 1:
-        note = similarity_note(fishers)
-        alike: list[Block] = [similarity_figure(fishers), *([Text(escaped(note))] if note else [])]
+        partial = similarity_note(fishers)
+        alike: list[Block] = [similarity_figure(fishers), *([Text(escaped(partial))] if partial else []), *unverified]
         found.append(Section("similarity", "How alike the Fishers are", alike))
     if experiment.result_costs:
         found.append(results_section(experiment.result_costs))

@@ -6,9 +6,10 @@ from typing import Any, Literal
 from stages.reporting.blocks import Cell, Table
 from stages.reporting.metric_words import words
 from stages.reporting.significance import Comparison, Group
-from stages.reporting.wording import MEAN, UNBROKEN, p_value, plain, share
-from stages.results.scores import Result
+from stages.reporting.wording import MEAN, UNBROKEN, escaped, p_value, plain, share
+from stages.results.scores import Result, Scores
 from stages.results.shown import MISSING, capital, shown, shown_difference
+from stages.storage.statistic import GIVEN, UNVERIFIED, nothing_binds
 from stages.storage.statistics import STATISTICS
 from stages.tasks.metrics import Metric
 
@@ -135,7 +136,11 @@ def statistics_table(results: Sequence[Result]) -> Table | None:
         if stem in entry
     }
     keys = ["estimator", "likelihood", "examples", "seed"]
-    rows = [[model, names[stem], *(plain(facts.get(key)) for key in keys)] for (model, stem), facts in found.items()]
+    rows = [
+        [model, names[stem] + (f", {UNVERIFIED}" if facts.get("estimator") == GIVEN else "")]
+        + [plain(facts.get(key)) for key in keys]
+        for (model, stem), facts in found.items()
+    ]
     summary = "How the statistics were estimated"
     return Table(["of", "statistic", *keys], sorted(rows), named_by=2, summary=summary) if rows else None
 
@@ -152,6 +157,13 @@ def adapters_table(results: Sequence[Result]) -> Table | None:
             rows.append([result.name, plain(adapter["rank"]), share(adapter["relative_error"]), most])
     header = ["", "rank", "lost of the change’s norm", "most of one weight’s"]
     return Table(header, rows, summary="Merges that are LoRA adapters: what their rank loses") if rows else None
+
+
+def unverified_note(scores: Scores) -> str:
+    """Which models' Fishers nothing binds to their checkpoints, in a sentence of Markdown; nothing where none is."""
+    merged = (result.origin.get(UNVERIFIED, []) for result in scores.results)
+    models = sorted({model for several in (*merged, scores.fishers.get(UNVERIFIED, [])) for model in several})
+    return nothing_binds([escaped(model) for model in models])
 
 
 def models_table(results: Sequence[Result]) -> Table:

@@ -9,6 +9,7 @@ from stages.results.shown import capital, shown, unit_sign, with_unit
 from stages.running.errors import first_names
 from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.source import Source
+from stages.storage.statistic import GIVEN, UNVERIFIED, nothing_binds
 from stages.tasks.metrics import Metric
 from stages.tasks.task import Task
 
@@ -24,7 +25,9 @@ ESTIMATORS = {
     "sampled": "the expectation of (∇ log p)² over the model's own predictions, estimated without bias by drawn labels",
     "empirical": "(∇ log p)² of the observed labels, which is not the Fisher but resembles it",
     "adam": "the optimizer's mean of squared gradients while it was fine-tuned, a rough stand-in for the Fisher",
+    GIVEN: "second moments of gradients that were taken as they came; how they were made is not known",
 }
+NOT_KNOWN = "not known"
 PIN_ADVICE = {
     "hub": "`<commit>` is the commit to take, in full: the newest is the first in this repository's history.",
     "path": "`<sha256>` was printed when this was published; the error about 64 zeros in its place says it too.",
@@ -97,7 +100,7 @@ models of one base are merged into one ([Matena & Raffel 2022](https://arxiv.org
 
 {_fisher_facts(publication.fisher.card)}
 
-It fits these weights only: a merge compares the fingerprints and refuses it beside any other.
+{_binding(publication)}
 
 ## Use
 
@@ -245,25 +248,46 @@ def _with_sign(metric: Metric) -> str:
     return f"{metric.title}, {sign}" if sign else metric.title
 
 
+def _binding(publication: Publication) -> str:
+    """What says that the Fisher is of these weights."""
+    if publication.fisher.card.get(UNVERIFIED):
+        return nothing_binds([publication.name])
+    return "It fits these weights only: a merge compares the fingerprints and refuses it beside any other."
+
+
 def _fisher_facts(card: Mapping[str, Any]) -> str:
     """What a Fisher's card says, as a table."""
-    estimator = card["estimator"]
+    estimator = card.get("estimator")
     facts = {
-        "estimator": f"`{estimator}`: {ESTIMATORS[estimator]}",
-        "draws per example": card["samples"] if estimator in ("sketch", "sampled") else None,
+        "estimator": f"`{estimator}`: {ESTIMATORS.get(estimator, NOT_KNOWN)}" if estimator else NOT_KNOWN,
+        "origin": _fisher_origin(card.get("origin", {})),
+        "draws per example": card.get("samples") if estimator in ("sketch", "sampled") else None,
         "likelihood": card.get("likelihood"),
-        "examples": f"{card['examples']:,}, of the train split of {card['task']}" if "examples" in card else None,
+        "examples": f"{card['examples']:,}, of the train split of {card['task']}"
+        if {"examples", "task"} <= card.keys()
+        else None,
         "fingerprint of the examples": card.get("examples_fingerprint"),
-        "seed": card["seed"],
-        "precision of the passes": card["precision"],
-        "type of the entries": card["dtype"],
+        "seed": card.get("seed"),
+        "precision of the passes": card.get("precision"),
+        "type of the entries": card.get("dtype"),
         "format version": card["format_version"],
         "fingerprint of the checkpoint": card["checkpoint"],
         "fingerprint of the Fisher": card["fingerprint"],
-        "libraries": ", ".join(f"{library} {version}" for library, version in card["libraries"].items()),
+        "libraries": ", ".join(f"{library} {version}" for library, version in card.get("libraries", {}).items())
+        or None,
     }
     rows = [f"| {fact} | {value} |" for fact, value in facts.items() if value is not None]
     return "\n".join(["| | |", "| --- | --- |", *rows])
+
+
+def _fisher_origin(origin: Mapping[str, Any]) -> str | None:
+    """Where a Fisher that was taken without a card is from, and the SHA-256 of its files."""
+    if not origin:
+        return None
+    place = origin.get("hub") or origin.get("package") or "a local file"
+    revision = f" at `{origin['revision']}`" if "revision" in origin else ""
+    files = ", ".join(f"{name} (sha256 `{digest}`)" for name, digest in origin["files"].items())
+    return f"{place}{revision}: {files}"
 
 
 def _json(value: object) -> str:

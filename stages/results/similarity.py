@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.storage.statistic import UNVERIFIED
 from stages.storage.statistic_files import open_statistic
 from stages.storage.tensors import TensorFiles, check_fingerprint
 
@@ -30,7 +31,8 @@ def compare_fishers(directories: Mapping[str, Path]) -> dict[str, Any]:
     Returns:
         `cosine` and `overlap`: model → model → value, or None where no tensor is shared or one of them is zero;
         `shared`: model → model → share of the first one's entries that are in tensors that both have;
-        `tensors`: model → tensor → `entries` and `sum`, of float64.
+        `tensors`: model → tensor → `entries` and `sum`, of float64;
+        `unverified`, if there are any: the models whose Fisher nothing binds to their checkpoint.
 
     Raises:
         InputError: a Fisher is missing, or not as it was written.
@@ -42,11 +44,13 @@ def compare_fishers(directories: Mapping[str, Path]) -> dict[str, Any]:
     for tensor in sorted({name for files in sums.fishers.values() for name in files.specs}):
         for group in _of_one_shape(tensor, sums.fishers):
             sums.add(tensor, group)
+    unverified = [model for model, statistic in found.items() if statistic.card.get(UNVERIFIED)]
     return {
         "cosine": sums.normalized(sums.products, sums.squares),
         "overlap": sums.normalized(sums.roots, sums.masses),
         "shared": sums.shares(),
         "tensors": sums.tensors(),
+        **({UNVERIFIED: unverified} if unverified else {}),
     }
 
 

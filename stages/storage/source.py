@@ -1,7 +1,9 @@
 """A source, as params.yaml names it: a pinned package archive, Hub repository or local path."""
 
+import glob
+import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -18,6 +20,8 @@ def _inner(path: str) -> str:
 AnyPath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 InnerPath = Annotated[AnyPath, AfterValidator(_inner)]  # of a file in a source
 ORIGINS = ("package", "hub", "path")  # the keys of a source that say where it comes from
+FISHER_FILES = ["fisher.json", "fisher.safetensors", "fisher.safetensors.index.json", "fisher-*-of-*.safetensors"]
+_SAFETENSORS = re.compile(r"(?P<stem>.+?)(?P<shard>-\d+-of-\d+)?\.safetensors(?P<index>\.index\.json)?")
 
 
 class Source(Section):
@@ -50,3 +54,54 @@ class Source(Section):
         if self.inside and not self.package:
             raise ValueError("`inside` is for packages only")
         return self
+
+
+class FisherSource(Source):
+    """Where a Fisher is brought from: a directory with its card or, with `file`, second moments that have no card.
+
+    file: the moments' safetensors file in the source, or its index, or any of its shards.
+    unverified: that nothing binds the moments to the checkpoint; it must be said for them, and for nothing else.
+    files: by default the Fisher's or the moments'.
+    """
+
+    # Left out where there is none, so that settings say what they said before there were such keys.
+    file: InnerPath | None = Field(default=None, exclude_if=lambda value: value is None)
+    unverified: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_files(cls, content: Any) -> Any:
+        file = content.get("file")
+        return {"files": _moments_files(file) if isinstance(file, str) else FISHER_FILES, **content}
+
+    @model_validator(mode="after")
+    def _said_to_be_unverified(self) -> "FisherSource":
+        if self.file is None and self.unverified:
+            raise ValueError("`unverified` is for a `file` of second moments; a Fisher with its card is verified")
+        if self.file is None:
+            return self
+        if _SAFETENSORS.fullmatch(self.file) is None:
+            raise ValueError(f"`file`: {self.file!r} must end in .safetensors (or its index's): no other form is read")
+        if not self.unverified:
+            raise ValueError(
+                f"`file`: nothing binds {self.file} to the checkpoint, as a Fisher's card does; if you know that it is "
+                "of this checkpoint, say so by `unverified: true`"
+            )
+        return self
+
+    @property
+    def moments(self) -> PurePosixPath:
+        """The moments' file without its ending, its shard's number and its index's."""
+        found = _SAFETENSORS.fullmatch(str(self.file))
+        assert found is not None, "it has been checked"
+        return PurePosixPath(found["stem"])
+
+
+def _moments_files(file: str) -> list[str]:
+    """Patterns of all files that belong to the one that is named; beside shards no whole file, which were another."""
+    found = _SAFETENSORS.fullmatch(file)
+    if found is None:
+        return [file]
+    stem = glob.escape(found["stem"])
+    whole = [] if found["shard"] or found["index"] else [f"{stem}.safetensors"]
+    return [*whole, f"{stem}.safetensors.index.json", f"{stem}-*-of-*.safetensors"]

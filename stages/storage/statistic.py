@@ -1,8 +1,10 @@
 """What a statistic of a model is, as far as it can be said without torch; each is a module of `statistics/`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+GIVEN = "given"  # the estimator of a Fisher that has been taken without a card of ours
+UNVERIFIED = "unverified"  # in its card: true; in a merge's card: the models whose Fisher is one
 LIBRARY = "stages."  # what the code of a stage is named without
 
 
@@ -60,3 +62,22 @@ class StatisticKind:
         """The parameter that the tensor `key` of its file is of."""
         part, _, name = key.partition(".")
         return name if part in self.parts else key
+
+
+def nothing_binds(models: Sequence[str]) -> str:
+    """What cards and reports say of Fishers that were taken without a card, in a sentence; nothing where none was.
+
+    Args:
+        models: whose they are said to be, as they shall stand in the sentence.
+    """
+    if not models:
+        return ""
+    if len(models) == 1:
+        return (
+            f"Nothing binds the Fisher of {models[0]} to its checkpoint: it was taken without a card "
+            f"(`{UNVERIFIED}: true`), so that it is this model's is its user's word."
+        )
+    return (
+        f"Nothing binds the Fishers of {', '.join(models[:-1])} and {models[-1]} to their checkpoints: they were taken "
+        f"without cards (`{UNVERIFIED}: true`), so that they are these models' is their user's word."
+    )

@@ -66,6 +66,15 @@ def rebased(edit: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any
     return both
 
 
+def brought(**fisher: Any) -> Callable[[dict[str, Any]], object]:
+    """An edit: the model `two` has its Fisher from a repository on the Hub, with these keys besides."""
+
+    def edit(content: dict[str, Any]) -> None:
+        content["models"]["two"]["fisher"] = {"hub": "org/name", "revision": 40 * "0"} | fisher
+
+    return edit
+
+
 def unlabelled(edit: Callable[[dict[str, Any]], object], **fisher: str) -> Callable[[dict[str, Any]], object]:
     """The edit, and the model `two` is a masked-LM model with these Fisher settings, on a task `texts`."""
 
@@ -221,6 +230,16 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
             unlabelled(merging(method="ensemble"), estimator="sketch"),
             r"merges\.both: two is of the kind masked-lm, whose outputs have no mean .* has no part in an ensemble",
         ),
+        (
+            brought(file="exp_avg_sq.safetensors"),
+            r"two\.fisher: `file`: nothing binds exp_avg_sq\.safetensors to the checkpoint.* `unverified: true`$",
+        ),
+        (brought(file="x.safetensors", unverified=False), r"models\.two\.fisher: `file`: nothing binds x.safetensors"),
+        (brought(unverified=True), r"models\.two\.fisher: `unverified` is for a `file` of second moments"),
+        (brought(file="optimizer.pt", unverified=True), r"`file`: 'optimizer\.pt' must end in \.safetensors"),
+        (brought(file="../x.safetensors", unverified=True), r"fisher\.file: .*must stay inside the source"),
+        (brought(files="x", file=7), r"models\.two\.fisher\.files = 'x': .*; models\.two\.fisher\.file = 7: "),
+        (brought(fil="x.safetensors"), r"models\.two\.fisher\.fil: unknown key; .*did you mean file"),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
         (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
@@ -433,3 +452,23 @@ def test_defaults_are_part_of_what_has_been_computed() -> None:
         "split": {"validation": 0.15, "test": 0.15, "seed": 0},
     }
     assert set(Params.model_fields) == {"sources", "tasks", "finetune", "fisher", "models", "merges", "ensembles"}
+
+
+@pytest.mark.parametrize(
+    ("file", "files"),
+    [
+        (None, ["fisher.json", "fisher.safetensors", "fisher.safetensors.index.json", "fisher-*-of-*.safetensors"]),
+        ("m.safetensors", ["m.safetensors", "m.safetensors.index.json", "m-*-of-*.safetensors"]),
+        ("a/m.safetensors.index.json", ["a/m.safetensors.index.json", "a/m-*-of-*.safetensors"]),
+        ("m-00002-of-00007.safetensors", ["m.safetensors.index.json", "m-*-of-*.safetensors"]),
+        ("m[1].safetensors", ["m[[]1].safetensors", "m[[]1].safetensors.index.json", "m[[]1]-*-of-*.safetensors"]),
+    ],
+)
+def test_the_files_of_a_fisher_that_is_brought_in(file: str | None, files: list[str]) -> None:
+    """A source without `file` says to its stage what it said before there was such a key."""
+    keys = {} if file is None else {"file": file, "unverified": True}
+    source = parse_params(edited(brought(**keys))).fisher_source("two")
+    assert source is not None
+    always = {"hub", "revision", "repo_type", "package", "path", "sha256", "inside", "files"}
+    assert source.model_dump().keys() == always | keys.keys()
+    assert source.files == files
