@@ -16,6 +16,7 @@ MODEL_CARD = "README.md"  # the same for people
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"  # what makes a directory a PEFT adapter's
 ADAPTER_STEM = "adapter_model"  # of an adapter's own weights
+GENERATION_CONFIG = "generation_config.json"  # how the model writes texts, if it is one that does
 IMAGE_PROCESSOR = "preprocessor_config.json"
 STEM = "model"  # of the weights
 HEADS = "heads"  # a merge's directory of its models' own heads, a file each

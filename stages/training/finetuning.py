@@ -23,12 +23,15 @@ from stages.storage.checkpoint_files import (
     ADAPTER_CONFIG,
     ADAPTER_STEM,
     CHECKPOINT_CARD,
+    GENERATION_CONFIG,
     checkpoint_card,
     is_adapter,
+    read_config,
 )
 from stages.storage.configuration import copy_configuration
 from stages.storage.digests import tree_sha256, verify_contents
 from stages.storage.naming import as_stored
+from stages.storage.outputs import copy_files
 from stages.storage.tensors import TensorFiles, fingerprint, write_tensors
 from stages.storage.weights import open_weights, verify_checkpoint
 from stages.tasks import module_of, task_kind
@@ -77,6 +80,7 @@ def train(
         for split, rows in (("train", drawn), ("validation", task.rows("validation")))
     }
     kind.refuse_unknown(processor, examples["train"], task)
+    cache = getattr(model.config, "use_cache", None)
     trained = model
     if settings.adapter is not None:
         trained = with_adapter(model, settings.adapter, base)
@@ -93,6 +97,8 @@ def train(
     }
     with reproducible(trainer.args.device):
         TrainingProgress(trainer, identity).train()
+    if model.can_generate() and cache is not None:
+        model.config.use_cache = cache  # the Trainer has switched it off; without it texts are written slowly
     write_curves(trainer.state.log_history, curves)
     moments = second_moments(trainer.optimizer, model, settings.batch_size) if keep_moments else None
     if settings.adapter is None:
@@ -131,26 +137,28 @@ def _write_checkpoint(
     model: Any, processor: Any, base: Path, out: Path, moments: Mapping[str, torch.Tensor] | None
 ) -> None:
     """Write the trained weights, the optimizer's moments if there are any, and what belongs to the base besides."""
-    _copy_configuration(base, out)
+    _copy_configuration(processor, base, out)
     on_the_cpu(model).to(stored_dtype(base)).save_pretrained(out)
     if moments is not None:
         write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
+    _write_generation(model, base, out)
     _refuse_not_finite(TensorFiles(out), DIVERGED)
 
 
 def _write_adapter(model: Any, processor: Any, base: Path, out: Path) -> None:
     """Write the trained adapter, and what belongs to the base beside its weights."""
-    _copy_configuration(base, out)
+    _copy_configuration(processor, base, out)
     write_adapter(on_the_cpu(model), base, stored_dtype(base), out)
     processor.save_pretrained(out)
+    _write_generation(model.get_base_model(), base, out)
     _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), DIVERGED)
 
 
-def _copy_configuration(base: Path, out: Path) -> None:
-    """What belongs to the base beside its weights, but for what its processor will be saved without."""
+def _copy_configuration(processor: Any, base: Path, out: Path) -> None:
+    """What belongs to the base beside its weights, but for what its tokenizer will be saved without."""
     copy_configuration(base, out)
-    for name in SUPERSEDED:
+    for name in SUPERSEDED if isinstance(processor, transformers.PreTrainedTokenizerBase) else ():
         (out / name).unlink(missing_ok=True)
 
 
@@ -253,6 +261,7 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     _refuse_unreadable(base, task, model)
     copy_configuration(base, out)
     save_config(model, stored_dtype(base), out)
+    _write_generation(model, base, out)
     checkpoint.tensors.copy_to(out)
     _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
 
@@ -276,6 +285,7 @@ def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> No
     save_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
     model = kind.load_model(out, task.labels)
     save_config(model, stored_dtype(base), out)
+    _write_generation(model, base, out)
     checkpoint = Checkpoint(out)
     kind.refuse_other_outputs(checkpoint, task)
     _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), "fetch or make the adapter again")
@@ -338,6 +348,17 @@ def _refuse_not_finite(tensors: TensorFiles, remedy: str) -> None:
     for name, spec in tensors.specs.items():
         if spec.is_floating and not tensors.read(name).isfinite().all():
             raise InputError(f"{tensors.file}: tensor {name} has NaN or infinite entries: {remedy}")
+
+
+def _write_generation(model: Any, base: Path, out: Path) -> None:
+    """Write how a checkpoint writes texts: as its base says, in a file of its own or, in older ones, in config.json.
+
+    transformers saves the first as it understands it, and config.json without the second.
+    """
+    if (base / GENERATION_CONFIG).is_file():
+        copy_files([GENERATION_CONFIG], base, out)
+    elif model.can_generate():
+        transformers.GenerationConfig.from_model_config(read_config(base)).save_pretrained(out)
 
 
 def _write_card(out: Path, task: TaskData, base_model_prefix: str, origin: Mapping[str, Any]) -> None:
