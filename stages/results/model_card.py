@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stages.results.shown import capital, shown, unit_sign, with_unit
 from stages.running.errors import first_names
 from stages.storage.checkpoint_files import CHECKPOINT_CARD
-from stages.storage.source import Source
+from stages.storage.source import Source, shown_url
 from stages.storage.statistic import GIVEN, UNVERIFIED, nothing_binds
 from stages.tasks.metrics import Metric
 from stages.tasks.task import Task
@@ -212,6 +212,8 @@ def _where(source: Source) -> str:
     if source.hub:
         place = source.hub if source.repo_type == "model" else f"datasets/{source.hub}"
         return f" ([{source.hub}](https://huggingface.co/{place}), revision `{source.revision}`)"
+    if source.url:
+        return f" (from {shown_url(source.url)}, sha256 `{source.sha256}`)"
     return f" (from the package `{source.package}`)" if source.package else f" (local, sha256 `{source.sha256}`)"
 
 

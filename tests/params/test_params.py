@@ -241,7 +241,20 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (brought(files="x", file=7), r"models\.two\.fisher\.files = 'x': .*; models\.two\.fisher\.file = 7: "),
         (brought(fil="x.safetensors"), r"models\.two\.fisher\.fil: unknown key; .*did you mean file"),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
-        (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path"),
+        (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path, url"),
+        (lambda c: c["sources"].update(x={"url": "https://h/a.csv"}), "sources.x: a url source needs `sha256`"),
+        *(
+            (lambda c, url=url: c["sources"].update(x={"url": url, "sha256": 64 * "0"}), rf"sources\.x\.url: {message}")
+            for url, message in {
+                "h/a.csv": "must begin with http://",
+                "https://h/a.csv#part": "must begin with http://, .* without #",
+                "https://h/folder/?file=a.csv": r"must end with the name of a file, before the \?",
+                "https://h": "must end with the name of a file",
+                "https://h/a%2Fb": "must end with the name of a file",
+                "https://me:pass/word@h/a.csv": r"has no host and port that can be read; in a password write / as %2F",
+                "zip://a.csv::https://h/a.zip": "must be of one file; .* `inside`",
+            }.items()
+        ),
         (lambda c: c["sources"].update(x={"hub": "a/b", "revision": "main"}), "sources.x.revision = 'main': .*pattern"),
         (lambda c: c["tasks"]["reviews"].update(text_pair="text"), "reviews: .* must be different columns"),
         (lambda c: c["tasks"]["reviews"].update(labels=["a"]), "`labels` must name at least two"),
@@ -472,3 +485,19 @@ def test_the_files_of_a_fisher_that_is_brought_in(file: str | None, files: list[
     always = {"hub", "revision", "repo_type", "package", "path", "sha256", "inside", "files"}
     assert source.model_dump().keys() == always | keys.keys()
     assert source.files == files
+
+
+def test_a_urls_secrets_are_said_nowhere() -> None:
+    """Neither in what is wrong with it, nor in a stage's settings."""
+    url = "https://me:secret@h/a%2Fb?token=secret"
+    with pytest.raises(InputError) as caught:
+        parse_params(edited(lambda c: c["sources"].update(x={"url": url, "sha256": 64 * "0"})))
+    assert "secret" not in str(caught.value)
+    content = edited(lambda c: c["sources"].update(x={"url": url.replace("%2F", "/"), "sha256": 64 * "0"}))
+    assert parse_params(content).sources["x"].model_dump()["url"] == "https://h/a/b"
+
+
+def test_a_source_is_told_as_before_there_were_urls() -> None:
+    """Or every source would be fetched again."""
+    told = parse_params(CONTENT).sources["base"].model_dump()
+    assert list(told) == ["package", "hub", "repo_type", "revision", "path", "sha256", "inside", "files"]
