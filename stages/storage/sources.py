@@ -79,21 +79,10 @@ def _fetch_url(source: Source, out: Path, unfinished: Path) -> None:
 
 
 def _fetch_hub(source: Source, out: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from stages.storage.hub import download_snapshot
 
-    assert source.hub is not None
     with scratch_directory() as folder:
-        try:
-            snapshot_download(
-                source.hub,
-                repo_type=source.repo_type,
-                revision=source.revision,
-                allow_patterns=source.files,
-                local_dir=folder,
-            )
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise InputError(f"{source.hub}@{source.revision}: {' '.join(str(error).split())[:400]}") from None
+        download_snapshot(source, folder)
         _copy_wanted(folder, out, source.files)
 
 
