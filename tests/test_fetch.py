@@ -2,7 +2,11 @@
 
 import io
 import itertools
+import json
+import os
 import stat
+import subprocess
+import sys
 import tarfile
 import zipfile
 from hashlib import sha256
@@ -15,6 +19,7 @@ from stages.storage.archives import unpack
 from stages.storage.digests import CONTENTS, tree_sha256
 from stages.storage.source import Source
 from stages.storage.sources import fetch_source
+from tests.project import ROOT
 
 
 def tar(members: dict[str, bytes], link: str | None = None) -> bytes:
@@ -267,3 +272,51 @@ def test_what_is_not_wanted_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     unpack(tmp_path / "a.tar.gz", ["d"], ["*.txt"], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["x.txt"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Of a URL, and of a GGUF file in an archive at one."""
+    from ruamel.yaml import YAML
+
+    from tests.gguf_files import tiny_model, write_gguf
+
+    write_gguf(tmp_path / "tiny.gguf", tiny_model())
+    (tmp_path / "tiny.zip").write_bytes(
+        zipped("models/tiny.gguf", (tmp_path / "tiny.gguf").read_bytes(), "models/x.txt")
+    )
+    (tmp_path / "reviews.csv").write_text("text,label\n")
+
+    def of(name: str) -> dict[str, str]:
+        content = (tmp_path / name).read_bytes()
+        return {"url": (tmp_path / name).as_uri(), "sha256": sha256(content).hexdigest()}
+
+    sources = {
+        "reviews": of("reviews.csv"),
+        "model": of("tiny.zip") | {"inside": ["models"], "gguf": "tiny.gguf", "dtype": "bfloat16"},
+        "wrong": of("reviews.csv") | {"sha256": 64 * "0"},
+    }
+    (tmp_path / "project").mkdir()
+    YAML().dump({"sources": sources, "tasks": {}, "models": {}}, tmp_path / "project/params.yaml")
+
+    def fetch(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "stages.fetch", name],
+            cwd=tmp_path / "project",
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    for name in ("reviews", "model"):
+        assert (result := fetch(name)).returncode == 0, result.stderr
+    folder = tmp_path / "project/data/sources"
+    assert (folder / "reviews/reviews.csv").read_text() == "text,label\n"
+    assert json.loads((folder / "model/checkpoint.json").read_text())["origin"]["dtype"] == "bfloat16"
+    assert (folder / "model/model.safetensors").is_file()
+    result = fetch("wrong")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: file://")
+    assert result.stderr.count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "reviews"]

@@ -161,7 +161,11 @@ class Params(Section):
         own = self.models[model].fisher
         if own is False or not any(key in own for key in ORIGINS):
             return None
-        return _validated(FisherSource, own, ("models", model, "fisher"))
+        place = ("models", model, "fisher")
+        if own.get("gguf") is not None:
+            problem = {"type": "value_error", "loc": (*place, "gguf"), "ctx": {"error": "a Fisher is no GGUF file"}}
+            raise OverrideError([problem])
+        return _validated(FisherSource, own, place)
 
     def is_adapter(self, model: str) -> bool:
         """Whether a model is an adapter on its base, trained or finished."""

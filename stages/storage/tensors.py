@@ -137,6 +137,8 @@ class TensorFiles:
         if not index.is_file():
             pickled = next(iter(sorted(self.directory.glob("*.bin")) + sorted(self.directory.glob("*.pt"))), None)
             hint = f" ({pickled.name} may be a pickle; convert it to safetensors)" if pickled else ""
+            if quantised := next(iter(sorted(self.directory.glob("*.gguf"))), None):
+                hint = f" (but {quantised.name}: give the source `gguf: {quantised.name}`)"
             raise InputError(f"{single}: not found{hint}")
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):

@@ -242,6 +242,15 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (brought(fil="x.safetensors"), r"models\.two\.fisher\.fil: unknown key; .*did you mean file"),
         (lambda c: c["sources"]["base"].pop("sha256"), "sources.base: a path source needs `sha256`"),
         (lambda c: c["sources"]["base"].update(hub="a/b"), "exactly one of package, hub, path, url"),
+        (
+            lambda c: c["sources"]["base"].update(dtype="bfloat16"),
+            "sources.base: `dtype` is for sources with `gguf` only",
+        ),
+        (lambda c: c["sources"]["base"].update(gguf="../x.gguf"), r"base\.gguf: .*must stay inside the source"),
+        (
+            lambda c: c["models"]["two"].update(fisher={"path": "a", "sha256": 64 * "0", "gguf": "a.gguf"}),
+            r"models\.two\.fisher\.gguf: a Fisher is no GGUF file",
+        ),
         (lambda c: c["sources"].update(x={"url": "https://h/a.csv"}), "sources.x: a url source needs `sha256`"),
         *(
             (lambda c, url=url: c["sources"].update(x={"url": url, "sha256": 64 * "0"}), rf"sources\.x\.url: {message}")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.params import parse_params
 from stages.pipeline.code import CHOSEN_AT_RUN_TIME, PACKAGE, READ, UNFOLLOWED, code_of, code_sha256, recorded_code
+from stages.pipeline.stage_code import stage_code
 from stages.running.errors import InputError
 from tests.project import ROOT, Project, tiny_params
 
@@ -64,6 +66,18 @@ def test_the_code_of_modules() -> None:
         assert list(paths) == sorted(paths)
         assert all(sha256((ROOT / path).read_bytes()).hexdigest() == digest for path, digest in paths.items())
         assert not any(path.startswith("stages/params") or path.endswith(".pyc") for path in paths)
+
+
+def test_how_a_gguf_file_is_read_is_code_of_its_own_fetch(tmp_path: Path) -> None:
+    """What is pinned is the file; of what it is de-quantised to, the code decides."""
+    content = tiny_params(tmp_path / "inputs")
+    content["sources"]["small"] = {"path": "small.gguf", "sha256": 64 * "0", "gguf": "small.gguf"}
+    params = parse_params(content)
+    own = {f"stages/storage/{name}.py" for name in ("gguf", "gguf_tokenizer", "tensors", "checkpoint_files")}
+    assert own < stage_code("fetch@small", params).keys()
+    others = set().union(*(stage_code(stage, params) for stage in ("fetch@base", "finetune-books", "fisher-books")))
+    assert not any("gguf" in path for path in others)
+    assert stage_code("fetch@small", params).items() > stage_code("fetch@base", params).items()
 
 
 def test_modules_by_a_pattern() -> None:
