@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import md5
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.params import PARAMS_FILE, Params, load_params
@@ -32,7 +32,8 @@ from stages.running.command import run_stage
 from stages.storage.cards import COEFFICIENTS, METRICS
 from stages.storage.statistics import STATISTICS
 
-ABSENT = ("deleted", "not in cache")  # dvc's words for what is not here, which is no reason to make it again
+ABSENT = ("deleted", "not in cache")  # dvc's words for what is not here, which is no reason to make what is elsewhere
+NOWHERE = "its outputs are neither in the cache nor in a remote"
 
 
 def status() -> None:
@@ -43,9 +44,11 @@ def status() -> None:
     has_remote = bool(dvc("config", "core.remote", check=False).strip())
     changes = {_short(stage): reasons for stage, reasons in json.loads(dvc("status", "--json")).items()}
     edges = [(first, second) for first, second in _edges(dvc("dag", "--dot")) if first != "settings"]
-    why = would_run(_told_otherwise(changes, params), edges)
     absent, not_pushed = (set(data.get(key, [])) for key in ("not_in_cache", "not_in_remote"))
-    made = {path for outputs in recorded_outputs(Path()).values() for path in outputs}
+    outputs = recorded_outputs(Path())
+    lost = stages_without(absent & not_pushed if has_remote else absent, outputs)
+    why = would_run(_told_otherwise(changes, params), edges, lost)
+    made = {path for own in outputs.values() for path in own}
     rows = [["", "stage", "here", "remote", "would run"]]
     for owner, stage, output in _stages(params):
         names = {output, f"{output}/"}  # a directory's name has a slash at its end
@@ -62,14 +65,31 @@ def status() -> None:
     print(aligned(rows))
 
 
-def would_run(changes: Mapping[str, Iterable[Any]], edges: Iterable[tuple[str, str]]) -> dict[str, str]:
+def stages_without(gone: Iterable[str], outputs: Mapping[str, Iterable[str]]) -> list[str]:
+    """The stages of which an output, or a part of one, is gone.
+
+    Args:
+        gone: paths as `dvc data status` has them, a directory's with a slash at its end.
+        outputs: stage → its outputs.
+    """
+    places = {str(place) for path in gone for place in (PurePosixPath(path), *PurePosixPath(path).parents)}
+    return [stage for stage, own in outputs.items() if not places.isdisjoint(own)]
+
+
+def would_run(
+    changes: Mapping[str, Iterable[Any]], edges: Iterable[tuple[str, str]], lost: Iterable[str] = ()
+) -> dict[str, str]:
     """Stage → why it would run, of those that would or, once what is before them has run, might.
 
     Args:
         changes: stage → what `dvc status --json` says of it.
         edges: pairs of a stage and one that depends on it, in an order in which the stages can run.
+        lost: the stages whose outputs no cache has that dvc could take them from.
     """
-    why = {stage: f"yes: {', '.join(found)}" for stage, entries in changes.items() if (found := _reasons(entries))}
+    reasons = {stage: found for stage, entries in changes.items() if (found := _reasons(entries))}
+    why = {
+        stage: f"yes: {', '.join(found)}" for stage, found in ({stage: [NOWHERE] for stage in lost} | reasons).items()
+    }
     after: dict[str, list[str]] = {}
     for first, second in edges:
         after.setdefault(first, []).append(second)

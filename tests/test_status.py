@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.status import aligned, would_run
+from stages.status import NOWHERE, aligned, stages_without, would_run
 
 EDGES = [("fisher-a", "merge-x"), ("merge-x", "evaluate-x"), ("evaluate-x", "scores"), ("merge-y", "evaluate-y")]
 
@@ -31,6 +31,26 @@ def test_reasons_and_what_comes_after() -> None:
         "evaluate-x": "after merge-x",
         "scores": "after evaluate-x",
     }
+
+
+def test_what_is_nowhere_is_a_reason() -> None:
+    changes = {
+        "fisher-a": [{"changed outs": {"models/fishers/a": "not in cache"}}],
+        "evaluate-y": [{"changed deps": {"data/tasks/y": "modified"}}, {"changed outs": {"results/y": "not in cache"}}],
+    }
+    assert would_run(changes, EDGES, ["fisher-a", "evaluate-y"]) == {
+        "fisher-a": f"yes: {NOWHERE}",
+        "merge-x": "after fisher-a",
+        "evaluate-x": "after merge-x",
+        "scores": "after evaluate-x",
+        "evaluate-y": "yes: data/tasks/y",
+    }
+
+
+def test_an_output_is_gone_if_a_part_of_it_is() -> None:
+    outputs = {"a": ["models/a"], "b": ["models/ab", "results/b/x.json"], "c": ["results/b/y.json"], "d": ["models/d"]}
+    assert stages_without(["models/a/", "results/b/x.json", "models/d/weights"], outputs) == ["a", "b", "d"]
+    assert stages_without([], outputs) == []
 
 
 def test_columns_are_aligned() -> None:

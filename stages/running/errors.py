@@ -19,6 +19,10 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 1]}…")
 
 
+class TooLongError(InputError):
+    """An example that is none without what lies beyond the tokens that it is cut to."""
+
+
 class DamagedError(InputError):
     """A file that is not as it was written; to be made or fetched again.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, TooLongError
 from stages.running.placement import Placement
 from stages.tasks.data import TaskData
 from stages.tasks.encoding import EncodedExamples, encode
@@ -117,10 +117,14 @@ def examples_for(
 def _encoded_beginnings(
     kind: "Kind[Any]", processor: Any, rows: "Dataset", task: TaskData, model: Model, cut: int
 ) -> "Encoded":
-    """The examples' first `cut` tokens. Raises `InputError` if an example is none without the others."""
+    """The examples' first `cut` tokens.
+
+    Raises:
+        InputError: an example is none without the others, or is no input of the model for another reason.
+    """
     try:
         return encode(kind, processor, rows, kind.within(task, cut), model, seed=0)
-    except InputError as error:
+    except TooLongError as error:
         raise InputError(
             f"{processor.name_or_path}: reads at most {cut} tokens, too few for {task.name}, which is another model's; "
             f"remove its longer examples, or take a base that reads more ({error})"

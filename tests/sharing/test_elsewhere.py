@@ -1,10 +1,13 @@
 """A Fisher in another repository: by its name with `dvc artifacts get`, and with `dvc import` into a merge there."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from stages.pipeline.client import recorded_outputs
+from stages.status import NOWHERE
 from stages.storage.digests import tree_sha256
 from tests.project import IDENTITY, Project
 
@@ -42,6 +45,25 @@ def test_status(ours: Project) -> None:
     assert re.search(r"merge-fisher +yes +no +after f", text)
     assert re.search(r"evaluate-ensemble +no +yes +no$", text, re.M)  # its experts are the same
     assert re.search(r"evaluate-books +no +yes +no$", text, re.M)
+
+
+def test_status_of_what_is_nowhere(finished: Project, tmp_path: Path) -> None:
+    """Without a remote, what the cache has not is made again, and `status` says so."""
+    project = finished.copy(tmp_path / "project")
+    clone = project.clone("clone").stage("stages.status").stdout.splitlines()
+    assert len(clone) == 10
+    assert all(re.search(rf" no +none set +yes: {NOWHERE}$", line) for line in clone[1:])
+    text = project.stage("stages.status").stdout
+    assert len(re.findall(r" yes +none set +no$", text, re.M)) == 9
+    digest = recorded_outputs(project.root)["fisher-books"]["models/fishers/books"]
+    (project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
+    shutil.rmtree(project.root / "models/fishers/books")
+    text = project.stage("stages.status").stdout
+    assert re.search(rf"fisher-books +no +none set +yes: {NOWHERE}$", text, re.M)
+    assert re.search(r"merge-fisher +yes +none set +after fisher-books$", text, re.M)
+    assert re.search(r"finetune-books +yes +none set +no$", text, re.M)
+    assert re.search(r"fisher-films +yes +none set +no$", text, re.M)
+    assert project.repro() == ["fisher-books"], "whose bits are the same"
 
 
 def test_an_imported_fisher_is_verified_not_estimated(ours: Project) -> None:

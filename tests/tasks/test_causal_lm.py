@@ -275,6 +275,12 @@ def test_of_another_models_task_it_reads_the_beginnings(tmp_path: Path, capsys: 
     late = made_task(tmp_path / "late", settings(prompt="q", completion="a"), prompts, 4)
     with pytest.raises(InputError, match=r"short: reads at most 4 tokens, too few for late, .* take a base that reads"):
         examples_for(KIND, place, model, late.rows("test"), late, Placement())
+    fewer = KIND.load_model(save(tiny_llama(max_position_embeddings=4, vocab_size=9), tmp_path / "fewer"), [])
+    with pytest.raises(
+        InputError, match=r"^[^(]*its tokenizer makes the token .*embeddings of 9 tokens; take"
+    ) as error:
+        examples_for(KIND, tmp_path / "fewer", fewer, task.rows("test"), task, Placement())
+    assert "reads at most" not in str(error.value), "which is not the reason"
 
 
 def test_models_that_look_ahead_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, TooLongError
 from stages.storage.checkpoint_files import config_file
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
@@ -51,7 +51,7 @@ class CausalLMKind(LanguageModelKind):
             # Nothing is before the first token, from which it could be predicted.
             labels = [NO_OUTPUT, *(id_ if own else NO_OUTPUT for id_, own in zip(ids[1:], trained[1:], strict=True))]
             if all(label == NO_OUTPUT for label in labels[: task.max_length]):
-                raise InputError(
+                raise TooLongError(
                     f"{task.directory}: the example {example.iloc[0][:60]!r} has no token to train among the first "
                     f"{task.max_length} of its {len(ids)} tokens; raise tasks.{task.name}.max_length, or remove it"
                 )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, TooLongError
 from stages.tasks.data import TaskData
 from stages.tasks.texts import Tokenizer
 
@@ -107,7 +107,7 @@ def cut(pairs: Sequence[Pair], question: str, task: TaskData) -> list[Pair]:
     if over <= 0:
         return list(pairs)
     if any(len(pair.question) <= over for pair in pairs):
-        raise InputError(
+        raise TooLongError(
             f"tasks.{task.name}.max_length = {task.max_length}: a choice of the question {question[:40]!r} is so long "
             "that nothing of the question is left; raise it, or remove the question from the table"
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from transformers import AutoModelForTokenClassification
 
-from stages.running.errors import InputError
+from stages.running.errors import InputError, TooLongError
 from stages.tasks.classifier import Classifier
 from stages.tasks.data import TaskData
 from stages.tasks.kind import Encoded
@@ -80,7 +80,7 @@ class TokenClassificationKind(TextKind, Classifier[Tokenizer]):
                     "another base"
                 )
             if not first:
-                raise InputError(
+                raise TooLongError(
                     f"tasks.{task.name}.max_length = {task.max_length}: no word of {' '.join(words)[:40]!r} is before "
                     "that; raise it"
                 )
