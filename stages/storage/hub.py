@@ -20,8 +20,9 @@ class _Bar(tqdm):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         bytes_of_files = settings.get("unit") == "B" and settings.get("desc") != "Downloading bytes"
         unwanted = constants.HF_HUB_DISABLE_PROGRESS_BARS is True  # says the environment's variable of that name
-        kept = {key: value for key, value in settings.items() if key not in ("desc", "bar_format", "disable")}
-        super().__init__(*arguments, **kept, desc="fetch", disable=not bytes_of_files or unwanted)
+        kept = {key: value for key, value in settings.items() if key != "bar_format"}
+        own = {"desc": "fetch", "disable": not bytes_of_files or unwanted}
+        super().__init__(*arguments, **kept | own)  # type: ignore[call-overload]
 
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
         """Keep the description: the Hub's is about Xet."""

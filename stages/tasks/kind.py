@@ -152,7 +152,7 @@ class Kind(Evaluator, Generic[ProcessorT]):
         return task.max_length
 
     def within(self, task: TaskData, limit: int) -> TaskData:
-        """The task with no example longer than so many tokens; one that needs more, `encode` refuses by `TooLongError`."""
+        """The task with no example longer than so many tokens; `encode` refuses by `TooLongError` what needs more."""
         return replace(task, max_length=min(task.max_length, limit))
 
     def training_set(

@@ -18,7 +18,10 @@ from stages.storage.checkpoint import Checkpoint
 from stages.storage.digests import tree_sha256
 from stages.storage.source import Source
 from stages.storage.sources import fetch_source
+from stages.tasks.kinds.causal_lm.settings import CausalLM
+from stages.training.finetuning import bring_in
 from tests.gguf_files import BYTES, CHAT, MARKS, MERGES, TOKENS, TYPES, tiny_model, write_gguf
+from tests.language import made_task
 
 F16, BF16 = GGMLQuantizationType.F16, GGMLQuantizationType.BF16
 MIXED = {
@@ -108,6 +111,23 @@ def test_the_checkpoint_is_whole(tmp_path: Path) -> None:
     assert str(tmp_path) not in (out / "config.json").read_text() + (out / "tokenizer_config.json").read_text()
     generation = GenerationConfig.from_pretrained(out)
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, [2, 1], 0)
+
+
+def test_it_is_a_models_base(tmp_path: Path) -> None:
+    """As `finetune: false` takes it, all that belongs to the checkpoint goes along."""
+    values = write_gguf(tmp_path / "tiny.gguf", tiny_model(), types=MIXED)
+    base = fetch(tmp_path / "tiny.gguf", tmp_path / "base")
+    settings = CausalLM.model_validate(
+        {"kind": "causal-lm", "source": "s", "file": "f.csv", "text": "t", "max_length": 16}
+    )
+    task = made_task(tmp_path / "task", settings, {"text": ["the ab", "a the", "ab", "the a", "b", "the"]}, 2)
+    (tmp_path / "taken").mkdir()
+    bring_in(base, task, tmp_path / "taken")
+    assert same(loaded(tmp_path / "taken"), values)
+    for name in ("generation_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (tmp_path / "taken" / name).read_bytes() == (base / name).read_bytes()
+    origin = Checkpoint(tmp_path / "taken").card["origin"]
+    assert origin == {"method": "brought in", "base": "base"}
 
 
 def test_past_a_shards_size_there_are_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
