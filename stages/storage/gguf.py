@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # in llama.cpp's words; of which the tests compare the values
 MODEL = ("model", None)  # of general.type
+NEEDED = (  # of the settings: those without which transformers would take values of its own
+    *("context_length", "embedding_length", "block_count", "feed_forward_length"),
+    *("attention.head_count", "attention.layer_norm_rms_epsilon"),
+)
 ROPE_THETA = 10000.0  # llama.cpp's, where a file does not say it
 Model = Any  # a transformers model
 
@@ -57,7 +61,6 @@ def dequantise(file: Path, out: Path, dtype: str) -> None:
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     config.architectures = [type(model).__name__]
     tensors = _named(file, reader, model)
-    fingerprint = _write_weights(file, tensors, model, out, getattr(torch, dtype))
     config.save_pretrained(out)
     ends = dict.fromkeys(metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     transformers.GenerationConfig(
@@ -66,6 +69,7 @@ def dequantise(file: Path, out: Path, dtype: str) -> None:
         pad_token_id=config.pad_token_id,
     ).save_pretrained(out)
     write_tokenizer(file, metadata, out)
+    fingerprint = _write_weights(file, tensors, model, out, getattr(torch, dtype))
     origin = {
         "method": "dequantised",
         "file": file.name,
@@ -109,8 +113,15 @@ def _check_kind(file: Path, metadata: Mapping[str, Any]) -> None:
 
 def _check_config(file: Path, metadata: Mapping[str, Any], config: Any) -> None:
     """Refuse a file that says of its model's shape what the configuration does not."""
-    prefix = f"{metadata['general.architecture']}."
+    architecture = metadata["general.architecture"]
+    if config.model_type != architecture:
+        raise InputError(
+            f"{file.name}: is of the architecture {architecture}, but transformers takes {config.model_type}"
+        )
+    prefix = f"{architecture}."
     said = {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)}
+    if missing := [f"{prefix}{name}" for name in NEEDED if name not in said]:
+        raise InputError(f"{file.name}: does not say its {first_names(missing)}")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     understood = {
         "context_length": config.max_position_embeddings,

@@ -22,7 +22,7 @@ class _Bar(tqdm):
         unwanted = constants.HF_HUB_DISABLE_PROGRESS_BARS is True  # says the environment's variable of that name
         kept = {key: value for key, value in settings.items() if key != "bar_format"}
         own = {"desc": "fetch", "disable": not bytes_of_files or unwanted}
-        super().__init__(*arguments, **kept | own)  # type: ignore[call-overload]
+        super().__init__(*arguments, **kept | own)
 
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
         """Keep the description: the Hub's is about Xet."""

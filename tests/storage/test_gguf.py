@@ -182,6 +182,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"split.count": 2}, "is one of 2 parts of a model; join them"),
     ({"llama.rope.scaling.type": "linear"}, r"has the settings llama\.rope\.scaling\.type, which the checkpoint would"),
     ({"llama.attention.sliding_window": 8}, r"llama\.attention\.sliding_window, which the checkpoint would lose"),
+    ({"general.name": "mistral"}, r"is of the architecture llama, but transformers takes mistral"),
+    ({"llama.context_length": None}, r"does not say its llama\.context_length$"),
+    ({"llama.attention.layer_norm_rms_epsilon": None}, r"does not say its llama\.attention\.layer_norm_rms_epsilon$"),
     ({"llama.attention.key_length": 8}, r"llama\.attention\.key_length is 8, but transformers takes 16 for it"),
     (
         {"llama.attention.head_count_kv": None},
@@ -204,6 +207,14 @@ def test_what_the_checkpoint_would_lose_is_refused(tmp_path: Path, changes: dict
     with pytest.raises(InputError, match=rf"^tiny\.gguf: .*({message})"):
         fetch(tmp_path / "tiny.gguf", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.gguf"]
+
+
+def test_what_a_file_does_not_say_is_llama_cpps_default(tmp_path: Path) -> None:
+    changes = {"llama.rope.freq_base": None, "tokenizer.ggml.add_bos_token": None}
+    write_gguf(tmp_path / "tiny.gguf", tiny_model(), changes=changes)
+    out = fetch(tmp_path / "tiny.gguf", tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["rope_parameters"]["rope_theta"] == 10000
+    assert AutoTokenizer.from_pretrained(out)("ab")["input_ids"] == [TOKENS.index("ab")]
 
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
