@@ -27,6 +27,7 @@ from stages.storage.checkpoint_files import (
     WEIGHTS,
     config_file,
     is_adapter,
+    read_config,
 )
 from stages.storage.configuration import copy_configuration
 from stages.storage.digests import CONTENTS, write_contents
@@ -106,14 +107,14 @@ def write_merged(
         InputError: an input has a NaN or an infinite entry, or is not what its card says; or the result overflows.
     """
     ingredients = merging.ingredients
+    _write_configuration(merging, directory)
+    if ingredients.rows is not None:
+        ingredients.rows.write(directory)
     found, truncation = _write_tensors(merging, directory, rank, max_shard_bytes, progress)
     ingredients.verify()
     if heads == "each":
         write_heads(directory, ingredients.checkpoints)
-    card = merged_card(merging, heads, found, truncation)
-    write_json(directory / CHECKPOINT_CARD, card)
-    trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in ingredients.checkpoints.items()}
-    (directory / MODEL_CARD).write_text(model_card(card, trained), encoding="utf-8")
+    _write_cards(merging, merged_card(merging, heads, found, truncation), directory)
     write_contents(directory, besides=ADAPTER_WEIGHTS if is_adapter(directory) else WEIGHTS)
 
 
@@ -142,36 +143,42 @@ def _refuse_no_file_names(models: Iterable[str]) -> None:
             )
 
 
-def _write_tensors(
-    merging: Merging, directory: Path, rank: int | None, max_shard_bytes: int, progress: Callable[[int], object] | None
-) -> tuple[str, dict[str, Any] | None]:
-    """Write the merge, a whole model or an adapter, with its configuration.
-
-    Returns:
-        Its fingerprint, and what its card says of an adapter of a rank.
-    """
-    _write_configuration(merging, directory)
-    if merging.ingredients.rows is not None:
-        merging.ingredients.rows.write(directory)
-    base = merging.ingredients.target.base
-    if rank is not None:
-        truncation = write_as_adapter(merging, rank, directory)
-        return open_weights(directory, base).fingerprint(), truncation
-    found = _write_weights(merging, directory, max_shard_bytes, progress)
-    # An adapter's identity is that of its base, too.
-    return open_weights(directory, base).fingerprint() if is_adapter(directory) else found, None
-
-
 def _write_configuration(merging: Merging, directory: Path) -> None:
     """Write what belongs to the target beside its weights; of an adapter, the base's too where it has no other."""
     target = merging.ingredients.target
     if target.base is not None:
         copy_configuration(target.base, directory)
     copy_configuration(target.directory, directory)
-    if target.adapted is not None and target.adapted.untied:
+    if target.adapted is not None and target.config != read_config(target.configured):
         write_json(config_file(directory), target.config)
     if merging.ingredients.of_vectors:
         shutil.copyfile(target.directory / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)
+
+
+def _write_cards(merging: Merging, card: Mapping[str, Any], directory: Path) -> None:
+    """Write what the merge says of itself, for programs and for people."""
+    write_json(directory / CHECKPOINT_CARD, card)
+    checkpoints = merging.ingredients.checkpoints
+    trained = {name: checkpoint.card.get("origin", {}) for name, checkpoint in checkpoints.items()}
+    (directory / MODEL_CARD).write_text(model_card(card, trained), encoding="utf-8")
+
+
+def _write_tensors(
+    merging: Merging,
+    directory: Path,
+    rank: int | None,
+    max_shard_bytes: int,
+    progress: Callable[[int], object] | None,
+) -> tuple[str, dict[str, Any] | None]:
+    """Write the merge's weights or adapter; returns its identity, and what a card says of its truncation, if any."""
+    truncation = None
+    if rank is not None:
+        truncation = write_as_adapter(merging, rank, directory)
+    else:
+        found = _write_weights(merging, directory, max_shard_bytes, progress)
+    if is_adapter(directory):  # its identity is the base's too
+        found = open_weights(directory, merging.ingredients.target.base).fingerprint()
+    return found, truncation
 
 
 def _write_weights(

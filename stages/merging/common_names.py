@@ -70,7 +70,7 @@ def common_names(spelled: Spelled) -> Spelled:
     for name, checkpoint in spelled.checkpoints.items():
         own = models.get(checkpoint.architecture, model)
         found[name] = _own_head(own, checkpoint.tensors) if own is not model else {}
-        found[name] |= naming.model_names(model, checkpoint.tensors)
+        found[name] |= _names(model, checkpoint)
         if own is not model:
             checkpoint.beyond = naming.model_names(own, checkpoint.tensors).keys() - found[name].keys()
     untied = _untied(spelled.checkpoints, found, ties)
@@ -112,6 +112,13 @@ def _models(checkpoints: Iterable[Checkpoint]) -> dict[str | None, Model]:
         if checkpoint.architecture not in models:
             models[checkpoint.architecture] = naming.empty_model(checkpoint.configured)
     return {architecture: model for architecture, model in models.items() if model is not None}
+
+
+def _names(model: Model, checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The files' names of a checkpoint's tensors, by the model's; an adapter that unties a pair has two, if equal."""
+    if checkpoint.adapted is not None and checkpoint.adapted.untied:
+        return {place.name: [own] for own, place in naming.places(model, checkpoint.tensors.specs).items()}
+    return naming.model_names(model, checkpoint.tensors)
 
 
 def _own_head(model: Model, tensors: TensorFiles) -> dict[str, list[str]]:

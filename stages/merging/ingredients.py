@@ -1,7 +1,7 @@
 """All that goes into a merge, opened and checked once; what is done with each tensor depends on λ besides."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +29,14 @@ from stages.merging.streaming import chunks, places
 from stages.merging.token_rows import Group, TokenRows, Vocabulary, match_rows
 from stages.merging.token_tensors import token_tensors
 from stages.running.errors import InputError
+from stages.storage.adapters import PREFIX
 from stages.storage.checkpoint import BaseWeights, Checkpoint, Ones
 from stages.storage.naming import empty_model
 from stages.storage.statistic_files import StatisticFiles, bad_value, open_statistic
 from stages.storage.statistics import STATISTICS
 from stages.storage.tensors import TensorFiles, TensorSpec
 
+OF_WEIGHTS = " (of an adapter's model: with `fisher: {of: weights}`)"  # in messages: where one lacks what others change
 Heads = Literal["merge", "target", "each"]
 Precision = Literal["float32", "float64"]
 
@@ -78,19 +80,16 @@ class Ingredients:
         self.numbers: dict[tuple[Hashable, ...], Any] = {}  # see `Models.once`
         self.checkpoints = {name: Checkpoint(directory, base) for name, directory in checkpoints.items()}
         self.target_name, self.target = next(iter(self.checkpoints.items()))
-        check_same_bases(self.checkpoints)
         if vocabulary != "same":
             refuse_adapters(self.checkpoints)
-        self.of_vectors = all_are_vectors(self.checkpoints)
-        if self.of_vectors:
-            for checkpoint in self.checkpoints.values():
-                checkpoint.take_vectors()
+        self.of_vectors = self._open_adapters()
         try:
             options.refuse_number(len(self.checkpoints))
         except ValueError as error:
             raise InputError(str(error)) from None
         self.statistics = _open_statistics(options, checkpoints, statistics or {})
         self.further = _open_further(options, statistics or {})
+        _check_parameters([*self.further.values(), *_every(self.statistics)], self.of_vectors)
         self.base = None
         if options.needs_base:
             if base is None:
@@ -111,6 +110,18 @@ class Ingredients:
         if self.base is not None:
             self.base.check(self._specs_of_base(self.base))
         self._check_statistics()
+
+    def _open_adapters(self) -> bool:
+        """Let those of the models that are adapters have the same tensors; returns `of_vectors`."""
+        check_same_bases(self.checkpoints)
+        of_vectors = all_are_vectors(self.checkpoints)
+        some_untied = any(checkpoint.adapted and checkpoint.adapted.untied for checkpoint in self.checkpoints.values())
+        for checkpoint in self.checkpoints.values():
+            if of_vectors:
+                checkpoint.take_vectors()
+            elif some_untied:
+                checkpoint.untie()
+        return of_vectors
 
     def _choose_kept(self, heads: Heads, of_tokens: set[str]) -> None:
         """Find what is the target's alone, and refuse models whose other tensors differ, but for rows of tokens."""
@@ -195,9 +206,10 @@ class Ingredients:
 
     def _unadapted(self) -> set[str]:
         """The names of the weights that are still the base's, if all models are adapters on it."""
-        adapted = [checkpoint.adapted for checkpoint in self.checkpoints.values()]
-        base = self.target.base
-        if None in adapted or (self.base is not None and self.base.directory != base):
+        target = self.target.adapted
+        if target is None or any(checkpoint.adapted is None for checkpoint in self.checkpoints.values()):
+            return set()
+        if self.base is not None and not self.base.is_of(target.base):
             return set()
         return {name for name, _ in self._own_specs()} - self.adapted_names()
 
@@ -217,15 +229,18 @@ class Ingredients:
             for name, statistic in statistics.items():
                 statistic.check_cards(self.checkpoints[name])
         merged = {name: spec for name, spec in specs.items() if name not in self.kept | self.constants}
+        adapters = any(checkpoint.adapted is not None for checkpoint in self.checkpoints.values())
         for kind, statistics in self.statistics.items():
             if not STATISTICS[kind].is_of_parameters:
-                _check_factors(list(statistics.values()), merged)
+                _check_factors(list(statistics.values()), merged, adapters=adapters)
                 continue
             for name, statistic in statistics.items():
-                _check_shapes(statistic, {tensor: self.checkpoints[name].tensors.specs[tensor] for tensor in merged})
+                own = {tensor: self.checkpoints[name].tensors.specs[tensor] for tensor in merged}
+                _check_shapes(statistic, own, adapters=adapters)
         for fisher in self.further.values():
             head = self.target.head()
-            _check_shapes(fisher, {name: spec for name, spec in merged.items() if name not in head})
+            own = {name: spec for name, spec in merged.items() if name not in head}
+            _check_shapes(fisher, own, adapters=adapters)
 
     @cached_property
     def seen(self) -> "Seen":
@@ -477,12 +492,37 @@ def _open_further(options: MethodOptions, statistics: Mapping[str, Path | Sequen
     return {option: open_statistic("diagonal", statistics[model]) for option, model in options.further_models.items()}
 
 
-def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec]) -> None:
-    """Refuse a Fisher that lacks a tensor, or has one of another shape."""
+def _every(statistics: Mapping[str, Mapping[str, StatisticFiles]]) -> Iterator[StatisticFiles]:
+    """The files of all statistics of all models."""
+    for files in statistics.values():
+        yield from files.values()
+
+
+def _check_parameters(statistics: Iterable[StatisticFiles], of_vectors: bool) -> None:
+    """Refuse statistics of adapters' own parameters where weights are merged, and the other way round."""
+    for files in statistics:
+        parameters = [files.kind.parameter(key) for key in files.tensors.specs]
+        own = next((name for name in parameters if name.startswith(PREFIX)), None)
+        if own is not None and not of_vectors:
+            raise InputError(
+                f"{files.tensors.file}: is of the adapter's own parameters ({own}), but weights are merged, since no "
+                "average of adapters' factors is an average of their models; estimate the one of the weights "
+                "(`fisher: {of: adapts}`)"
+            )
+        if own is None and of_vectors:
+            raise InputError(
+                f"{files.tensors.file}: is of the model's weights, but the adapters' vectors are merged; estimate the "
+                "one of these (`fisher: {of: adapter}`)"
+            )
+
+
+def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec], *, adapters: bool) -> None:
+    """Refuse a Fisher that lacks a tensor, as one of what an adapter changes may, or has one of another shape."""
     for name, spec in specs.items():
         found = fisher.tensors.specs.get(name)
         if found is None:
-            raise InputError(f"{fisher.tensors.file}: lacks the tensor {name}; estimate this Fisher again")
+            how = OF_WEIGHTS if adapters else ""
+            raise InputError(f"{fisher.tensors.file}: lacks the tensor {name}; estimate this Fisher again{how}")
         if not found.is_floating or found.shape != spec.shape:
             raise InputError(
                 f"{fisher.tensors.file}: tensor {name} is {found.dtype} {list(found.shape)}, not a floating-point "
@@ -490,11 +530,12 @@ def _check_shapes(fisher: StatisticFiles, specs: Mapping[str, TensorSpec]) -> No
             )
 
 
-def _check_factors(statistics: Sequence[StatisticFiles], specs: Mapping[str, TensorSpec]) -> None:
+def _check_factors(statistics: Sequence[StatisticFiles], specs: Mapping[str, TensorSpec], *, adapters: bool) -> None:
     """Refuse factors that one model has and another lacks, of the tensors that are merged."""
     keys = {key: name for name in specs for key in statistics[0].kind.keys(name)}
     for key, name in keys.items():
         having = [statistic for statistic in statistics if key in statistic.tensors.specs]
         if having and len(having) < len(statistics):
             lacking = next(statistic for statistic in statistics if statistic not in having)
-            raise InputError(f"{lacking.tensors.file}: lacks the factor of {name}; estimate this statistic again")
+            how = OF_WEIGHTS if adapters else ""
+            raise InputError(f"{lacking.tensors.file}: lacks the factor of {name}; estimate this statistic again{how}")

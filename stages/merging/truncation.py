@@ -1,6 +1,6 @@
 """A merge of adapters as a LoRA adapter again: each weight's change by its best approximation of a rank."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,18 @@ from stages.storage.cards import write_json
 from stages.storage.checkpoint_files import ADAPTER_CONFIG, ADAPTER_STEM
 from stages.storage.naming import Model, empty_model
 from stages.storage.tensors import write_tensors
+
+
+def _check_written(directory: Path, merging: Merging, names: list[str], tied: set[str]) -> None:
+    """Refuse an adapter that changes other weights than the merge does: of tied ones peft changes one, or both."""
+    assert merging.ingredients.target.base is not None
+    written = AdaptedFiles(directory, merging.ingredients.target.base)
+    if other := sorted(written.changed.symmetric_difference(names)) or (sorted(tied) if written.untied else []):
+        raise InputError(
+            f"{merging.ingredients.target.directory}: the merge changes {other[0]} together with what is tied to it, "
+            "or apart from it, which no LoRA adapter of this base does; leave out `adapter`, so that the merge is a "
+            "whole model"
+        )
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,17 @@ def write_as_adapter(merging: Merging, rank: int, directory: Path) -> dict[str, 
     Raises:
         InputError: something is merged that no LoRA adapter holds, named.
     """
+    if rank < 1:
+        raise InputError(f"rank = {rank}: an adapter's rank must be positive")
     adapted = check_adapters(merging)
     merging.prepare()
     target = merging.ingredients.target
     model = empty_model(target.configured)
     assert model is not None
     names = sorted(merging.ingredients.adapted_names() & merging.specs.keys())
-    places = _Places(model, names, target.directory)
+    tied = {source for alias, source in adapted.ties.items() if alias not in merging.specs and source in names}
+    adapters = [checkpoint.directory for checkpoint in merging.ingredients.checkpoints.values()]
+    places = _Places(model, names, adapters)
 
     def factors(name: str) -> Factors:
         base = adapted.base_value(name)
@@ -88,8 +104,15 @@ def write_as_adapter(merging: Merging, rank: int, directory: Path) -> dict[str, 
         tensors |= places.tensors(name, own)
     for name in places.whole:
         tensors[PREFIX + name] = merging.exact(name).to(getattr(torch, merging.specs[name].dtype))
+    for alias, name in adapted.ties.items():
+        if name in tied and name in found:  # an embedding, which is the weight of a Linear layer too
+            own = found[name]
+            tensors |= places.tensors(alias, Factors(own.b.T, own.a.T, own.squares, own.lost))
+        elif name in tied:
+            tensors[PREFIX + alias] = tensors[PREFIX + name]
     write_tensors(directory, ADAPTER_STEM, {name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
-    write_json(directory / ADAPTER_CONFIG, places.config(rank, found, target.directory))
+    write_json(directory / ADAPTER_CONFIG, places.config(rank, found, ties=bool(tied)))
+    _check_written(directory, merging, names, tied)
     squares, lost = (sum(getattr(own, part) for own in found.values()) for part in ("squares", "lost"))
     return {
         "rank": rank,
@@ -106,11 +129,12 @@ class _Places:
         whole: what modules have that are saved whole.
     """
 
-    def __init__(self, model: Model, names: Iterable[str], target: Path) -> None:
+    def __init__(self, model: Model, names: Iterable[str], adapters: Sequence[Path]) -> None:
         from transformers.pytorch_utils import Conv1D
 
         self._modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-        saved = adapter_config(target).get("modules_to_save") or []
+        self._before = adapter_config(adapters[0])
+        saved = {name for adapter in adapters for name in adapter_config(adapter).get("modules_to_save") or []}
         self.whole = [name for name in self._modules if _is_saved(name.rpartition(".")[0], saved)]
         self.factored = [name for name in self._modules if name not in self.whole]
         self._transposed = Conv1D
@@ -118,8 +142,8 @@ class _Places:
             linear = isinstance(self._modules[name], torch.nn.Linear | torch.nn.Embedding | Conv1D)
             if not linear or not name.endswith(".weight"):
                 raise InputError(
-                    f"{target}: the merge changes {name}, of which a LoRA adapter has no change of low rank; leave out "
-                    "`adapter`, so that the merge is a whole model"
+                    f"{adapters[0]}: the merge changes {name}, of which a LoRA adapter has no change of low rank; "
+                    "leave out `adapter`, so that the merge is a whole model"
                 )
 
     def outputs_first(self, name: str) -> bool:
@@ -129,15 +153,20 @@ class _Places:
     def tensors(self, name: str, factors: Factors) -> dict[str, Tensor]:
         """The factors of a weight, in float32, under the names that a LoRA adapter's file has."""
         path = PREFIX + name.removesuffix(".weight")
-        embedding = isinstance(self._modules[name], torch.nn.Embedding)
+        embedding = isinstance(self._modules.get(name), torch.nn.Embedding)
         a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
         return {f"{path}.{a}": factors.a.float(), f"{path}.{b}": factors.b.float()}
 
-    def config(self, rank: int, found: dict[str, Factors], target: Path) -> dict[str, Any]:
-        """The adapter's configuration: each weight's own rank is its scaling's too, so that this is 1."""
+    def config(self, rank: int, found: dict[str, Factors], *, ties: bool) -> dict[str, Any]:
+        """The adapter's configuration: each weight's own rank is its scaling's too, so that this is 1.
+
+        Args:
+            rank: of most.
+            found: the factors of each weight.
+            ties: whether what is tied to one of the weights changes with it.
+        """
         import peft
 
-        before = adapter_config(target)
         paths = {name: name.removesuffix(".weight") for name in found}
         lower = {paths[name]: len(own.a) for name, own in found.items() if len(own.a) < rank}
         config = peft.LoraConfig(
@@ -148,9 +177,10 @@ class _Places:
             alpha_pattern=lower,
             fan_in_fan_out=any(isinstance(self._modules[name], self._transposed) for name in found),
             modules_to_save=sorted({name.rpartition(".")[0] for name in self.whole}) or None,
-            task_type=before.get("task_type"),
+            ensure_weight_tying=ties,
+            task_type=self._before.get("task_type"),
             inference_mode=True,
-            base_model_name_or_path=before[BASE],
+            base_model_name_or_path=self._before[BASE],
         )
         facts = {key: getattr(value, "value", value) for key, value in config.to_dict().items()}
         return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}

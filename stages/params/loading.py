@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from stages.params.adapters import Ia3
 from stages.params.merges import ENSEMBLE, Merge, Search, Weighted
 from stages.params.problems import KEYS, explained, listed, shortened
 from stages.params.schema import OverrideError, Params
@@ -241,13 +242,25 @@ def _check_search(params: Params, merge: Merge, search: Search, place: str) -> N
         )
 
 
+def _check_low_rank(params: Params, merge: Merge, place: str) -> None:
+    """Refuse a LoRA adapter of a merge of other models."""
+    for model in merge.models:
+        if not params.is_adapter(model):
+            raise InputError(f"{place}.adapter: is for merges of adapters, and {model} is a whole model; remove it")
+        if params.models[model].adapter is None and isinstance(params.finetune_settings(model).adapter, Ia3):
+            raise InputError(
+                f"{place}.adapter: is for merges of LoRA adapters, and {model} is one of vectors, a merge of which is "
+                "an adapter of vectors again; remove it"
+            )
+
+
 def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     """Refuse a merge whose method needs what its models do not have."""
     if merge.options.needs_base and params.base_of(merge) is None:
         listed = ", ".join(f"{model} from {params.models[model].base}" for model in merge.models)
         raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
-    if merge.adapter is not None and (whole := [model for model in merge.models if not params.is_adapter(model)]):
-        raise InputError(f"{place}.adapter: is for merges of adapters, and {whole[0]} is a whole model; remove it")
+    if merge.adapter is not None:
+        _check_low_rank(params, merge, place)
     kinds = [STATISTICS[name] for name in merge.options.statistics]
     for model in [*merge.models, *merge.options.further_models.values()]:
         if any(kind.is_of_parameters for kind in kinds) and params.models[model].fisher is False:

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.estimation.measured import with_own_parameters
 from stages.merging.checkpoints import write_merged
 from stages.merging.ingredients import Heads, Ingredients, Merging
 from stages.merging.streaming import on_all_cores
 from stages.running.errors import InputError
 from stages.running.placement import Placement
 from stages.running.scratch import scratch_directory
+from stages.storage.adapters import file_name
 from stages.storage.naming import as_loaded, places
 from stages.tasks import task_kind
 from stages.tasks.data import TaskData
+from stages.tasks.loading import untie
 from stages.tasks.metrics import Metric
 from stages.tasks.prediction import Examples, examples_for, predict, targets
 
@@ -61,7 +64,7 @@ class LiveModel:
                     f"search: the merged model predicts {target.output_names}, but the task {task.name} has "
                     f"{list(task.labels)}; list other tasks under `search.tasks`, or set `heads: each`"
                 )
-            model = kind.load_model(directory, task.labels, head=head)
+            model = _loaded(ingredients, directory, task, head)
             if body is None:
                 body = model
             elif heads == "each":
@@ -77,6 +80,13 @@ class LiveModel:
         own_heads = ingredients.kept_heads if heads == "each" else set()
         self._body, self._own_heads = body, heads == "each"
         tensors = body.state_dict()
+        self._own_names = None  # of parameters, where a merge is of these alone
+        if ingredients.of_vectors:
+            self._own_names = target.tensors.specs.keys() - own_heads
+            tensors = {file_name(name): tensor for name, tensor in tensors.items()}
+            self._parameters = {name: tensors[name].detach() for name in self._own_names & tensors.keys()}
+            self._parts: list[str] = []
+            return
         where = places(body, target.tensors.specs.keys() - own_heads)
         self._parameters = {name: tensors[at.name].detach() for name, at in where.items() if at.pattern is None}
         self._parts = [name for name, at in where.items() if at.pattern is not None]  # experts that files have apart
@@ -107,6 +117,13 @@ class LiveModel:
 
     def _refuse_unfilled(self, filled: Sequence[torch.Tensor]) -> None:
         """Refuse a model of which a merge fills only a part, and be it that transformers has changed its names."""
+        if self._own_names is not None:  # the others are the base's
+            if missing := sorted(self._own_names - self._parameters.keys()):
+                raise InputError(
+                    f"search: the model in memory has no parameter for the adapters' {missing[0]}, so they cannot be "
+                    "searched; give the merge fixed coefficients"
+                )
+            return
         pointers = {tensor.data_ptr() for tensor in filled}
         for name, parameter in self._body.named_parameters():
             own = self._own_heads and not name.startswith(f"{self._body.base_model_prefix}.")
@@ -140,6 +157,17 @@ def _checkpoint_of_its_size(ingredients: Ingredients, heads: Heads) -> Iterator[
     with scratch_directory() as directory:
         write_merged(ingredients.at(dict.fromkeys(ingredients.checkpoints, 1)), directory, heads)
         yield directory
+
+
+def _loaded(ingredients: Ingredients, checkpoint: Path, task: TaskData, head: Mapping[str, torch.Tensor] | None) -> Any:
+    """A checkpoint's model in memory: with an adapter's vectors on it where these are merged, else with weights."""
+    kind, target = task_kind(task.kind), ingredients.target
+    if ingredients.of_vectors and head is None:
+        return with_own_parameters(checkpoint, task, kind)
+    model = kind.load_model(checkpoint, task.labels, head=head)
+    if target.adapted is not None and target.adapted.untied:  # by another adapter, maybe
+        untie(model)
+    return model
 
 
 def expert_score(checkpoint: Path, task: TaskData, metric: Metric) -> float:

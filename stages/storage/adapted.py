@@ -24,6 +24,7 @@ class AdaptedFiles(TensorFiles):
         adapter: what changes.
         base: the base's files.
         changed: names of the tensors that are not the base's.
+        ties: the base's tied tensors: name → the name of the one that counts.
         untied: whether a tied pair of the base's is no longer one: the adapter changes one of the two.
 
     Args:
@@ -35,15 +36,18 @@ class AdaptedFiles(TensorFiles):
     """
 
     def __init__(self, directory: Path, base: Path) -> None:
-        model = naming.empty_model(directory if config_file(directory).is_file() else base)
+        # Whether embeddings are tied is the base's matter: an adapter's own config.json says what came of them.
+        configured = directory if config_file(directory).is_file() else base
+        model = naming.empty_model(configured, tied_as=base)
         if model is None:
             raise InputError(
-                f"{config_file(base)}: transformers does not know this architecture, so no adapter can be put on it"
+                f"{config_file(configured)}: transformers does not know this architecture, so no adapter can "
+                "be put on it"
             )
         self.directory, self.stem = directory, STEM
         self.base = TensorFiles(base)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        ties = naming.ties(model)
+        self.ties = naming.ties(model)
         where = naming.places(model, self.base.specs)
         if parts := sorted(name for name, place in where.items() if place.pattern is not None):
             raise InputError(
@@ -53,7 +57,8 @@ class AdaptedFiles(TensorFiles):
         self._of_base = {name: own[0] for name, own in naming.model_names(model, self.base).items()}
         self.adapter = Adapter(directory, model)
         self.changed = {*self.adapter.computed, *self.adapter.replaced}
-        self.untied = self._untie(ties)
+        self._same: dict[str, str] = {}  # since `untie`
+        self.untied = self._find_untied()
         specs = {name: self.base.specs[own] for name, own in self._of_base.items()}
         for name, own in self.adapter.replaced.items():
             dtype = specs[name].dtype if name in specs else self.adapter.tensors.specs[own].dtype
@@ -71,12 +76,24 @@ class AdaptedFiles(TensorFiles):
         self._stored_names = {}
         self.selections = {}
 
-    def _untie(self, ties: dict[str, str]) -> bool:
+    def untie(self) -> None:
+        """Have both of every tied pair from now on, with the values of one, as another adapter's model has them."""
+        self.untied = True
+        for alias, source in self.ties.items():
+            if source in self.stored and alias not in self.stored:
+                self._same[alias] = source
+                self._of_base[alias] = self._of_base[source]
+                self.changed |= {alias} if source in self.changed else set()
+                self.stored[alias] = self.stored[source]
+        self.stored = dict(sorted(self.stored.items()))
+        self.specs = self.stored
+
+    def _find_untied(self) -> bool:
         """Give both of a tied pair a tensor of their own where the adapter leaves them different."""
         import torch
 
         untied = False
-        for alias, source in ties.items():
+        for alias, source in self.ties.items():
             if not self.changed & {alias, source} or source not in self._of_base:
                 continue
             self._of_base.setdefault(alias, self._of_base[source])
@@ -91,14 +108,18 @@ class AdaptedFiles(TensorFiles):
         return untied
 
     def _values(self, name: str, dtype: "torch.dtype") -> "torch.Tensor":
+        import torch
+
+        name = self._same.get(name, name)
         if name in self.adapter.computed:
-            return self.adapter.weight(name, self.base.read(self._of_base[name]), dtype)
+            precise = torch.promote_types(dtype, torch.float32)  # peft's layers lose much in a lower precision
+            return self.adapter.weight(name, self.base.read(self._of_base[name]), precise)
         if name in self.adapter.replaced:
             return self.adapter.tensors.read(self.adapter.replaced[name])
         return self.base.read(self._of_base[name])
 
     def read_as(self, name: str, dtype: "torch.dtype") -> "torch.Tensor":
-        """The tensor `name`: as it is stored, or, where the adapter changes it, computed in `dtype`."""
+        """The tensor `name`: as it is stored, or, where the adapter changes it, computed in `dtype` or float32."""
         return self._values(self.stored_name(name), dtype)
 
     def _read_stored(self, name: str) -> "torch.Tensor":

@@ -29,7 +29,8 @@ VECTORS = ("IA3",)  # types whose own parameters are vectors, of which an averag
 # In an adapter's configuration: what decides no value of its model.
 _NO_MATTER = {BASE, "auto_mapping", "inference_mode", "peft_version", "revision", "task_type"}
 _PROBES = 2  # inputs on which a merged layer is compared with itself
-_TOLERANCE = 1e-4  # of the outputs' norm, in float32
+# By how much it may differ: of the norm of what the adapter changes in the outputs, and of the outputs' (rounding).
+_OF_CHANGE, _OF_OUTPUTS = 1e-4, 1e-5
 
 
 def adapter_config(directory: Path) -> dict[str, Any]:
@@ -76,30 +77,39 @@ def attach(model: Model, directory: Path, tensors: Mapping[str, "Tensor"]) -> Mo
     Args:
         model: of the base, with values or without.
         directory: the adapter's.
-        tensors: of its file; names with `base_layer` are passed over: they are the base's.
+        tensors: of its file; those that are no parameters of the adapter's layers (biases of the base's that were
+            trained) are passed over.
 
     Raises:
         InputError: peft does not know the adapter, or it does not fit the model.
     """
     import peft
 
-    own = {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = peft.PeftConfig.from_pretrained(str(directory))
             config.inference_mode = True
+            if config.is_prompt_learning:
+                raise InputError(
+                    f"{directory}: a {adapter_config(directory)['peft_type']} adapter changes no weight of its base, "
+                    "so it cannot be merged or measured"
+                )
             # What its vectors and matrices are at first is overwritten, and may take long or need the base's values.
             wrapped = peft.get_peft_model(model, config)
-            loaded: Any = peft.set_peft_model_state_dict(wrapped, own)
+            inner = wrapped.get_base_model()
+            parameters = adapter_parameters(inner)
+            bases = {file_name(name) for name, _ in inner.named_parameters() if name not in parameters}
+            own = {name: tensor for name, tensor in tensors.items() if name not in bases}
+            if missing := sorted({file_name(name) for name in parameters} - own.keys()):
+                raise InputError(
+                    f"{directory / ADAPTER_STEM}.safetensors: lacks the tensor {missing[0]}; fetch it again"
+                )
+            peft.set_peft_model_state_dict(wrapped, own)
+    except InputError:
+        raise
     except Exception as error:  # whatever peft makes of an adapter that it cannot take
         raise InputError(f"{directory}: {' '.join(str(error).split())[:300]}; it is no adapter of this base") from None
-    inner = wrapped.get_base_model()
-    if unexpected := sorted(loaded.unexpected_keys):
-        raise InputError(f"{directory}: the adapter's tensor {unexpected[0]} is none of this base's model")
-    needed = {file_name(name) for name in adapter_parameters(inner)}
-    if missing := sorted(needed - own.keys()):
-        raise InputError(f"{directory / ADAPTER_STEM}.safetensors: lacks the tensor {missing[0]}; fetch it again")
     return inner
 
 
@@ -157,7 +167,7 @@ class Adapter:
             raise InputError(f"{self.tensors.file}: the tensor {rest[0]} is no part of what the adapter computes")
 
     def _changing_layers(self) -> Iterator[tuple[str, Any]]:
-        """The name of each weight that a layer of the adapter changes, and the layer."""
+        """The name of each weight and bias that a layer of the adapter changes, and the layer."""
         from peft.tuners.tuners_utils import BaseTunerLayer
         from torch import nn
         from transformers.pytorch_utils import Conv1D
@@ -175,6 +185,8 @@ class Adapter:
                     "a weight that can be merged; only Linear and Embedding layers can"
                 )
             yield f"{path.removesuffix('.token_adapter')}.weight", layer
+            if getattr(base, "bias", None) is not None and _changes_bias(layer):
+                yield f"{path}.bias", layer
         if not found and not any(".modules_to_save." in name for name, _ in self._model.named_parameters()):
             raise InputError(
                 f"{self.directory}: a {kind} adapter changes no weight of its base, so it cannot be merged"
@@ -188,43 +200,77 @@ class Adapter:
                 yield own, name
 
     def weight(self, name: str, base: "Tensor", dtype: "torch.dtype") -> "Tensor":
-        """What the adapter makes of the base's weight `name`, one of `computed`, computed in `dtype`.
+        """What the adapter makes of the base's tensor `name`, one of `computed`, computed in `dtype`.
 
         Raises:
             InputError: the weight is not what the adapter's layer computes with.
         """
-        import torch
         from torch import nn
 
+        own = name.rpartition(".")[2]  # weight or bias
         layer = deepcopy(self._layers[name]).to(dtype).eval()
         inner = layer.get_base_layer()
-        if name in self._bases:
-            base = self.tensors.read(self._bases[name])
-        if tuple(inner.weight.shape) != tuple(base.shape):
+        if (kept := self._bases.get(name, self.replaced.get(name))) is not None:
+            base = self.tensors.read(kept)
+        if tuple(getattr(inner, own).shape) != tuple(base.shape):
             raise InputError(
-                f"{self.directory}: is for a weight {name} of the shape {list(inner.weight.shape)}, but the base's has "
-                f"{list(base.shape)}; it is no adapter of this base"
+                f"{self.directory}: is for a tensor {name} of the shape {list(getattr(inner, own).shape)}, but the "
+                f"base's has {list(base.shape)}; it is no adapter of this base"
             )
-        inner.weight = nn.Parameter(base.to(dtype, copy=True), requires_grad=False)
-        if (bias := getattr(inner, "bias", None)) is not None:
-            inner.bias = nn.Parameter(torch.zeros(bias.shape, dtype=dtype), requires_grad=False)
+        for other in ("weight", "bias"):  # the one that is not asked for may be anything
+            if (tensor := getattr(inner, other, None)) is not None:
+                values = base.to(dtype, copy=True) if other == own else _random(tuple(tensor.shape), dtype)
+                setattr(inner, other, nn.Parameter(values, requires_grad=False))
+        self._merge(name, layer)
+        found: Tensor = getattr(inner, own)
+        return found.detach()
+
+    def _merge(self, name: str, layer: Any) -> None:
+        """Let a layer merge its change into its base's tensors; see `weight`."""
+        import torch
+
+        inner = layer.get_base_layer()
+        bias = None if getattr(inner, "bias", None) is None else inner.bias.clone()
         with torch.no_grad():
-            probes = _probes(inner, dtype)
-            unmerged = layer(probes)
+            probes = _probes(inner)
+            plain, unmerged = inner(probes), layer(probes)
             try:
                 layer.merge()
             except Exception as error:  # whatever a layer says that cannot be merged
                 raise InputError(f"{self.directory}: {name}: cannot be merged: {error}") from None
             merged = inner(probes)
-        if not (unmerged - merged).norm() <= _TOLERANCE * unmerged.norm().clamp_min(1e-30):
+        allowed = _OF_CHANGE * (unmerged - plain).norm() + _OF_OUTPUTS * unmerged.norm()
+        if not (unmerged - merged).norm() <= allowed:
             raise InputError(
                 f"{self.directory}: what the adapter computes with {name} is not what it computes once it is merged "
                 "into the weight, so no merge of weights is right"
             )
-        return inner.weight.detach()
+        beside = f"{name.rpartition('.')[0]}.bias"
+        if bias is not None and beside not in self.computed and not torch.equal(bias, inner.bias):
+            raise InputError(
+                f"{self.directory}: the adapter changes {beside} too, as it is known of LoRA and (IA)³ adapters only, "
+                "so it cannot be merged"
+            )
 
 
-def _probes(layer: "nn.Module", dtype: "torch.dtype") -> "Tensor":
+def _changes_bias(layer: Any) -> bool:
+    """Whether a layer, once it is merged, changes its base's bias too."""
+    from peft.tuners.ia3 import IA3Layer
+    from peft.tuners.lora import LoraLayer
+
+    if isinstance(layer, IA3Layer):
+        return not layer.is_feedforward  # outputs are scaled, and the bias is in them
+    return isinstance(layer, LoraLayer) and bool(layer.lora_bias.get(NAME))
+
+
+def _random(shape: tuple[int, ...], dtype: "torch.dtype") -> "Tensor":
+    """Normally distributed values, always the same."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _probes(layer: "nn.Module") -> "Tensor":
     """Inputs of a Linear, Conv1D or Embedding, always the same."""
     import torch
     from torch import nn
@@ -233,7 +279,7 @@ def _probes(layer: "nn.Module", dtype: "torch.dtype") -> "Tensor":
         return torch.arange(min(8, layer.num_embeddings))[None]
     weight: Any = layer.weight
     inputs = layer.in_features if isinstance(layer, nn.Linear) else weight.shape[0]
-    return torch.randn(_PROBES, inputs, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return _random((_PROBES, inputs), weight.dtype)
 
 
 def _let_be_hollow(model: Model) -> None:

@@ -67,12 +67,27 @@ class Checkpoint:
         self.tensors = open_weights(directory, self.base)
         files = self.tensors.base if isinstance(self.tensors, AdaptedFiles) else self.tensors
         refuse_quantised(self.config, files)
-        if isinstance(self.tensors, AdaptedFiles) and self.tensors.untied:
-            self.config["tie_word_embeddings"] = False
+        if isinstance(self.tensors, AdaptedFiles):
+            self._tie_as(self.tensors)
         self.card = read_checkpoint_card(directory)
         self.copies: Mapping[str, str] = {}
         self.beyond: set[str] = set()
         self._model_names: Mapping[str, str] = {}
+
+    def _tie_as(self, adapted: AdaptedFiles) -> None:
+        """Let the configuration say whether embeddings are tied as the base's does, but for what the adapter unties."""
+        assert self.base is not None
+        key, base = "tie_word_embeddings", read_config(self.base)
+        if adapted.untied:
+            self.config[key] = False
+        elif key in base:
+            self.config[key] = base[key]
+
+    def untie(self) -> None:
+        """Let an adapter's model have two tensors of each tied pair from now on, as others of its base have them."""
+        if self.adapted is not None and not self.adapted.untied:
+            self.adapted.untie()
+            self._tie_as(self.adapted)
 
     def call(self, names: Mapping[str, str], model_names: Mapping[str, str], copies: Mapping[str, str]) -> None:
         """Let the tensors go by other names from now on, and let those that are not named be gone.
@@ -174,6 +189,11 @@ class BaseWeights:
     def architecture(self) -> str | None:
         """The name of transformers' class of the base, if it has a config.json that says it."""
         return _architecture(self.config)
+
+    def is_of(self, files: TensorFiles) -> bool:
+        """Whether these are the weights in files, wherever they lie."""
+        same = self.directory.resolve() == files.directory.resolve()
+        return same or self.tensors.fingerprint() == files.fingerprint()
 
     def call(self, names: Mapping[str, str]) -> None:
         """Let the tensors go by the models' names, each → the one it has now; those that are not named are gone."""

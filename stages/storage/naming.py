@@ -49,14 +49,22 @@ class Place:
     converter: Any
 
 
-def empty_model(checkpoint: Path) -> Model | None:
-    """The model of a checkpoint's config.json, without values; None if transformers knows no such model."""
+def empty_model(checkpoint: Path, tied_as: Path | None = None) -> Model | None:
+    """The model of a checkpoint's config.json, without values; None if transformers knows no such model.
+
+    Args:
+        checkpoint: its directory.
+        tied_as: the directory of another, whose config.json says instead whether embeddings are tied.
+    """
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+        if tied_as is not None:
+            other = transformers.AutoConfig.from_pretrained(tied_as, trust_remote_code=False, local_files_only=True)
+            config.get_text_config().tie_word_embeddings = other.get_text_config().tie_word_embeddings
         with torch.device("meta"):
             return getattr(transformers, config.architectures[0])(config)
     except Exception:  # whatever transformers makes of a configuration that it does not know

@@ -30,11 +30,15 @@ def with_adapter(model: Model, settings: Lora | Ia3, base: Path) -> Model:
     Raises:
         InputError: the targets are not in the model, or peft cannot adapt them.
     """
-    config = _config(settings, sorted({*settings.save, *_new_modules(model, base)}) or None)
-    config.base_model_name_or_path = base.as_posix()
+    modules = [name for name, _ in model.named_modules()]
+    for saved in settings.save:
+        if not any(name == saved or name.endswith(f".{saved}") for name in modules):
+            raise InputError(f"finetune.adapter.save: the model has no module {saved!r}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            config = _config(settings, sorted({*settings.save, *_new_modules(model, base)}) or None)
+            config.base_model_name_or_path = base.as_posix()
             return peft.get_peft_model(model, config)
     except ValueError as error:  # what peft makes of targets that the model has none of, or that it cannot adapt
         raise InputError(f"finetune.adapter: {' '.join(str(error).split())[:300]}") from None
@@ -102,10 +106,16 @@ def write_adapter(wrapped: Model, base: Path, dtype: torch.dtype, out: Path) -> 
     wrapped.save_pretrained(out, save_embedding_layers=False)
     (out / MODEL_CARD).unlink(missing_ok=True)  # peft's, which tells of nothing but peft
     write_adapter_config(out, base, out)
-    save_config(model, dtype, out)
+    write_model_config(model, dtype, out)
     if AdaptedFiles(out, base).untied:
         model.config.get_text_config().tie_word_embeddings = False
-        save_config(model, dtype, out)
+        write_model_config(model, dtype, out)
+
+
+def write_model_config(model: Model, dtype: torch.dtype, out: Path) -> None:
+    """Write a model's configuration: its class, which may be another than its base's, and its weights' stored type."""
+    model.config.architectures = [type(model).__name__]
+    save_config(model, dtype, out)
 
 
 def save_config(model: Model, dtype: torch.dtype, out: Path) -> None:

@@ -39,7 +39,14 @@ from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.encoding import EncodedExamples, encode
 from stages.tasks.kind import Kind
 from stages.tasks.metrics import Metric
-from stages.training.adapters import leave_in, save_config, with_adapter, write_adapter, write_adapter_config
+from stages.training.adapters import (
+    leave_in,
+    save_config,
+    with_adapter,
+    write_adapter,
+    write_adapter_config,
+    write_model_config,
+)
 from stages.training.resuming import TrainingProgress
 
 DIVERGED = "training diverged; lower finetune.learning_rate"
@@ -66,7 +73,9 @@ def train(
         InputError: the base is damaged or cannot be loaded, training diverged, or see
             `stages.running.placement.reproducible`.
     """
+    _refuse_adapter(base)
     verify_checkpoint(base)
+    dtype = WEIGHTS if settings.from_scratch else stored_dtype(base)
     transformers.set_seed(settings.seed)  # before the head is made
     kind = task_kind(task.kind)
     if settings.from_scratch:
@@ -81,11 +90,7 @@ def train(
     }
     kind.refuse_unknown(processor, examples["train"], task)
     cache = getattr(model.config, "use_cache", None)
-    trained = model
-    if settings.adapter is not None:
-        trained = with_adapter(model, settings.adapter, base)
-        if settings.precision == "bfloat16":
-            leave_in(stored_dtype(base), trained)
+    trained = _to_be_trained(model, settings, base)
     trainer = _trainer(trained, processor, examples, task, settings, progress)
     identity: dict[str, Any] = {
         "base": tree_sha256(base),  # with its configuration and processor
@@ -102,12 +107,21 @@ def train(
     write_curves(trainer.state.log_history, curves)
     moments = second_moments(trainer.optimizer, model, settings.batch_size) if keep_moments else None
     if settings.adapter is None:
-        _write_checkpoint(model, processor, base, out, moments)
+        _write_checkpoint(model.to(dtype), processor, base, out, moments)
     else:
         _write_adapter(trained, processor, base, out)
-    _write_card(
-        out, task, model.base_model_prefix, _origin(base, task, settings, len(drawn), trainer.state.log_history)
-    )
+    origin = _origin(base, task, settings, len(drawn), trainer.state.log_history)
+    _write_card(out, task, model.base_model_prefix, origin)
+
+
+def _to_be_trained(model: Any, settings: FinetuneSettings, base: Path) -> Any:
+    """The model as it is or, where an adapter is to be trained, with that on it."""
+    if settings.adapter is None:
+        return model
+    wrapped = with_adapter(model, settings.adapter, base)
+    if settings.precision == "bfloat16":
+        leave_in(stored_dtype(base), wrapped)
+    return wrapped
 
 
 def _trainer(
@@ -138,7 +152,7 @@ def _write_checkpoint(
 ) -> None:
     """Write the trained weights, the optimizer's moments if there are any, and what belongs to the base besides."""
     _copy_configuration(processor, base, out)
-    on_the_cpu(model).to(stored_dtype(base)).save_pretrained(out)
+    on_the_cpu(model).save_pretrained(out)
     if moments is not None:
         write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
@@ -245,6 +259,14 @@ def _origin(
     }
 
 
+def _refuse_adapter(base: Path) -> None:
+    """Raise `InputError` if a model's base is an adapter, which is a model together with a base of its own."""
+    if is_adapter(base):
+        raise InputError(
+            f"{base}: is a PEFT adapter, and no base; name it as the model's `adapter`, and its own base as `base`"
+        )
+
+
 def bring_in(base: Path, task: TaskData, out: Path) -> None:
     """Copy a finished checkpoint, its outputs named after the task's labels, into `out`.
 
@@ -252,6 +274,7 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
         InputError: it is damaged or no model for the task: a tensor is missing or not finite, its labels are others, or
             it cannot read the task's examples.
     """
+    _refuse_adapter(base)
     kind = task_kind(task.kind)
     checkpoint = Checkpoint(base)
     checkpoint.verify()
@@ -282,9 +305,9 @@ def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> No
     TensorFiles(adapter, ADAPTER_STEM).copy_to(out)
     write_adapter_config(adapter, base, out)
     # The whole model's configuration, by which the adapter is read from then on.
-    save_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
+    write_model_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
     model = kind.load_model(out, task.labels)
-    save_config(model, stored_dtype(base), out)
+    write_model_config(model, stored_dtype(base), out)
     _write_generation(model, base, out)
     checkpoint = Checkpoint(out)
     kind.refuse_other_outputs(checkpoint, task)

@@ -45,7 +45,11 @@ def written(file: str, content: str) -> Callable[[Path], object]:
             edited("config.json", text_config={"_attn_implementation": "org/kernel"}),
             "'org/kernel' is code from elsewhere",
         ),
-        (written("adapter_config.json", '{"base_model_name_or_path": "x"}'), "merge the adapter into its base model"),
+        (written("adapter_config.json", "{}"), "does not say the adapter's type"),
+        (
+            written("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "x"}'),
+            "base, 'x', is no directory here",
+        ),
     ],
 )
 def test_broken_checkpoints(checkpoint: Path, spoil: Callable[[Path], object], message: str) -> None:

@@ -95,7 +95,7 @@ def published(checkpoint: Path, out: Path) -> Path:
     opened, fisher = Checkpoint(checkpoint), out.with_name("fisher")
     save_fisher({name: torch.ones(spec.shape) for name, spec in opened.tensors.specs.items()}, checkpoint, fisher)
     data = Source(path="s", sha256=64 * "0")
-    publication = Publication("ann", SETTINGS, opened, open_statistic("diagonal", fisher), None, data, {})
+    publication = Publication("ann", SETTINGS, opened, open_statistic("diagonal", fisher), None, data, {}, {})
     out.mkdir()
     write(publication, out, {"path": "p", "sha256": 64 * "0"})
     return out
