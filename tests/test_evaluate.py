@@ -18,9 +18,12 @@ from stages.results.scores import Contributions
 from stages.running.errors import InputError
 from stages.storage.cards import read_json, write_json
 from stages.storage.tensors import TensorFiles, fingerprint
-from stages.tasks.averaging import Averaging, MeanOfSigmoid, MeanOfSoftmax, MeanOutput
+from stages.tasks.averaging import Averaging, MeanOfSigmoid, MeanOfSoftmax, MeanOutput, MixtureOfTexts
 from stages.tasks.kinds import KINDS
+from stages.tasks.kinds.causal_lm.settings import CausalLM
+from stages.tasks.kinds.multiple_choice.settings import MultipleChoice
 from stages.tasks.metrics import Accuracy, MacroF1
+from tests.language import made_task, save, tiny_llama, words
 from tests.project import tiny_params
 from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_tokenizer
@@ -256,6 +259,51 @@ def test_averaging(averaging: Averaging, link: Callable[[np.ndarray], np.ndarray
     np.testing.assert_allclose(link(found.astype(float)), wanted, rtol=1e-5, atol=1e-6)
     extreme = np.array([[200.0, -200.0]], dtype=np.float32)
     assert np.isfinite(averaging.mean([extreme, extreme], [0.5, 0.5])).all()
+
+
+def test_an_ensemble_of_models_that_write_is_their_mixture() -> None:
+    """The probability of a whole text is the mean of those that the models give it."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 9, size=6).astype(np.float32)
+    likelihoods = [-random.exponential(size=6) * 20 for _ in range(3)]
+    weights = [0.5, 0.2, 0.3]
+    outputs = [np.stack([each, tokens], axis=-1).astype(np.float32) for each in likelihoods]
+    found = MixtureOfTexts().mean(outputs, weights)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[:, 1], tokens)
+    wanted = np.log(sum(λ * np.exp(each) for λ, each in zip(weights, likelihoods, strict=True)))
+    np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-5)
+    far = np.array([[-5000.0, 3.0]], dtype=np.float32)
+    mixed = MixtureOfTexts().mean([far, far - np.array([[1000, 0]])], [0.5, 0.5])
+    np.testing.assert_allclose(mixed, [[-5000 + np.log(0.5), 3]])
+
+
+def test_a_language_model_is_evaluated_on_tasks_of_both_kinds(tmp_path: Path) -> None:
+    """One is trained to write, the other to choose; each is scored on both tasks, as by a model of the task's own."""
+    found = words(24)
+    write = CausalLM(source="s", file="f", prompt="question", completion="answer", max_length=24)
+    choose = MultipleChoice(source="s", file="f", choices=["a", "b"], scoring="sum", max_length=24)
+    assert write.has_outputs_of(choose)
+    assert choose.has_outputs_of(write)
+    assert not choose.has_outputs_of(choose.model_copy(update={"scoring": "head"}))
+    columns = {"question": found, "choice_0": [word[::-1] + "a" for word in found], "choice_1": ["b"] * len(found)}
+    tasks = [
+        made_task(tmp_path / "write", write, {"question": found, "answer": found[::-1]}),
+        made_task(tmp_path / "choose", choose, {**columns, "label": [i % 2 for i in range(len(found))]}),
+    ]
+    checkpoint = save(tiny_llama(), tmp_path / "model")
+    card = {"base_model_prefix": "model", "labels": [], "origin": {"method": "finetuned"}}
+    outputs = []
+    for own in ("write", "choose"):
+        write_json(checkpoint / "checkpoint.json", card | {"task": own})
+        predictions, _ = predict(checkpoint, tasks)
+        assert list(predictions) == ["write", "choose"]
+        outputs.append({name: each.outputs for name, each in predictions.items()})
+    for name, shape in (("write", (4, 2)), ("choose", (4, 2))):
+        assert outputs[0][name].shape == shape
+        np.testing.assert_array_equal(outputs[0][name], outputs[1][name])
+    alone, _ = predict(checkpoint, tasks[:1])
+    np.testing.assert_array_equal(alone["write"].outputs, outputs[0]["write"])
 
 
 def test_a_task_names_the_metric_that_counts(tmp_path: Path) -> None:

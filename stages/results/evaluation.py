@@ -50,9 +50,9 @@ def predict(checkpoint: Path, tasks: list[TaskData]) -> tuple[dict[str, Predicti
 
 
 def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[TaskData, Any]]:
-    """Each task with a metric that the checkpoint can do, with its model: one for all, or one per kept head.
+    """Each task with a metric, of those that ask for the checkpoint's outputs, with its model.
 
-    It can do those of the kind and labels of its own task, and those that are for evaluation alone.
+    There is one model for all tasks of a kind, or one per kept head. Tasks for evaluation alone get the first one.
     """
     card = own_card(checkpoint)
     if card["origin"].get("heads") == "each":
@@ -62,13 +62,15 @@ def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[Ta
                 head = read_head(checkpoint, head_of[task.name])
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=head)
         return
-    kinds = {task.kind for task in tasks if task.name == card["task"]}
-    alike = [task for task in tasks if list(task.labels) == card["labels"] and task.kind in kinds]
-    known = [task for task in alike if task.metrics]
+    known = [task for task in tasks if task.metrics and list(task.labels) == card["labels"]]
+    known = [task for task in known if not KINDS[task.kind].only_evaluates]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
-    model = task_kind(known[0].kind).load_model(checkpoint, known[0].labels)
-    yield from ((task, model) for task in tasks if task in known or KINDS[task.kind].only_evaluates)
+    first = known[0].kind
+    for kind in dict.fromkeys(task.kind for task in known):
+        model = task_kind(kind).load_model(checkpoint, known[0].labels)
+        also = [task for task in tasks if kind == first and KINDS[task.kind].only_evaluates]
+        yield from ((task, model) for task in [*(task for task in known if task.kind == kind), *also])
 
 
 def ensemble(

@@ -62,6 +62,22 @@ class MeanOfSigmoid(Averaging):
         return (np.log(np.maximum(yes, smallest)) - np.log(np.maximum(no, smallest))).astype(np.float32)
 
 
+class MixtureOfTexts(Averaging):
+    """The mixture of models that write: a text's probability is the mean of those that the models give it as a whole.
+
+    So each model's share in a text's next token grows with how well it has foreseen the text so far.
+    """
+
+    def mean(self, outputs: Sequence["np.ndarray"], weights: Sequence[float]) -> "np.ndarray":
+        """[N, 2]: log Σ_i λ_i p_i of outputs [N, 2] of log p_i and the number of tokens, which is the same in all."""
+        import numpy as np
+        from scipy.special import logsumexp
+
+        likelihoods = np.stack([each[:, 0].astype(np.float64) for each in outputs])
+        mixed = logsumexp(likelihoods, axis=0, b=np.asarray(weights)[:, None])
+        return np.stack([mixed, outputs[0][:, 1]], axis=-1).astype(np.float32)
+
+
 def _weighted(values: Sequence["np.ndarray"], weights: Sequence[float]) -> "np.ndarray":
     first, *others = (weight * value for weight, value in zip(weights, values, strict=True))
     return sum(others, start=first)

@@ -2,9 +2,8 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 
 from stages.params.adapters import Ia3, Lora
@@ -15,6 +14,9 @@ from stages.storage.adapters import BASE, adapter_config
 from stages.storage.cards import write_json
 from stages.storage.checkpoint_files import ADAPTER_CONFIG, MODEL_CARD
 from stages.storage.tensors import TensorFiles
+
+if TYPE_CHECKING:
+    import peft  # a second, which only they need who train adapters
 
 Model = Any  # a transformers.PreTrainedModel, or peft's around one
 
@@ -30,6 +32,8 @@ def with_adapter(model: Model, settings: Lora | Ia3, base: Path) -> Model:
     Raises:
         InputError: the targets are not in the model, or peft cannot adapt them.
     """
+    import peft
+
     modules = [name for name, _ in model.named_modules()]
     for saved in settings.save:
         if not any(name == saved or name.endswith(f".{saved}") for name in modules):
@@ -51,11 +55,12 @@ def leave_in(dtype: torch.dtype, wrapped: Model) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _config(settings: Lora | Ia3, saved: list[str] | None) -> peft.PeftConfig:
+def _config(settings: Lora | Ia3, saved: list[str] | None) -> "peft.PeftConfig":
+    import peft
+
     if isinstance(settings, Ia3):
-        named: list[str] | None = (
-            [] if settings.targets is not None else None
-        )  # peft knows its own targets' feed-forward layers
+        # Peft knows which of its own targets are feed-forward layers.
+        named: list[str] | None = [] if settings.targets is not None else None
         return peft.IA3Config(
             target_modules=settings.targets,
             feedforward_modules=settings.feedforward or named,

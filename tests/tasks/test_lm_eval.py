@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lm_eval.tasks.manager import load_yaml  # type: ignore[import-untyped]
+from lm_eval.tasks.manager import load_yaml
 from scipy.special import log_softmax
 from tokenizers import processors
 
@@ -444,7 +444,7 @@ def test_files_that_include_others_are_read_as_lm_eval_reads_them(source: Path) 
 
 
 def test_templates_are_as_lm_evals_own_otherwise(source: Path) -> None:
-    from lm_eval import utils  # type: ignore[import-untyped]
+    from lm_eval import utils
 
     template = "{{a}}{% for x in b %}-{{x|upper}}{% endfor %}{{c|regex_replace('o', '0')}}\n"
     content = {"a": "x", "b": ["y", "z"], "c": "foo"}

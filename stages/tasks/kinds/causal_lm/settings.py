@@ -4,9 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from stages.tasks.averaging import Averaging, MixtureOfTexts
 from stages.tasks.language_metrics import NegativeLogLikelihood, Perplexity
 from stages.tasks.metrics import Metric
-from stages.tasks.task import TableTask
+from stages.tasks.task import TableTask, Task
 
 Form = Literal["messages", "prompt", "text"]
 Column = Annotated[str, Field(min_length=1)]
@@ -24,6 +25,7 @@ class CausalLM(TableTask):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (NegativeLogLikelihood(), Perplexity())
+    averaging: ClassVar[Averaging | None] = MixtureOfTexts()
 
     kind: Literal["causal-lm"] = "causal-lm"
     messages: str | None = None
@@ -41,6 +43,10 @@ class CausalLM(TableTask):
     def of_causal_models(self) -> bool:
         """They are."""
         return True
+
+    def has_outputs_of(self, other: Task) -> bool:
+        """Whether the other task's models are causal language models: they write, whatever they were trained for."""
+        return other.of_causal_models
 
     @property
     def form(self) -> Form:

@@ -15,11 +15,11 @@ from stages.tasks.loading import Model
 from stages.tasks.texts import Tokenizer
 
 try:
-    from lm_eval import utils  # type: ignore[import-untyped]
-    from lm_eval.api.task import ConfigurableTask  # type: ignore[import-untyped]
-    from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
-    from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-untyped]
+    from lm_eval import utils
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as missing:
     raise InputError(
         f"tasks of the kind lm-eval need lm-evaluation-harness, which cannot be imported here ({missing}); run `pip "

@@ -171,7 +171,7 @@ def _inside(root: Path, file: str, name: object, key: str) -> str:
 
 def _name(file: Path) -> str | None:
     """The name of the task in a file, if it has one; read without making anything of the rest."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     node = _parsed(file, lambda text: yaml.compose(text, Loader=yaml.SafeLoader))
     entries = node.value if isinstance(node, yaml.MappingNode) else []

@@ -76,7 +76,9 @@ class MultipleChoice(TableTask):
 
     def has_outputs_of(self, other: Task) -> bool:
         """Whether both are for choice heads, or both for language models; choices may be of any number."""
-        return isinstance(other, MultipleChoice) and (self.scoring == "head") == (other.scoring == "head")
+        if self.of_causal_models:
+            return other.of_causal_models
+        return isinstance(other, MultipleChoice) and not other.of_causal_models
 
     @model_validator(mode="after")
     def _tokens_of_a_language_model(self) -> "MultipleChoice":
