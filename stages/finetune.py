@@ -24,7 +24,7 @@ def finetune(name: str) -> None:
     progress = FINETUNED / f"{PARTIAL_PREFIX}{name}.training"
     with atomic_directory(FINETUNED / name) as checkpoint, atomic_directory(TRAINING / name) as curves:
         if model.adapter is not None:
-            bring_in_adapter(SOURCES / model.adapter, base, task, checkpoint)
+            bring_in_adapter(SOURCES / model.adapter, base, task, checkpoint, params.names_of_base(name))
         elif model.finetune is False:
             bring_in(base, task, checkpoint)
         else:

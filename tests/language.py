@@ -148,7 +148,7 @@ def in_order(word: str) -> str:
     return "".join(sorted(set(word)))
 
 
-def made_task(directory: Path, settings: Task, examples: Mapping[str, Sequence[str]], held: int = 4) -> TaskData:
+def made_task(directory: Path, settings: Task, examples: Mapping[str, Sequence[Any]], held: int = 4) -> TaskData:
     """A prepared task of these columns, of which the last rows are the validation and the test split."""
     directory.mkdir(parents=True)
     frame = pd.DataFrame(examples)

@@ -77,12 +77,14 @@ class Model(Section):
 
     `finetune: false` takes the base as it is: an existing fine-tuned checkpoint. A `fisher` that is pinned as a source
     is (`path` and `sha256`, or `hub` and `revision`) is brought in, not estimated; with `fisher: false` there is none.
-    `adapter` names a source that is a finished PEFT adapter of the base: nothing is fine-tuned then.
+    `adapter` names a source that is a finished PEFT adapter of the base: nothing is fine-tuned then. Its configuration
+    names its base; where that is another name of the same weights, `adapter_of` is that name.
     With `file` and `unverified: true` it is second moments without a card (`stages.storage.source.FisherSource`).
     """
 
     base: Name
     adapter: Name | None = Field(default=None, exclude_if=lambda value: value is None)
+    adapter_of: str | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
     task: Name
     finetune: dict[str, Any] | Literal[False] = Field(default_factory=dict)
     fisher: dict[str, Any] | Literal[False] = Field(default_factory=dict)
@@ -91,6 +93,8 @@ class Model(Section):
     def _finished_adapter(self) -> Self:
         if self.adapter is not None and self.finetune:
             raise ValueError("`adapter` is a finished one, so there is nothing to fine-tune; leave out `finetune`")
+        if self.adapter_of is not None and self.adapter is None:
+            raise ValueError("`adapter_of` is for a finished adapter, which `adapter` names; remove it")
         return self
 
 
@@ -172,6 +176,16 @@ class Params(Section):
         section = self.models[model]
         trained = section.finetune is not False and self.finetune_settings(model).adapter is not None
         return section.adapter is not None or trained
+
+    def names_of_base(self, model: str) -> list[str] | None:
+        """What a finished adapter may call its base: its repository on the Hub, and `adapter_of`; None without either.
+
+        A base that is a path, a package or another model has no name that an adapter could be compared by.
+        """
+        section = self.models[model]
+        source = self.sources.get(section.base)
+        names = [name for name in (None if source is None else source.hub, section.adapter_of) if name is not None]
+        return names or None
 
     def tasks_of(self, merge: Merge) -> list[str]:
         """The tasks that a merge is evaluated on: those that ask for its target's outputs, by kind and name.

@@ -88,7 +88,7 @@ def _finetune(name: str, params: Params) -> dict[str, Any]:
         "task": model.task,
         "finetune": params.finetune_settings(name).model_dump(mode="json") if model.finetune is not False else False,
         "keep_moments": params.fisher_settings(name).estimator == "adam",
-        **({} if model.adapter is None else {"adapter": model.adapter}),
+        **({} if model.adapter is None else {"adapter": model.adapter, "base_names": params.names_of_base(name)}),
     }
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning by the Trainer: a base and a task make a checkpoint, the same bits each time."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from stages.pipeline.code import code_sha256
 from stages.running.errors import InputError
 from stages.running.placement import WEIGHTS, compute_device, on_the_cpu, one_gpu, reproducible
 from stages.running.scratch import scratch_directory
+from stages.storage.adapters import BASE, adapter_config
 from stages.storage.cards import library_versions, write_json
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.checkpoint_files import (
@@ -289,8 +290,17 @@ def bring_in(base: Path, task: TaskData, out: Path) -> None:
     _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
 
 
-def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> None:
+def bring_in_adapter(
+    adapter: Path, base: Path, task: TaskData, out: Path, base_names: Collection[str] | None = None
+) -> None:
     """Copy a finished adapter, with what belongs to its base beside the weights, into `out`.
+
+    Args:
+        adapter: its directory.
+        base: the directory of its base.
+        task: what its model is for.
+        out: an empty directory.
+        base_names: what its configuration may call the base; None where nothing says it.
 
     Raises:
         InputError: it is no adapter, or one of another base; it is damaged, or no model for the task.
@@ -298,6 +308,12 @@ def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> No
     kind = task_kind(task.kind)
     if not is_adapter(adapter):
         raise InputError(f"{adapter}: is no PEFT adapter (it has no {ADAPTER_CONFIG}); leave out the model's `adapter`")
+    called = adapter_config(adapter).get(BASE)
+    if base_names is not None and called not in base_names:
+        raise InputError(
+            f"{adapter / ADAPTER_CONFIG}: is an adapter of {called!r}, not of {' or '.join(base_names)}; if these are "
+            "the same weights, say so by the model's `adapter_of`"
+        )
     verify_checkpoint(base)
     verify_contents(adapter)
     copy_configuration(base, out)
@@ -314,6 +330,8 @@ def bring_in_adapter(adapter: Path, base: Path, task: TaskData, out: Path) -> No
     _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), "fetch or make the adapter again")
     _refuse_unreadable(out, task, model)
     origin = {"method": "brought in", "base": base.name, "adapter": adapter.name}
+    if base_names is not None:  # else it may be a path on somebody's machine
+        origin["adapter_of"] = str(called)
     _write_card(out, task, model.base_model_prefix, origin)
 
 

@@ -96,6 +96,7 @@ def both_of_vectors(content: Content) -> None:
             as_two(finetune={"adapter": LORA}, fisher={"estimator": "adam"}),
             "models.two.fisher.estimator = 'adam': the optimizer has moments of the adapter's parameters only",
         ),
+        (as_two(adapter_of="org/model"), "models.two: `adapter_of` is for a finished adapter, which `adapter` names"),
         (as_two(fisher={"of": "weights"}), "models.two.fisher.of: is for models that are adapters; remove it"),
         (as_two(fisher={"of": "layers"}), "models.two.fisher.of = 'layers': input should be 'adapts', 'weights' or"),
         (merged_as(0, "one", "two"), "merges.both.adapter.rank = 0: input should be greater than or equal to 1"),
@@ -122,6 +123,10 @@ def test_what_is_allowed() -> None:
     params = parse_params(edited(as_two(adapter="theirs", finetune=False, fisher={"of": "weights"})))
     assert params.is_adapter("two")
     assert not params.is_adapter("one")
+    assert params.names_of_base("two") is None, "nothing says what a path's base is called"
+    content = edited(as_two(adapter="theirs", adapter_of="else/model"))
+    content["sources"]["base"] = {"hub": "org/model", "revision": 40 * "0"}
+    assert parse_params(content).names_of_base("two") == ["org/model", "else/model"]
     params = parse_params(edited(globally(type="ia3")))
     assert params.finetune_settings("two").adapter == Ia3(type="ia3")
     content = edited(globally(type="lora"))

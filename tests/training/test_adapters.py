@@ -201,6 +201,13 @@ def test_a_finished_adapter_is_brought_in(tmp_path: Path, task: TaskData) -> Non
     assert ours.read_bytes() == theirs.read_bytes()
     torch.testing.assert_close(logits(KIND.load_model(out, task.labels)), logits(unmerged), rtol=1e-4, atol=1e-6)
     assert read_json(out / "checkpoint.json")["fingerprint"] == Checkpoint(out).tensors.fingerprint()
+    named = str(tmp_path / "base")
+    assert "adapter_of" not in read_json(out / "checkpoint.json")["origin"]
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r"a/adapter_config\.json: is an adapter of '.*base', not of org/model; if"):
+        bring_in_adapter(tmp_path / "a", tmp_path / "base", task, tmp_path / "again", ["org/model"])
+    bring_in_adapter(tmp_path / "a", tmp_path / "base", task, tmp_path / "again", ["org/model", named])
+    assert read_json(tmp_path / "again/checkpoint.json")["origin"]["adapter_of"] == named
     message = r"is a PEFT adapter, and no base; name it as the model's `adapter`"
     with pytest.raises(InputError, match=message):
         bring_in(tmp_path / "a", task, out)
