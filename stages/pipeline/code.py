@@ -25,6 +25,7 @@ UNFOLLOWED = {
     "stages.pipeline.code": "which saved state is taken up; whichever is, the result is the same",
     "stages.tasks.kinds": "which kinds there are; those of its tasks are among its modules",
     "stages.params": "the values that it makes of params.yaml are in the stage's settings, which it depends on",
+    "stages.params.adapters": "the same",
     "stages.pipeline.places": "where inputs and outputs lie is in the stage's entry of dvc.yaml",
     "stages.pipeline.needs": "which these are is there too, and in what order, if that counts, in the stage's settings",
     "stages.pipeline.graph": "the same",

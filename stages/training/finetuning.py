@@ -76,7 +76,6 @@ def train(
     """
     _refuse_adapter(base)
     verify_checkpoint(base)
-    dtype = WEIGHTS if settings.from_scratch else stored_dtype(base)
     transformers.set_seed(settings.seed)  # before the head is made
     kind = task_kind(task.kind)
     if settings.from_scratch:
@@ -108,6 +107,7 @@ def train(
     write_curves(trainer.state.log_history, curves)
     moments = second_moments(trainer.optimizer, model, settings.batch_size) if keep_moments else None
     if settings.adapter is None:
+        dtype = WEIGHTS if settings.from_scratch else stored_dtype(base)
         _write_checkpoint(model.to(dtype), processor, base, out, moments)
     else:
         _write_adapter(trained, processor, base, out)
