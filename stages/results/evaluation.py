@@ -62,8 +62,14 @@ def models_by_task(checkpoint: Path, tasks: list[TaskData]) -> Iterator[tuple[Ta
                 head = read_head(checkpoint, head_of[task.name])
                 yield task, task_kind(task.kind).load_model(checkpoint, task.labels, head=head)
         return
-    known = [task for task in tasks if task.metrics and list(task.labels) == card["labels"]]
-    known = [task for task in known if not KINDS[task.kind].only_evaluates]
+    own = {task.kind for task in tasks if task.name == card["task"]}
+    alike = [task for task in tasks if task.metrics and list(task.labels) == card["labels"]]
+    known = [
+        task
+        for task in alike
+        # Outputs with names mean something else to another kind; those without, tokens, do not.
+        if (task.kind in own or not task.labels) and not KINDS[task.kind].only_evaluates
+    ]
     if not known:
         raise InputError(f"{checkpoint}: its labels, {card['labels']}, are those of no task")
     first = known[0].kind
