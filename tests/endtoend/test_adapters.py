@@ -39,7 +39,7 @@ def project(root: Path, adapters: dict[str, dict[str, Any]], merges: dict[str, d
                 name: {"base": "base", "task": name, "finetune": {"adapter": adapter}}
                 for name, adapter in adapters.items()
             },
-            "merges": {name: {"coefficients": EQUAL, **merge} for name, merge in merges.items()},
+            "merges": {name: {"coefficients": dict(EQUAL), **merge} for name, merge in merges.items()},
         },
     )
 
