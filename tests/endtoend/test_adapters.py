@@ -91,7 +91,11 @@ def test_lora_adapters_of_two_ranks_from_training_to_the_report(tmp_path: Path) 
 def test_ia3_vectors_and_a_finished_adapter(tmp_path: Path) -> None:
     """(IA)³ vectors are measured and merged as such; an adapter that somebody has trained is a model."""
     ia3 = {"type": "ia3", "targets": ["k_proj", "v_proj", "down_proj"], "feedforward": ["down_proj"]}
-    merges = {name: {"method": name} for name in ("isotropic", "fisher", "task_arithmetic")}
+    merges = {
+        "average": {"method": "isotropic"},
+        "fisher": {"method": "fisher"},
+        "tasks": {"method": "task_arithmetic"},
+    }
     made = project(tmp_path, {"ann": ia3, "bob": ia3}, merges)
     made.run("python", "-m", "stages.plan")
     made.repro()
