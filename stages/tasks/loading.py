@@ -92,15 +92,14 @@ def load_pretrained(
     Raises:
         InputError: the checkpoint cannot be read, lacks a tensor, or has one of another shape than its config says.
     """
-    if is_adapter(checkpoint):
-        return _load_adapted(architecture, what, checkpoint, config, headless=headless, poolerless=poolerless)
-    model, lacking = _load(architecture, what, checkpoint, config)
+    load = _load_adapted if is_adapter(checkpoint) else _load
+    model, lacking = load(architecture, what, checkpoint, config)
     _refuse_lacking(model, checkpoint, lacking, headless=headless, poolerless=poolerless)
     return model
 
 
 def _load(
-    architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any], dtype: torch.dtype = WEIGHTS
+    architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any]
 ) -> tuple[Model, dict[str, str]]:
     """The model in a checkpoint directory; and what is wrong with those of its tensors that are none of the files'."""
     _check_self_contained(checkpoint)
@@ -114,7 +113,7 @@ def _load(
         model, loading = architecture.from_pretrained(
             checkpoint,
             **config,
-            dtype=dtype,
+            dtype=WEIGHTS,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -128,15 +127,9 @@ def _load(
 
 
 def _load_adapted(
-    architecture: Architecture,
-    what: str,
-    checkpoint: Path,
-    config: Mapping[str, Any],
-    *,
-    headless: bool,
-    poolerless: bool,
-) -> Model:
-    """The model that an adapter makes of its base, with the adapter's changes in its weights: one copy of the base."""
+    architecture: Architecture, what: str, checkpoint: Path, config: Mapping[str, Any]
+) -> tuple[Model, dict[str, str]]:
+    """What `_load` gives, of the model that an adapter makes of its base: one copy of that, with the changes in it."""
     base = adapter_base(checkpoint)
     model, lacking = _load(architecture, what, base, config)
     files = AdaptedFiles(checkpoint, base)
@@ -149,8 +142,7 @@ def _load_adapted(
         if tensors[name].shape == files.specs[name].shape:
             tensors[name].copy_(files.read_as(name, WEIGHTS))
             lacking.pop(name, None)
-    _refuse_lacking(model, checkpoint, lacking, headless=headless, poolerless=poolerless)
-    return model
+    return model, lacking
 
 
 def untie(model: Model) -> None:
