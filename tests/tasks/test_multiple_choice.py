@@ -117,6 +117,23 @@ def test_columns_of_choices_and_of_questions(tmp_path: Path) -> None:
     assert found["label"].tolist() == [row % 2 for row in range(20)]
 
 
+def test_the_same_choices_for_all_examples(tmp_path: Path) -> None:
+    """By label, as BoolQ's truth values, or with the texts themselves as labels."""
+    rows = [{"question": "q" * (row + 1), "label": row % 3 == 0} for row in range(20)]
+    found = read(tmp_path, rows, choices={"False": "no", "True": "yes"})
+    assert found["choice_0"].tolist() == ["no"] * 20
+    assert found["choice_1"].tolist() == ["yes"] * 20
+    assert found["label"].tolist() == [int(row % 3 == 0) for row in range(20)]
+    texts = [row | {"label": "yes" if row["label"] else "no"} for row in rows]
+    assert read(tmp_path, texts, choices={"a": "no", "b": "yes"})["label"].tolist() == found["label"].tolist()
+    unknown = [*rows[:4], rows[4] | {"label": None}, *rows[5:]]
+    with pytest.raises(InputError, match="line 5: has no label"):
+        read(tmp_path, unknown, choices={"False": "no", "True": "yes"})
+    assert len(read(tmp_path, unknown, choices={"False": "no", "True": "yes"}, unusable="drop")) == 19
+    with pytest.raises(InputError, match=r"line 1: label = True is none of the choices \('no', 'yes'\), nor a label"):
+        read(tmp_path, rows, choices={"false": "no", "true": "yes"})
+
+
 def test_parquet(tmp_path: Path) -> None:
     table = pd.DataFrame(rows_of(*FORMS["labels in the table"]))
     table.to_parquet(tmp_path / "t.parquet")
@@ -252,6 +269,12 @@ def test_settings() -> None:
     with pytest.raises(ValueError, match="`likelihood: token` is for language models: put `scoring: sum`"):
         settings(likelihood="token")
     assert (settings().hub_pipeline, settings(scoring="mean").hub_pipeline) == ("multiple-choice", "text-generation")
+    assert settings(choices={"a": "x", "b": "y", "c": "z"}).exact_passes == 2
+    for wrong in ({"a": "x"}, {"a": "x", "b": "x"}, {"a": "x", "b": ""}, {"a": "x", "b": " y"}):
+        with pytest.raises(ValueError, match=r"at least 2|two labels have the same text|should match pattern"):
+            settings(choices=wrong)
+    with pytest.raises(ValueError, match='False: no must be a text for a text; write "False": "no"'):
+        settings(choices={False: "no", True: "yes"})
     for changes in ({"question": "choices"}, {"choices": ["a", "a"]}, {"label": "question"}, {"choices": ["a"]}):
         with pytest.raises(ValueError, match=r"different columns|another column|at least 2"):
             settings(**changes)

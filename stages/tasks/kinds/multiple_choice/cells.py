@@ -50,12 +50,14 @@ def text_in(cell: object, name: str) -> str:
     return text
 
 
-def choices_in(row: Mapping[str, Any], columns: str | Sequence[str]) -> Choices:
-    """The choices of a row in one column or in several; see `MultipleChoice`.
+def choices_in(row: Mapping[str, Any], columns: str | Sequence[str] | Mapping[str, str]) -> Choices:
+    """The choices of a row in one column or in several, or those of all rows by label; see `MultipleChoice`.
 
     Raises:
         UnusableError: there are no choices, or only one, or one is no text, empty or there twice.
     """
+    if isinstance(columns, Mapping):
+        return Choices(list(columns.values()), labels=list(columns))
     if isinstance(columns, str):
         found = _in_one_cell(row[columns], columns)
     else:

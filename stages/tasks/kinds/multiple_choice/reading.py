@@ -111,8 +111,8 @@ class _Unusable:
 
 def _rows(task: MultipleChoice, table: Table, unusable: _Unusable) -> list[_Row]:
     """A table's rows that have a question, choices and a label."""
-    choices = [task.choices] if isinstance(task.choices, str) else task.choices
-    columns = {name: table.column(name).tolist() for name in dict.fromkeys([*task.questions, *choices, task.label])}
+    named = dict.fromkeys([*task.questions, *task.choice_columns, task.label])
+    columns = {name: table.column(name).tolist() for name in named}
     found = []
     for number, place in enumerate(table.rows.index):
         row = {name: cells[number] for name, cells in columns.items()}

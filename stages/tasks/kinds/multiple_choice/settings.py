@@ -2,13 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.tasks.averaging import Averaging, MeanOfSoftmax
 from stages.tasks.metrics import Accuracy, Metric
 from stages.tasks.task import TableTask, Task
 
 Columns = Annotated[list[str], Field(min_length=1)]
+Text = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # no white space around it
 
 
 class MultipleChoice(TableTask):
@@ -38,7 +39,9 @@ class MultipleChoice(TableTask):
 
     kind: Literal["multiple-choice"] = "multiple-choice"
     question: str | Columns = "question"
-    choices: str | Annotated[list[str], Field(min_length=2)] = "choices"
+    choices: str | Annotated[list[str], Field(min_length=2)] | Annotated[dict[Text, Text], Field(min_length=2)] = (
+        "choices"
+    )
     label: str = "label"
     label_from: Literal[0, 1] | None = None
     unusable: Literal["refuse", "drop"] = "refuse"
@@ -51,6 +54,13 @@ class MultipleChoice(TableTask):
     def questions(self) -> list[str]:
         """The columns of a question."""
         return [self.question] if isinstance(self.question, str) else self.question
+
+    @property
+    def choice_columns(self) -> list[str]:
+        """The columns of the choices; none where all examples have the same."""
+        if isinstance(self.choices, str):
+            return [self.choices]
+        return self.choices if isinstance(self.choices, list) else []
 
     @property
     def hub_pipeline(self) -> str:
@@ -80,6 +90,14 @@ class MultipleChoice(TableTask):
             return other.of_causal_models
         return isinstance(other, MultipleChoice) and not other.of_causal_models
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _quoted_labels(cls, choices: object) -> object:
+        for label, text in choices.items() if isinstance(choices, dict) else ():
+            if not isinstance(label, str) or not isinstance(text, str):
+                raise ValueError(f'{label}: {text} must be a text for a text; write "{label}": "{text}"')
+        return choices
+
     @model_validator(mode="after")
     def _tokens_of_a_language_model(self) -> "MultipleChoice":
         if self.likelihood == "token" and self.scoring == "head":
@@ -87,11 +105,16 @@ class MultipleChoice(TableTask):
         return self
 
     @model_validator(mode="after")
+    def _different_texts(self) -> "MultipleChoice":
+        if isinstance(self.choices, dict) and len(set(self.choices.values())) < len(self.choices):
+            raise ValueError("`choices`: two labels have the same text")
+        return self
+
+    @model_validator(mode="after")
     def _different_columns(self) -> "MultipleChoice":
-        choices = [self.choices] if isinstance(self.choices, str) else self.choices
-        named = [*self.questions, *choices]
+        named = [*self.questions, *self.choice_columns]
         if len(set(named)) < len(named):
             raise ValueError("`question` and `choices` must be different columns")
-        if self.label in self.questions or (not isinstance(self.choices, str) and self.label in choices):
+        if self.label in self.questions or (isinstance(self.choices, list) and self.label in self.choices):
             raise ValueError("`label` must be another column than those of `question` and `choices`")
         return self
