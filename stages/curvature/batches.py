@@ -60,9 +60,13 @@ def chosen_rows(batch: Batch, rows: range | list[int]) -> dict[str, Any]:
 
 
 def padding_masks(batch: Batch) -> list[Tensor]:
-    """[B, T] each: which positions are no padding; of `output_positions`, to which a head may be restricted, −1 is."""
+    """[B, T] each: which positions are no padding; of `output_positions`, to which a head may be restricted, −1 is.
+
+    Of several texts an example, [B, texts, T]; a single one is [B, T], as it is for the model's modules.
+    """
     masks = [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
-    return masks + ([batch["output_positions"] >= 0] if "output_positions" in batch else [])
+    masks += [batch["output_positions"] >= 0] if "output_positions" in batch else []
+    return [mask.squeeze(1) if mask.ndim == 3 else mask for mask in masks]
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -281,15 +281,20 @@ def test_settings() -> None:
 
 
 def made_task(
-    directory: Path, scoring: Scoring, choices: int = 3, max_length: int = 16, likelihood: Of = "choices"
+    directory: Path,
+    scoring: Scoring,
+    choices: int = 3,
+    max_length: int = 16,
+    likelihood: Of = "choices",
+    longest: int = 3,
 ) -> TaskData:
-    """Thirty questions with choices of one to three known words."""
+    """Thirty questions with choices of one to `longest` known words, a token each."""
     directory.mkdir()
     rows = [
         [
             question,
             *(
-                " ".join(WORDS[(row * choices + place + more) % 15] for more in range(1 + place % 3))
+                " ".join(WORDS[(row * choices + place + more) % 15] for more in range(1 + place % longest))
                 for place in range(choices)
             ),
             row % choices,
@@ -381,13 +386,14 @@ CASES: dict[str, tuple[Callable[[], Any], Scoring]] = {
 }
 
 
+@pytest.mark.parametrize("longest", [3, 1])
 @pytest.mark.parametrize("case", list(CASES))
 def test_scores_and_fisher_are_those_of_the_definitions(
-    tmp_path: Path, case: str, recwarn: pytest.WarningsRecorder
+    tmp_path: Path, case: str, longest: int, recwarn: pytest.WarningsRecorder
 ) -> None:
     """By the stages' way from table to file, whatever the batches, and with no parameter left to the slow way."""
     make, scoring = CASES[case]
-    task, model = made_task(tmp_path / "task", scoring), make()
+    task, model = made_task(tmp_path / "task", scoring, longest=longest), make()
     checkpoint = saved(tmp_path / "model", model)
     loaded = KIND.load_model(checkpoint, [])
     assert dict(loaded.named_parameters()).keys() == dict(model.named_parameters()).keys()
@@ -451,10 +457,21 @@ def test_the_side_on_which_a_tokenizer_would_pad_is_nothing_to_models(
         assert torch.equal(found[1][name], value), name
 
 
+def test_single_token_choices_are_read_once(tmp_path: Path) -> None:
+    """What stands before them is the same for all; by a head, or of more tokens, each choice is read with its text."""
+    for case, longest, texts in (("tied, sum", 1, 1), ("tied, sum", 2, 3), ("encoder", 1, 3)):
+        make, scoring = CASES[case]
+        place = tmp_path / f"{scoring}-{longest}"
+        checkpoint = saved(place, make())
+        (batch,) = made_batches(checkpoint, made_task(place / "task", scoring, longest=longest), 16)
+        assert batch["input_ids"].shape[:2] == (16, texts), case
+
+
+@pytest.mark.parametrize("longest", [3, 1])
 @pytest.mark.parametrize("case", ["encoder", "tied, sum", "untied, mean"])
-def test_the_loss_is_the_cross_entropy_over_choices(tmp_path: Path, case: str) -> None:
+def test_the_loss_is_the_cross_entropy_over_choices(tmp_path: Path, case: str, longest: int) -> None:
     make, scoring = CASES[case]
-    task, checkpoint = made_task(tmp_path / "task", scoring), saved(tmp_path / "model", make())
+    task, checkpoint = made_task(tmp_path / "task", scoring, longest=longest), saved(tmp_path / "model", make())
     (batch,) = made_batches(checkpoint, task, 16)
     model = KIND.load_model(checkpoint, []).eval()
     with torch.no_grad():
@@ -491,17 +508,18 @@ def reference_token_fisher(model: nn.Module, frame: pd.DataFrame) -> dict[str, T
     return squared_gradients(model, frame, of_tokens)
 
 
+@pytest.mark.parametrize("longest", [3, 1])
 @pytest.mark.parametrize("case", LANGUAGE_MODELS)
 def test_the_fisher_of_tokens_is_that_of_the_definition(
-    tmp_path: Path, case: str, recwarn: pytest.WarningsRecorder
+    tmp_path: Path, case: str, longest: int, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Scores and metrics are as ever; the Fisher is the right choice's, whatever the scoring and the batches."""
     make, scoring = CASES[case]
-    task, model = made_task(tmp_path / "task", scoring, likelihood="token"), make()
+    task, model = made_task(tmp_path / "task", scoring, likelihood="token", longest=longest), make()
     checkpoint = saved(tmp_path / "model", model)
     loaded = KIND.load_model(checkpoint, [])
     examples = examples_for(KIND, checkpoint, loaded, task.rows("test"), task, Placement())
-    plain = made_task(tmp_path / "plain", scoring)
+    plain = made_task(tmp_path / "plain", scoring, longest=longest)
     wanted = examples_for(KIND, checkpoint, loaded, plain.rows("test"), plain, Placement())
     assert np.array_equal(predict(loaded, examples, [Accuracy()]), predict(loaded, wanted, [Accuracy()]))
     assert targets(examples).tolist() == task.read("test")["label"].tolist()
@@ -537,10 +555,11 @@ def test_drawn_fishers_of_tokens_are_unbiased(tmp_path: Path, estimator: Estimat
         assert abs(error) <= 5 * float(sums.std()) / len(draws) ** 0.5 + 1e-5 * float(value.sum()), name
 
 
+@pytest.mark.parametrize("longest", [3, 1])
 @pytest.mark.parametrize("case", LANGUAGE_MODELS)
-def test_the_loss_of_tokens_is_their_mean_cross_entropy(tmp_path: Path, case: str) -> None:
+def test_the_loss_of_tokens_is_their_mean_cross_entropy(tmp_path: Path, case: str, longest: int) -> None:
     make, scoring = CASES[case]
-    task, model = made_task(tmp_path / "task", scoring, likelihood="token"), make()
+    task, model = made_task(tmp_path / "task", scoring, likelihood="token", longest=longest), make()
     checkpoint = saved(tmp_path / "model", model)
     (batch,) = made_batches(checkpoint, task, 16)
     loaded = KIND.load_model(checkpoint, []).eval()
@@ -594,14 +613,18 @@ def test_more_padding_changes_no_fisher(tmp_path: Path, case: str) -> None:
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6 * float(value.max()) + 1e-12)
 
 
+@pytest.mark.parametrize("longest", [3, 1])
 @pytest.mark.parametrize(
     ("case", "likelihood"), [("encoder", "choices"), ("untied, mean", "choices"), ("untied, mean", "token")]
 )
 @pytest.mark.parametrize("statistic", ["kfac", "gram"])
-def test_factors_leave_padding_out(tmp_path: Path, case: str, likelihood: Of, statistic: str) -> None:
+def test_factors_leave_padding_out(tmp_path: Path, case: str, likelihood: Of, statistic: str, longest: int) -> None:
     """One example at a time or padded together: the same factors; of tokens, wrong choices have no part in them."""
     make, scoring = CASES[case]
-    task, checkpoint = made_task(tmp_path / "task", scoring, likelihood=likelihood), saved(tmp_path / "model", make())
+    task, checkpoint = (
+        made_task(tmp_path / "task", scoring, likelihood=likelihood, longest=longest),
+        saved(tmp_path / "model", make()),
+    )
     alone, together = (
         curvature_statistics(
             KIND.load_model(checkpoint, []),

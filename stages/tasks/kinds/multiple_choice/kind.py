@@ -64,8 +64,9 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         """Every example's pairs of question and choice, one after the other, and `lengths`, how long each is.
 
         For a language model, an example has the `choice_tokens` of each choice besides, and their `weight` in its
-        score; where the likelihood is of tokens, `right`, the position of the right choice, says so. `cut` says whether
-        its question is cut; see `cut`. Nothing is drawn.
+        score; where the likelihood is of tokens, `right`, the position of the right choice, says so. If all choices are
+        single tokens ("no", "yes"), what the model reads is the same for all, and there once: the question alone.
+        `cut` says whether its question is cut; see `cut`. Nothing is drawn.
 
         Raises:
             InputError: the model is for another `scoring`, or cannot read the examples, or a choice has no token, or
@@ -82,7 +83,9 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
                 whole = for_a_language_model(processor, question, separator, choices)
             examples.append(cut(whole, question, task))
             shortened.append(examples[-1] != whole)
-        encoded = _flat(examples, inspect.signature(model.forward).parameters) | {"cut": shortened}
+        once = all(pair.inputs == pairs[0].inputs for pairs in examples for pair in pairs)
+        read = [pairs[:1] for pairs in examples] if once else examples
+        encoded = _flat(read, inspect.signature(model.forward).parameters) | {"cut": shortened}
         refuse_beyond_embeddings(processor, encoded["input_ids"], model)
         if scoring != "head":
             refuse_beyond_embeddings(processor, [pair.choice for pairs in examples for pair in pairs], model)
@@ -107,9 +110,9 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         pad = super().collator(processor, model)
 
         def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-            choices = len(examples[0]["lengths"])
+            texts = len(examples[0]["lengths"])
             pairs = [pair for example in examples for pair in _apart(example)]
-            batch = {key: tensor.unflatten(0, (-1, choices)) for key, tensor in pad(pairs).items()}
+            batch = {key: tensor.unflatten(0, (-1, texts)) for key, tensor in pad(pairs).items()}
             if "choice_tokens" in examples[0]:
                 batch |= _scored(examples, batch["input_ids"].shape[-1])
             known = [key for key in ("right", "labels") if key in examples[0]]
@@ -121,9 +124,10 @@ class MultipleChoiceKind(TextKind, UnlabelledKind[Tokenizer]):
         """Where the likelihood is of tokens, the right choices alone, [B, T]; the labels [B, M] are their tokens."""
         if "right" not in batch:
             return batch
-        right = torch.arange(len(batch["right"]), device=batch["right"].device), batch["right"]
-        kept = {key: batch[key][right] for key in (*TEXTS, "output_positions") if key in batch}
-        tokens = batch["choice_tokens"][right].masked_fill(kept["output_positions"] < 0, NO_OUTPUT)
+        rows = torch.arange(len(batch["right"]), device=batch["right"].device)
+        read = batch["right"].clamp_max(batch["input_ids"].shape[1] - 1)  # 0 where all choices have one text
+        kept = {key: batch[key][rows, read] for key in (*TEXTS, "output_positions") if key in batch}
+        tokens = batch["choice_tokens"][rows, batch["right"]].masked_fill(kept["output_positions"] < 0, NO_OUTPUT)
         return kept | {"labels": tokens}
 
     def sizes(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
@@ -167,16 +171,18 @@ def _apart(example: Mapping[str, Any]) -> list[dict[str, list[int]]]:
 
 
 def _scored(examples: Sequence[Mapping[str, Any]], length: int) -> dict[str, Tensor]:
-    """What `score_choices` takes beside texts of so many positions: [B, C, M] each."""
+    """What `score_choices` takes beside texts of so many positions: [B, C, M] each, or positions [B, 1, M]."""
     most = max(len(tokens) for example in examples for tokens in example["choice_tokens"])
     most += most == length  # so that padding of the one is never taken for padding of the other
-    shape = (len(examples), len(examples[0]["lengths"]), most)
-    positions, tokens = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
-    weights = torch.zeros(shape)
+    texts, choices = len(examples[0]["lengths"]), len(examples[0]["choice_tokens"])
+    positions = torch.full((len(examples), texts, most), -1)
+    tokens = torch.zeros((len(examples), choices, most), dtype=torch.long)
+    weights = torch.zeros(tokens.shape)
     for row, example in enumerate(examples):
+        for text, stop in enumerate(example["lengths"]):
+            number = len(example["choice_tokens"][text])
+            positions[row, text, :number] = torch.arange(stop - number, stop)
         for choice, own in enumerate(example["choice_tokens"]):
-            stop = example["lengths"][choice]
-            positions[row, choice, : len(own)] = torch.arange(stop - len(own), stop)
             tokens[row, choice, : len(own)] = torch.tensor(own)
             weights[row, choice, : len(own)] = example["weight"][choice]
     return {"output_positions": positions, "choice_tokens": tokens, "choice_weights": weights}

@@ -16,7 +16,7 @@ class Scored(NamedTuple):
     """What a language model's call is to score.
 
     Attributes:
-        positions: at which the choices' tokens are predicted, [B, C, M]; −1 for padding.
+        positions: at which the choices' tokens are predicted, [B, C, M], or [B, 1, M]; −1 for padding.
         tokens: those of the choices, [B, C, M].
         weights: of their log-probabilities in a choice's score, [B, C, M]; 0 for padding.
         labels: the positions of the right choices, [B], if they are known.
@@ -39,17 +39,18 @@ class Scored(NamedTuple):
         if not self.by_token:
             return cross_entropy(scores, self.labels)
         right = torch.arange(len(self.labels), device=self.labels.device), self.labels
-        return -log_p[right][self.positions[right] >= 0].mean()
+        return -log_p[right][self.positions.expand_as(log_p)[right] >= 0].mean()
 
 
 def score_choices(model: Model) -> None:
     """Let a causal language model have a score for each choice, where it is called with `choice_tokens`.
 
     Besides these, [B, C, M], it gets `input_ids` [B, C, T], `output_positions` [B, C, M], at which the choices' tokens
-    are predicted (−1 for padding), and `choice_weights` [B, C, M] w. Its logits are then the scores [B, C], the sums Σ
-    w log p over a choice's tokens, and with `labels` [B] its loss is their mean cross-entropy; with `right` besides, it
-    is that of the right choices' tokens. The last layer, whose outputs are the vocabulary, and the softmax see the
-    choices' positions only.
+    are predicted (−1 for padding), and `choice_weights` [B, C, M] w. Where all choices of an example follow the same
+    text, the first two are [B, 1, T] and [B, 1, M]. Its logits are then the scores [B, C], the sums Σ w log p over a
+    choice's tokens, and with `labels` [B] its loss is their mean cross-entropy; with `right` besides, it is that of the
+    right choices' tokens. The last layer, whose outputs are the vocabulary, and the softmax see the choices' positions
+    only.
 
     Called with `output_positions` [B, M] and no `choice_tokens`, it has its logits [B, M, tokens] at these positions.
     """
@@ -84,8 +85,9 @@ def score_choices(model: Model) -> None:
             return output
         tokens, weights = module.scored.tokens, module.scored.weights
         logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
-        own = logits.gather(-1, tokens.flatten(0, 1)[..., None])[..., 0]
-        log_p = (own - logits.logsumexp(-1)).unflatten(0, tokens.shape[:2])
+        logits = logits.unflatten(0, (len(tokens), -1))
+        own = logits.expand(-1, tokens.shape[1], -1, -1).gather(-1, tokens[..., None])[..., 0]
+        log_p = own - logits.logsumexp(-1)
         scores = (weights * log_p).sum(-1)
         return MultipleChoiceModelOutput(loss=module.scored.loss(scores, log_p), logits=scores)
 
