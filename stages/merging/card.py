@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stages.merging.ingredients import Heads, Merging
+from stages.merging.ingredients import Heads
+from stages.merging.merged_tensors import Merging
 from stages.storage.checkpoint_files import checkpoint_card
 from stages.storage.statistic import UNVERIFIED, nothing_binds
 from stages.storage.statistic_files import StatisticFiles

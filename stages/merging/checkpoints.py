@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from stages.merging.card import merged_card, model_card
-from stages.merging.ingredients import Heads, Ingredients, Merging, Precision
+from stages.merging.ingredients import Heads, Ingredients
+from stages.merging.merged_tensors import Merging, Precision, merging_at
 from stages.merging.methods import METHODS
 from stages.merging.options import MethodOptions
 from stages.merging.rules import method_options
@@ -88,7 +89,7 @@ def merge_checkpoints(
         _refuse_no_file_names(directories)
     base_directory = bases[0] if bases else None
     ingredients = Ingredients(directories, method_options(method), places, base_directory, heads, vocabulary)
-    merging = ingredients.at(coefficients, precision if rank is None else "float64")
+    merging = merging_at(ingredients, coefficients, precision if rank is None else "float64")
     with atomic_directory(out) as partial:
         write_merged(merging, partial, heads, bytes_of(max_shard_size), rank, progress)
 

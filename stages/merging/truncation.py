@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.merging.ingredients import Merging
+from stages.merging.merged_tensors import Merging
 from stages.merging.streaming import on_all_cores
 from stages.running.errors import InputError
 from stages.storage.adapted import AdaptedFiles

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from stages.merging.ingredients import Ingredients
+from stages.merging.merged_tensors import merging_at
 from stages.params import Merge, Params, Search
 from stages.pipeline.code import code_sha256
 from stages.pipeline.needs import base_directory, search_metric, statistics_directories
@@ -57,7 +58,7 @@ def search_coefficients(merge: Merge, params: Params, tasks: Sequence[TaskData],
     sampler = make_sampler(settings, start)
 
     def score(point: Coefficients) -> list[float]:
-        live.load(ingredients.at(point, merge.precision))
+        live.load(merging_at(ingredients, point, merge.precision))
         return live.scores()
 
     def gain(scored: list[float]) -> float:

@@ -11,7 +11,8 @@ import torch
 
 from stages.estimation.measured import with_own_parameters
 from stages.merging.checkpoints import write_merged
-from stages.merging.ingredients import Heads, Ingredients, Merging
+from stages.merging.ingredients import Heads, Ingredients
+from stages.merging.merged_tensors import Merging, merging_at
 from stages.merging.streaming import on_all_cores
 from stages.running.errors import InputError
 from stages.running.placement import Placement
@@ -155,7 +156,7 @@ def _checkpoint_of_its_size(ingredients: Ingredients, heads: Heads) -> Iterator[
         yield ingredients.target.directory
         return
     with scratch_directory() as directory:
-        write_merged(ingredients.at(dict.fromkeys(ingredients.checkpoints, 1)), directory, heads)
+        write_merged(merging_at(ingredients, dict.fromkeys(ingredients.checkpoints, 1)), directory, heads)
         yield directory
 
 

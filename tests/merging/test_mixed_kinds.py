@@ -11,6 +11,7 @@ import transformers as t
 
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
+from stages.merging.merged_tensors import merging_at
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.results.evaluation import predict
 from stages.running.errors import InputError
@@ -185,7 +186,7 @@ def test_a_search_scores_each_task_by_its_own_head(tmp_path: Path, kinds: tuple[
     _, wanted = merged_and_wanted(tmp_path, kinds, "each")
     ingredients = Ingredients({name: tmp_path / name / "model" for name in wanted}, Isotropic(), heads="each")
     live = LiveModel(ingredients, "each", {task: name for name, (task, _) in wanted.items()}, metric)
-    live.load(ingredients.at({"first": 0.9, "second": 0.1}))  # of which nothing may be left
-    live.load(ingredients.at(λ))
+    live.load(merging_at(ingredients, {"first": 0.9, "second": 0.1}))  # of which nothing may be left
+    live.load(merging_at(ingredients, λ))
     by_hand = [expert_score(checkpoint, task, metric) for task, checkpoint in wanted.values()]
     np.testing.assert_allclose(live.scores(), by_hand, rtol=1e-4)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
+from stages.merging.merged_tensors import merging_at
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.searching.live_model import LiveModel
 from stages.storage.checkpoint import Checkpoint
@@ -44,9 +45,9 @@ def test_the_live_model_is_the_merge(tmp_path: Path, pair: str) -> None:
     for checkpoint in ingredients.checkpoints.values():
         checkpoint.card = {"labels": []}
     live = LiveModel(ingredients, "merge", {task: "ann"}, metric_named("perplexity"))
-    live.load(ingredients.at({"ann": 1, "bob": 9}))  # of which nothing may be left
+    live.load(merging_at(ingredients, {"ann": 1, "bob": 9}))  # of which nothing may be left
     for λ in ({"ann": 1, "bob": 3}, {"ann": 0, "bob": 1}):
-        live.load(ingredients.at(λ))
+        live.load(merging_at(ingredients, λ))
         merge_checkpoints(directories, tmp_path / "out", method="isotropic", coefficients=λ)
         merged = KIND.load_model(tmp_path / "out", [])
         torch.testing.assert_close(logits(live._body), logits(merged), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
+from stages.merging.merged_tensors import merging_at
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.params import FisherSettings, parse_params
 from stages.pipeline.needs import base_directory, statistics_directories
@@ -54,8 +55,8 @@ def test_the_live_model_has_the_weights_that_a_merge_writes(
         base_directory(merge, params),
     )
     live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "ann"}, ACCURACY)
-    live.load(ingredients.at({"ann": 0.9, "bob": 0.1}))  # of which nothing may be left
-    live.load(ingredients.at(λ))
+    live.load(merging_at(ingredients, {"ann": 0.9, "bob": 0.1}))  # of which nothing may be left
+    live.load(merging_at(ingredients, λ))
     wanted = load_file(merged_with(params, λ) / "model.safetensors")
     assert live._parameters.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -180,8 +181,8 @@ def test_experts_that_the_files_have_one_by_one(inside: Path, family: str) -> No
     merge_checkpoints(checkpoints, Path("merged"), method="isotropic", coefficients=λ)
     ingredients = Ingredients(checkpoints, Isotropic())
     live = LiveModel(ingredients, "merge", {TaskData.open(Path("data/tasks/books")): "eve"}, ACCURACY)
-    live.load(ingredients.at({"eve": 0.9, "fay": 0.1}))
-    live.load(ingredients.at(λ))
+    live.load(merging_at(ingredients, {"eve": 0.9, "fay": 0.1}))
+    live.load(merging_at(ingredients, λ))
     for name, value in model_class.from_pretrained("merged").state_dict().items():
         assert torch.equal(live._body.state_dict()[name], value), name
     assert all(math.isfinite(score) for score in live.scores())
