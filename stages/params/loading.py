@@ -261,6 +261,10 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
         raise InputError(f"{place}: {merge.options.method} needs models of one base ({listed})")
     if merge.adapter is not None:
         _check_low_rank(params, merge, place)
+    if merge.vocabulary != "same" and (adapters := [model for model in merge.models if params.is_adapter(model)]):
+        raise InputError(
+            f"{place}.vocabulary: {adapters[0]} is an adapter, whose rows are not matched by token; remove it"
+        )
     kinds = [STATISTICS[name] for name in merge.options.statistics]
     for model in [*merge.models, *merge.options.further_models.values()]:
         if any(kind.is_of_parameters for kind in kinds) and params.models[model].fisher is False:

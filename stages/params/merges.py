@@ -107,7 +107,7 @@ class Merge(Weighted):
     precision: what values are computed in; they are written in the target's type.
     max_shard_size: larger checkpoints are spread over several files.
     adapter: how a merge of adapters becomes an adapter again; without it, one of LoRA adapters is a whole model. One of
-        (IA)³ vectors is an adapter always.
+        (IA)³ vectors is an adapter always. Its λ are given, not searched.
     search: how better λ than `coefficients` are looked for; without it, these stand.
     options: the method (the key `method`) with its options.
     """
@@ -135,6 +135,11 @@ class Merge(Weighted):
     def _usable(self) -> Self:
         self.options.refuse_number(len(self.coefficients))
         if self.search is not None:
+            if self.adapter is not None:
+                raise ValueError(
+                    "`search` scores merges as they are before `adapter` cuts them to its rank, which would choose λ "
+                    "by models that are never written; search in a merge without `adapter`, and give its λ to this one"
+                )
             if len(self.coefficients) < 2:
                 raise ValueError("`search` needs two models or more")
             if self.search.sampler == "grid" and len(self.coefficients) != 2:

@@ -47,8 +47,10 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         location[0] = "merges"  # where they stand in the file
     if location[:1] == ["tasks"] and location[2:3] and location[2] in KINDS:
         del location[2]  # the kind, which is not on the way to a key
-    if "adapter" in location[:-1] and location[(tag := location.index("adapter") + 1)] in ADAPTERS:
-        del location[tag]  # its type, which is not on the way to a key either
+    ending = {"finetune": 2, "models": 4}.get(str(location[0]), 0) if location else 0  # of the path to an adapter
+    of_adapter = ending > 0 and location[ending - 2 : ending] == ["finetune", "adapter"]
+    if of_adapter:
+        del location[ending : ending + 1]  # its type, which is not on the way to a key either
     place = ".".join(map(str, location)) or "(top level)"
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -59,7 +61,7 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
         return place, ": missing"
     if kind == "union_tag_invalid" and location[0] == "tasks":
         return f"{place}.kind", f" = {context['tag']!r}: unknown kind; allowed: {listed(KINDS)}"
-    if kind.startswith("union_tag") and location[-1] == "adapter":
+    if kind.startswith("union_tag") and of_adapter:
         given = f" = {context['tag']!r}: unknown type" if kind == "union_tag_invalid" else ": missing"
         return f"{place}.type", f"{given}; allowed: {listed(ADAPTERS)}"
     if kind == "union_tag_not_found":

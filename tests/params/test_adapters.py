@@ -35,6 +35,11 @@ def as_two(**model: Any) -> Callable[[Content], object]:
     return lambda content: content["models"].update(two={"base": "base", "task": "reviews", **model})
 
 
+def named_adapter(**model: Any) -> Callable[[Content], object]:
+    """A model has the name of a key."""
+    return lambda content: content["models"].update(adapter={"base": "base", "task": "reviews", **model})
+
+
 def on_an_adapter(content: Content) -> None:
     content["models"]["one"]["finetune"] = {"adapter": LORA}
     content["models"]["two"]["base"] = "one"
@@ -105,6 +110,26 @@ def both_of_vectors(content: Content) -> None:
             r"merges.both.adapter.rang: unknown key; allowed: rank",
         ),
         (merged_as(4, "one"), "merges.both.adapter: is for merges of adapters, and two is a whole model; remove it"),
+        (
+            merged_as(4, "one", "two", search={"sampler": "grid"}),
+            "merges.both: `search` scores merges as they are before `adapter` cuts them .*without `adapter`",
+        ),
+        (
+            lambda content: (globally(**LORA)(content), content["merges"]["both"].update(vocabulary="union")),
+            "merges.both.vocabulary: (one|two) is an adapter, whose rows are not matched by token; remove it",
+        ),
+        (
+            named_adapter(finetune={"adapter": {"type": "lora", "rang": 4}}),
+            r"models.adapter.finetune.adapter.rang: unkn",
+        ),
+        (
+            named_adapter(finetune={"adapter": {"rank": 4}}),
+            "models.adapter.finetune.adapter.type: missing; allowed: ia3",
+        ),
+        (
+            lambda content: content["merges"].update(adapter={"method": "fishr", "coefficients": {"one": 1}}),
+            "merges.adapter.method = 'fishr': unknown method; allowed: dare, ",
+        ),
         (of_vectors, "merges.both.adapter: is for merges of LoRA adapters, and two is one of vectors"),
         (both_of_vectors, "merges.both.adapter: is for merges of LoRA adapters, and one is one of vectors"),
     ],
