@@ -149,13 +149,31 @@ class Merging:
         return method_rule(self.ingredients.options, self.models)
 
     def exact(self, name: str) -> Tensor:
-        """The merged tensor `name` in the precision that it is computed in, not rounded to what is written."""
+        """The merged tensor `name` in the precision that it is computed in, not rounded to what is written.
+
+        Raises:
+            InputError: an input has a NaN or an infinite entry, or the result overflows.
+        """
         name = self.ingredients.target.copies.get(name, name)
-        shape = self.specs[name].shape
         if name in self.copied:
             files = self.ingredients.checkpoints[self.copied[name]].tensors
-            return files.read_as(name, self.models.dtype).to(self.models.dtype).reshape(shape)
-        return torch.cat([piece.reshape(-1).clone() for piece in self._rule(name)]).reshape(shape)
+            found = files.read_as(name, self.models.dtype).to(self.models.dtype)
+        else:
+            found = torch.cat([piece.reshape(-1).clone() for piece in self._rule(name)])
+        self.refuse_infinite(name, found)
+        return found.reshape(self.specs[name].shape)
+
+    def refuse_infinite(self, name: str, values: Tensor) -> None:
+        """Refuse values of the merged tensor `name` of which one is not finite, by the input that it comes from.
+
+        Raises:
+            InputError: an input has a NaN or an infinite entry; or none has, so that the result overflows.
+        """
+        # One sum finds any NaN or infinity of any input, since all of them enter with a weight; whether it is one
+        # or only the sum that overflows, and which input had it, is looked up then.
+        if values.is_floating_point() and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+            self._blame(name)
+            raise InputError(f"merging the tensor {name} overflows {values.dtype}")
 
     def prepare(self) -> None:
         """Do what must be known before the first tensor (norms, thresholds), which `merged` would do otherwise."""
@@ -180,11 +198,7 @@ class Merging:
             pieces = self._rule(name)
         for values in pieces:
             piece = values.to(dtype)
-            # One sum finds any NaN or infinity of any input, since all of them enter with a weight; whether it is one
-            # or only the sum that overflows, and which input had it, is looked up then.
-            if dtype.is_floating_point and not torch.isfinite(piece.sum()) and not torch.isfinite(piece).all():
-                self._blame(name)
-                raise InputError(f"merging the tensor {name} overflows {dtype}")
+            self.refuse_infinite(name, piece)
             yield piece
 
     def _blame(self, name: str) -> None:
@@ -197,9 +211,9 @@ class Merging:
         ]
         if name not in self.copied:
             suspects += [
-                (statistic.tensors, f"this {statistic.tensors.stem}")
-                for statistics in self.models.statistics.values()
-                for statistic in statistics
+                (statistics[model].tensors, f"this {statistics[model].tensors.stem}")
+                for statistics in self.ingredients.statistics.values()
+                for model in models
             ]
         for files, what in suspects:
             if name not in files.specs:

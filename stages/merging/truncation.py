@@ -104,6 +104,7 @@ def write_as_adapter(merging: Merging, rank: int, directory: Path) -> dict[str, 
         tensors |= places.tensors(name, own)
     for name in places.whole:
         tensors[PREFIX + name] = merging.exact(name).to(getattr(torch, merging.specs[name].dtype))
+        merging.refuse_infinite(name, tensors[PREFIX + name])
     for alias, name in adapted.ties.items():
         if name in tied and name in found:  # an embedding, which is the weight of a Linear layer too
             own = found[name]

@@ -76,6 +76,11 @@ class AdaptedFiles(TensorFiles):
         self._stored_names = {}
         self.selections = {}
 
+    @property
+    def file(self) -> Path:
+        """The file to name in a message: the adapter's."""
+        return self.adapter.tensors.file
+
     def untie(self) -> None:
         """Have both of every tied pair from now on, with the values of one, as another adapter's model has them."""
         self.untied = True

@@ -668,6 +668,18 @@ def test_what_has_been_read_is_verified(tmp_path: Path) -> None:
         herd.merge(Fisher(), vocabulary="shared")
 
 
+def test_bad_values_in_a_fisher_of_no_weight_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that only models of no weight have are weighted by these models' Fishers."""
+    monkeypatch.setattr("stages.merging.methods.fisher.rule._SMALL", 0)  # as if it were too large to be looked at first
+    herd = Herd(tmp_path, "an untied Llama")
+    file = tmp_path / "bob-statistics/fisher.safetensors"
+    fisher = load_file(file)
+    fisher[HEAD][tokens("bob").index("<c>")] = float("nan")
+    save_file(fisher, file)
+    with pytest.raises(InputError, match=r"bob-statistics.fisher\.safetensors: tensor lm_head\.weight has a NaN entry"):
+        herd.merge(Fisher(), {"ann": 1, "bob": 0, "cid": 0}, vocabulary="union")
+
+
 def test_bad_values_in_a_row_are_named(tmp_path: Path) -> None:
     herd = Herd(tmp_path, "an untied Llama")
     tensors = load_file(tmp_path / "bob" / "model.safetensors")
