@@ -1,9 +1,10 @@
 """Whether checkpoints can be merged: one function, one vocabulary, the same tensors."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from stages.merging.configuration import refuse_other_function
-from stages.merging.vocabulary import refuse_other_vocabulary
+from stages.merging.vocabulary import has_vocabulary, refuse_other_vocabulary
 from stages.running.errors import InputError
 from stages.storage.adapters import deciding_config, has_vectors
 from stages.storage.checkpoint import BaseWeights, Checkpoint
@@ -37,14 +38,40 @@ def check_same_function(
                 f"{first.config.get('model_type')} model; only models of one architecture can be merged"
             )
         refuse_other_function(
-            first.directory, first.config, other.directory, other.config, any_vocabulary=any_vocabulary
+            first.configured,
+            first.config,
+            other.configured,
+            other.config,
+            any_vocabulary=any_vocabulary,
+            any_ties=_is_untied(first) and _is_untied(other),
         )
         if not any_vocabulary:
-            refuse_other_vocabulary(first.directory, other.directory)
+            ours, theirs = _vocabulary_of(first), _vocabulary_of(other)
+            # Of an adapter without a tokenizer it is not known whether tokens were added to its base's.
+            unknown = ours != first.directory or theirs != other.directory
+            refuse_other_vocabulary(ours, theirs, may_lack=unknown)
     if base is not None and base.config:
-        refuse_other_function(first.directory, first.config, base.directory, base.config, any_vocabulary=any_vocabulary)
+        refuse_other_function(
+            first.configured,
+            first.config,
+            base.directory,
+            base.config,
+            any_vocabulary=any_vocabulary,
+            any_ties=_is_untied(first),
+        )
         if not any_vocabulary:
-            refuse_other_vocabulary(first.directory, base.directory, may_lack=True)
+            refuse_other_vocabulary(_vocabulary_of(first), base.directory, may_lack=True)
+
+
+def _is_untied(checkpoint: Checkpoint) -> bool:
+    """Whether it is an adapter's model that has two tensors of what its base ties, whatever its config.json says."""
+    return checkpoint.adapted is not None and checkpoint.adapted.untied
+
+
+def _vocabulary_of(checkpoint: Checkpoint) -> Path:
+    """Where its tokenizer is: of an adapter that has none, beside its base."""
+    lacks = checkpoint.base is not None and not has_vocabulary(checkpoint.directory)
+    return checkpoint.base if checkpoint.base is not None and lacks else checkpoint.directory
 
 
 def check_same_bases(checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -67,11 +94,12 @@ def check_same_bases(checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def refuse_adapters(checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Raise `InputError` if a model is an adapter, where vocabularies may differ: it has its base's, row by row."""
+    """Raise `InputError` if a model is an adapter, where vocabularies may differ."""
     for name, checkpoint in checkpoints.items():
         if checkpoint.base is not None:
             raise InputError(
-                f"{checkpoint.directory}: {name} is an adapter, which has its base's vocabulary; remove `vocabulary`"
+                f"{checkpoint.directory}: {name} is an adapter, whose rows are not matched by token; remove "
+                "`vocabulary`, or write it as a whole model by a merge of it alone, and merge that"
             )
 
 

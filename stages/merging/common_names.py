@@ -106,11 +106,14 @@ def common_names(spelled: Spelled) -> Spelled:
 
 
 def _models(checkpoints: Iterable[Checkpoint]) -> dict[str | None, Model]:
-    """A model without values of every class of the checkpoints that transformers knows."""
+    """A model without values of every class of the checkpoints that transformers knows.
+
+    An adapter's ties embeddings as its base does: what is untied then has its tied value in the base.
+    """
     models: dict[str | None, Model] = {}
     for checkpoint in checkpoints:
         if checkpoint.architecture not in models:
-            models[checkpoint.architecture] = naming.empty_model(checkpoint.configured)
+            models[checkpoint.architecture] = naming.empty_model(checkpoint.configured, tied_as=checkpoint.base)
     return {architecture: model for architecture, model in models.items() if model is not None}
 
 

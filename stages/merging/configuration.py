@@ -36,6 +36,7 @@ _MAY_DIFFER = {
 _EXEMPT = re.compile("|".join(f"(?:{pattern})" for pattern in _MAY_DIFFER.values()))
 # Unset where a tokenizer has no padding; in some architectures it decides positions, so two that are set must agree.
 _PADDING = "pad_token_id"
+_TIES = "tie_word_embeddings"
 # Defaults of `generate`, which earlier transformers wrote here; of no effect where a configuration's class has none.
 _GENERATION = re.compile(
     "task_specific_params|prefix|max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|"
@@ -48,16 +49,23 @@ Facts = dict[str, Any]
 
 
 def refuse_other_function(
-    first: Path, ours: Mapping[str, Any], other: Path, theirs: Mapping[str, Any], *, any_vocabulary: bool = False
+    first: Path,
+    ours: Mapping[str, Any],
+    other: Path,
+    theirs: Mapping[str, Any],
+    *,
+    any_vocabulary: bool = False,
+    any_ties: bool = False,
 ) -> None:
     """Refuse a model that computes otherwise than the first one does, by what their configurations say.
 
     Args:
-        first: the first model's checkpoint.
-        ours: its config.json.
-        other: another model's checkpoint.
-        theirs: its config.json.
+        first: where the first model's config.json is.
+        ours: what it says.
+        other: where another model's is.
+        theirs: what that says.
         any_vocabulary: whether the number of tokens may differ, and that of padding where it decides no positions.
+        any_ties: whether one may tie embeddings and the other not.
 
     Raises:
         InputError: with the key, both values and both files.
@@ -68,6 +76,8 @@ def refuse_other_function(
         last = key.split(".")[-1]
         of_tokens = last == "vocab_size"
         if any_vocabulary and (of_tokens or (last == _PADDING and not positions_may_follow_padding(first))):
+            continue
+        if any_ties and last == _TIES:
             continue
         remedy = f"; {MATCH_BY_TOKEN}" if of_tokens else ""
         raise InputError(

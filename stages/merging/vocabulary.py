@@ -50,21 +50,23 @@ def refuse_other_vocabulary(first: Path, other: Path, *, may_lack: bool = False)
         )
 
 
+def has_vocabulary(directory: Path) -> bool:
+    """Whether a tokenizer is stored in a directory."""
+    return _file_of(directory) is not None or bool(_models(directory))
+
+
 def tokens_of(directory: Path) -> Tokens:
     """The number of each token of a checkpoint, whichever files its tokenizer is stored in.
 
     Raises:
         InputError: there is no tokenizer, it cannot be read, or two of its tokens have one number.
     """
-    if _file_of(directory) is not None:
-        tokens = _tokens(directory)
-    elif _models(directory):
-        tokens = _loaded(directory)
-    else:
+    if not has_vocabulary(directory):
         raise InputError(
             f"{directory}: has no tokenizer, so its rows cannot be matched by token; save its tokenizer there with "
             "`save_pretrained`"
         )
+    tokens = _tokens(directory) if _file_of(directory) is not None else _loaded(directory)
     named: dict[int, str] = {}
     for token, number in tokens.items():
         if number in named:

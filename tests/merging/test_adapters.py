@@ -31,6 +31,7 @@ from tests.adapters import (
     adapter_tensors,
     base_arrays,
     change_config,
+    change_tensors,
     config_of,
     ia3_reference,
     logits,
@@ -40,7 +41,7 @@ from tests.adapters import (
 )
 from tests.language import save, tiny_gpt2, tiny_llama
 from tests.merging.models import gram
-from tests.tiny import tiny_bert, tiny_tokenizer
+from tests.tiny import WORDS, tiny_bert, tiny_tokenizer
 
 Λ = {"ann": 1.0, "bob": 3.0}
 SHARES = {"ann": 0.25, "bob": 0.75}
@@ -358,6 +359,100 @@ def test_other_targets_merge_into_the_mean_of_the_models(tmp_path: Path, pair: s
             module for own in settings for module in own.get("modules_to_save", [])
         }
     torch.testing.assert_close(logits(found), logits(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+@pytest.mark.parametrize("target", CONFIGS)
+def test_task_vectors_of_heads_that_an_adapter_unties(tmp_path: Path, target: str, configured: bool) -> None:
+    """They start from the tied embeddings, whether the adapter's own config.json says that they are two or not."""
+    save(tiny_llama(0, tied=True), tmp_path / "base")
+    states = {}
+    for seed, (name, own) in enumerate(zip(CONFIGS, PAIRS["head of one"][1:], strict=True)):
+        write_adapter(LM, tmp_path / "base", LoraConfig(**deepcopy(own)), tmp_path / name, seed=seed)
+        model = load_pretrained(LM, "a model", tmp_path / name, {}, headless=False, poolerless=False)
+        states[name] = {key: tensor.double().numpy() for key, tensor in model.state_dict().items()}
+        if configured:
+            config = json.loads((tmp_path / "base/config.json").read_text())
+            text = json.dumps(config | {"tie_word_embeddings": name != "ann"})
+            (tmp_path / name / "config.json").write_text(text)
+    merge_checkpoints(
+        {name: tmp_path / name for name in sorted(CONFIGS, key=lambda name: name != target)},
+        tmp_path / "out",
+        method=METHODS["task_arithmetic"](scale=0.7),  # type: ignore[call-arg]
+        coefficients=Λ,
+        base=tmp_path / "base",
+    )
+    base = base_arrays(tmp_path / "base")
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert found.keys() == base.keys() | {"lm_head.weight"}
+    for name, tensor in found.items():
+        start = base["model.embed_tokens.weight" if name == "lm_head.weight" else name]
+        expected = start + 0.7 * sum(share * (states[model][name] - start) for model, share in SHARES.items())
+        np.testing.assert_allclose(tensor.double().numpy(), expected, rtol=2e-6, atol=2e-6, err_msg=name)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_a_base_whose_configuration_is_spelled_otherwise(tmp_path: Path) -> None:
+    """An adapter from elsewhere has its base's config.json, which another version of transformers may have written."""
+    save(tiny_llama(0, tied=True), tmp_path / "base")
+    save(tiny_llama(3, tied=True), tmp_path / "whole")
+    write_adapter(LM, tmp_path / "base", LoraConfig(**CONFIGS["ann"]), tmp_path / "lora")
+    file = tmp_path / "base/config.json"
+    config = json.loads(file.read_text())
+    θ = config.pop("rope_parameters")["rope_theta"]
+    file.write_text(json.dumps(config | {"rope_theta": θ}))
+    directories = {name: tmp_path / name for name in ("lora", "whole")}
+    one = dict.fromkeys(directories, 1)
+    merge_checkpoints(directories, tmp_path / "out", method="isotropic", coefficients=one)
+    mean = (lora_reference(tmp_path / "base", tmp_path / "lora")[Q] + base_arrays(tmp_path / "whole")[Q]) / 2
+    found = load_file(tmp_path / "out/model.safetensors")[Q]
+    np.testing.assert_allclose(found.double().numpy(), mean, rtol=1e-6, atol=1e-6)
+    file.write_text(json.dumps(config | {"rope_theta": 2 * θ}))
+    refused(
+        r"whole.config\.json: rope_parameters is .* in .*base.config\.json",
+        lambda: merge_checkpoints(directories, tmp_path / "out", method="isotropic", coefficients=one),
+    )
+
+
+def test_an_adapter_without_a_tokenizer_has_its_bases_vocabulary(tmp_path: Path) -> None:
+    save(tiny_bert(), tmp_path / "base", tiny_tokenizer())
+    save(tiny_bert(), tmp_path / "whole", tiny_tokenizer(list(reversed(WORDS))))
+    config = LoraConfig(r=4, target_modules=["query"])
+    write_adapter(AutoModelForSequenceClassification, tmp_path / "base", config, tmp_path / "lora")
+    for models in (("lora", "whole"), ("whole", "lora")):
+
+        def merge(names: tuple[str, ...] = models) -> None:
+            directories = {name: tmp_path / name for name in names}
+            one = dict.fromkeys(directories, 1)
+            merge_checkpoints(directories, tmp_path / "out", method="isotropic", coefficients=one)
+
+        refused("has another vocabulary than .*; merged row by row, the same row would mean different words", merge)
+        own = tmp_path / "lora/tokenizer.json"
+        shutil.copy(tmp_path / "whole/tokenizer.json", own)
+        merge()
+        own.unlink()
+    more = tiny_tokenizer()
+    more.add_tokens(["<x>"])  # to the adapter's base too, maybe, or to none
+    more.save_pretrained(tmp_path / "whole")
+    merge()
+
+
+def test_an_adapter_of_low_rank_has_no_nan(tmp_path: Path) -> None:
+    """A module that is saved whole is no change that is decomposed, and would be written as it is."""
+    save(tiny_bert(), tmp_path / "base", tiny_tokenizer())
+    for seed, name in enumerate(CONFIGS):
+        config = LoraConfig(r=4, target_modules=["query"], modules_to_save=["classifier"])
+        write_adapter(AutoModelForSequenceClassification, tmp_path / "base", config, tmp_path / name, seed=seed)
+    change_tensors(tmp_path / "bob", lambda own: own["base_model.model.classifier.bias"].fill_(torch.nan))
+    directories = {name: tmp_path / name for name in CONFIGS}
+    for rank in (None, 4):
+        for λ in (Λ, {"ann": 0.0, "bob": 1.0}):
+            refused(
+                r"bob.adapter_model\.safetensors: tensor classifier\.bias has a NaN entry",
+                lambda rank=rank, λ=λ: merge_checkpoints(  # type: ignore[misc]
+                    directories, tmp_path / "out", method="isotropic", coefficients=λ, rank=rank
+                ),
+            )
 
 
 def test_a_bfloat16_base(tmp_path: Path) -> None:
