@@ -203,24 +203,29 @@ class Merging:
 
     def _blame(self, name: str) -> None:
         """Name the input whose tensor has a value that should not be there, if one has."""
-        models = [self.copied[name]] if name in self.copied else self.models.names
-        if name in self._by_token:  # rows may come from a model whose λ is zero
-            models = list(self.ingredients.checkpoints)
-        suspects: list[tuple[TensorFiles, str]] = [
-            (self.ingredients.checkpoints[model].tensors, f"the checkpoint of {model}") for model in models
-        ]
-        if name not in self.copied:
-            suspects += [
-                (statistics[model].tensors, f"this {statistics[model].tensors.stem}")
-                for statistics in self.ingredients.statistics.values()
-                for model in models
-            ]
-        for files, what in suspects:
-            if name not in files.specs:
-                continue
-            values = files.read(name).reshape(-1)
+        for files, own, what in self._inputs(name):
+            values = files.read(own).reshape(-1)
             for place in places(values.numel()):
                 if not torch.isfinite(values[place]).all():
                     raise InputError(
-                        f"{files.file}: tensor {name} has {bad_value(values[place])} entry; make or fetch {what} again"
+                        f"{files.file}: tensor {own} has {bad_value(values[place])} entry; make or fetch {what} again"
                     )
+
+    def _inputs(self, name: str) -> Iterator[tuple[TensorFiles, str, str]]:
+        """What the merged tensor `name` is made of: files, their name of the tensor, and what a message calls them."""
+        it = self.ingredients
+        models = [self.copied[name]] if name in self.copied else self.models.names
+        if name in self._by_token:  # rows may come from a model whose λ is zero
+            models = list(it.checkpoints)
+        yield from ((it.checkpoints[model].tensors, name, f"the checkpoint of {model}") for model in models)
+        if name in self.copied:
+            return
+        if it.base is not None and (own := it.base.name_of(name)) is not None:
+            yield it.base.tensors, own, "the base"
+        for statistic in [
+            *(those[model] for those in it.statistics.values() for model in models),
+            *it.further.values(),
+        ]:
+            for key in statistic.kind.keys(name):
+                if key in statistic.tensors.specs:
+                    yield statistic.tensors, key, f"this {statistic.tensors.stem}"

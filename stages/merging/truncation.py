@@ -90,7 +90,8 @@ def write_as_adapter(merging: Merging, rank: int, directory: Path) -> dict[str, 
     names = sorted(merging.ingredients.adapted_names() & merging.specs.keys())
     tied = {source for alias, source in adapted.ties.items() if alias not in merging.specs and source in names}
     adapters = [checkpoint.directory for checkpoint in merging.ingredients.checkpoints.values()]
-    places = _Places(model, names, adapters)
+    assert target.base is not None
+    places = _Places(model, names, adapters, target.base)
 
     def factors(name: str) -> Factors:
         base = adapted.base_value(name)
@@ -130,11 +131,12 @@ class _Places:
         whole: what modules have that are saved whole.
     """
 
-    def __init__(self, model: Model, names: Iterable[str], adapters: Sequence[Path]) -> None:
+    def __init__(self, model: Model, names: Iterable[str], adapters: Sequence[Path], base: Path) -> None:
         from transformers.pytorch_utils import Conv1D
 
         self._modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
         self._before = adapter_config(adapters[0])
+        self._base_name = self._before.get(BASE) or base.as_posix()
         saved = {name for adapter in adapters for name in adapter_config(adapter).get("modules_to_save") or []}
         self.whole = [name for name in self._modules if _is_saved(name.rpartition(".")[0], saved)]
         self.factored = [name for name in self._modules if name not in self.whole]
@@ -181,7 +183,7 @@ class _Places:
             ensure_weight_tying=ties,
             task_type=self._before.get("task_type"),
             inference_mode=True,
-            base_model_name_or_path=self._before[BASE],
+            base_model_name_or_path=self._base_name,
         )
         facts = {key: getattr(value, "value", value) for key, value in config.to_dict().items()}
         return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}

@@ -280,6 +280,20 @@ def test_an_adapter_is_the_best_of_its_rank(shop: Shop, tmp_path: Path, rank: in
         torch.testing.assert_close(logits(adapted), logits(LM.from_pretrained(tmp_path / "whole")), rtol=0, atol=3e-5)
 
 
+def test_an_adapter_that_does_not_name_its_base(shop: Shop, tmp_path: Path) -> None:
+    """The result names the base that was given."""
+    for name in CONFIGS:
+        shutil.copytree(shop.root / name, tmp_path / name)
+        config = config_of(tmp_path / name)
+        del config["base_model_name_or_path"]
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    directories = {name: tmp_path / name for name in CONFIGS}
+    base = shop.root / "base"
+    merge_checkpoints(directories, tmp_path / "out", method="isotropic", coefficients=Λ, base=base, rank=16)
+    found = open_weights(tmp_path / "out")
+    np.testing.assert_allclose(found.read(Q).double().numpy(), isotropic(shop, Q), rtol=1e-5, atol=3e-6)
+
+
 def test_rank_zero_is_refused(shop: Shop, tmp_path: Path) -> None:
     refused(
         "rank = 0: an adapter's rank must be positive", lambda: shop.merge(tmp_path / "out", method="isotropic", rank=0)

@@ -133,6 +133,30 @@ def test_bad_values_are_named_and_the_output_stays(tmp_path: Path, method: Any, 
     assert not list(tmp_path.glob(".partial*"))
 
 
+@methods(lambda options: bool({"kfac", "gram"} & set(options.statistics)))
+def test_bad_values_of_factors_are_named(tmp_path: Path, method: Any) -> None:
+    zoo, λ = zoo_for(method, tmp_path)
+    statistics = {name: [zoo.fishers[name], zoo.factors(name)] for name in λ}
+    stem = method.statistics[-1]
+    file = zoo.factors("bob") / f"{stem}.safetensors"
+    factors = load_file(file)
+    factors[f"input.{W}"][0, 0] = float("nan")
+    save_file(factors, file)
+    with pytest.raises(InputError, match=rf"bob-factors.{stem}\.safetensors: tensor input\.{W} has a NaN entry"):
+        zoo.merge_by(method, λ, statistics=statistics)
+
+
+@each_method_with_a_base
+def test_bad_values_of_the_base_are_named(tmp_path: Path, method: Any) -> None:
+    zoo, λ = zoo_for(method, tmp_path)
+    file, own = zoo.base() / "model.safetensors", W.removeprefix("bert.")
+    tensors = load_file(file)
+    tensors[own][0, 0] = float("inf")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"base.model\.safetensors: tensor {own} has an infinite entry"):
+        zoo.merge_by(method.model_copy(update={"scale": 0.5}), λ)
+
+
 @each_method_with_statistics
 def test_statistics_of_another_checkpoint_are_refused(tmp_path: Path, method: Any) -> None:
     zoo, λ = zoo_for(method, tmp_path)
