@@ -195,7 +195,11 @@ def _is_saved(module: str, saved: Iterable[str]) -> bool:
 
 
 def check_adapters(merging: Merging) -> AdaptedFiles:
-    """The target's weights. Raises `InputError` if a merge that is to be an adapter has models that are none."""
+    """The target's weights, where a merge can be an adapter.
+
+    Raises:
+        InputError: a model is none; or the merge goes on from another base than the adapters', and so changes more.
+    """
     for name, checkpoint in merging.ingredients.checkpoints.items():
         if checkpoint.adapted is None:
             raise InputError(
@@ -203,4 +207,12 @@ def check_adapters(merging: Merging) -> AdaptedFiles:
             )
     adapted = merging.ingredients.target.adapted
     assert adapted is not None
+    if beyond := sorted(merging.models.averaged - merging.ingredients.adapted_names()):
+        base = merging.ingredients.base
+        assert base is not None
+        raise InputError(
+            f"{base.directory}: has other weights than the adapters' base {adapted.base.directory}, "
+            f"so the merge changes {beyond[0]} too, which no adapter changes; give the adapters' base, or leave out "
+            "`adapter`"
+        )
     return adapted

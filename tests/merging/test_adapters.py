@@ -294,6 +294,18 @@ def test_an_adapter_that_does_not_name_its_base(shop: Shop, tmp_path: Path) -> N
     np.testing.assert_allclose(found.read(Q).double().numpy(), isotropic(shop, Q), rtol=1e-5, atol=3e-6)
 
 
+def test_an_adapter_of_a_merge_from_another_base_is_refused(shop: Shop, tmp_path: Path) -> None:
+    """It would have to change all weights, and not only those that the adapters change."""
+    save(tiny_llama(5, tied=True), tmp_path / "other")
+    method = METHODS["task_arithmetic"](scale=0.5)  # type: ignore[call-arg]
+    refused(
+        r"other: has other weights than the adapters' base .*, so the merge changes model\.embed_tokens\.weight too",
+        lambda: shop.merge(tmp_path / "out", method=method, base=tmp_path / "other", rank=4),
+    )
+    save(tiny_llama(0, tied=True), tmp_path / "same")
+    shop.merge(tmp_path / "out", method=method, base=tmp_path / "same", rank=16)
+
+
 def test_rank_zero_is_refused(shop: Shop, tmp_path: Path) -> None:
     refused(
         "rank = 0: an adapter's rank must be positive", lambda: shop.merge(tmp_path / "out", method="isotropic", rank=0)
