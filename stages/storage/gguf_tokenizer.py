@@ -1,5 +1,6 @@
 """The tokenizer that a GGUF file has in its metadata, as a checkpoint has it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,9 @@ def write_tokenizer(file: Path, metadata: Mapping[str, Any], out: Path) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **special)
     tokenizer.chat_template = said.get("chat_template")
     tokenizer.save_pretrained(out)
-    _check(file, said, transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=False))
+    read = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    _check(file, said, read)
+    _check_steps(file, said["ggml.pre"], tokenizer.backend_tokenizer, read)
 
 
 def _check_kind(file: Path, said: Mapping[str, Any]) -> None:
@@ -106,6 +109,16 @@ def _check(file: Path, said: Mapping[str, Any], tokenizer: Any) -> None:
             raise InputError(
                 f"{file.name}: tokenizer.ggml.add_{name}_token is {wanted}, but the tokenizer does otherwise"
             )
+
+
+def _check_steps(file: Path, split: str, written: "Tokenizer", read: Any) -> None:
+    """Refuse a tokenizer that is read otherwise than it was written: a class of the model's own may split by itself."""
+    wanted, found = (json.loads(backend.to_str()) for backend in (written, read.backend_tokenizer))
+    if other := sorted(key for key in wanted if found[key] != wanted[key]):
+        raise InputError(
+            f"{file.name}: tokenizer.ggml.pre is {split!r}, but transformers takes its {type(read).__name__} for this "
+            f"architecture, which has its own {first_names(other)}"
+        )
 
 
 def _check_vocabulary(file: Path, tokens: Sequence[str], types: Sequence[int], tokenizer: Any) -> None:

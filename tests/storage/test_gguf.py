@@ -169,6 +169,19 @@ def test_other_splits(tmp_path: Path, split: str, text: str, tokens: list[str]) 
     assert (tokenizer("a")["input_ids"][0] == 1) is (split == "llama-bpe")
 
 
+@pytest.mark.parametrize("split", ["gpt-2", "llama-bpe", "smollm"])
+def test_a_tokenizer_whose_class_splits_by_itself_is_refused(tmp_path: Path, split: str) -> None:
+    """transformers reads what was written for Qwen2 with a class that is always Qwen2's; for Qwen3 it has none."""
+    changes = {"tokenizer.ggml.pre": split, "tokenizer.ggml.add_bos_token": split == "llama-bpe"}
+    write_gguf(tmp_path / "tiny.gguf", tiny_model("qwen2"), "qwen2", changes=changes)
+    with pytest.raises(InputError, match=rf"^tiny\.gguf: tokenizer\.ggml\.pre is '{split}', but .* Qwen2Tokenizer for"):
+        fetch(tmp_path / "tiny.gguf", tmp_path / "out")
+    write_gguf(tmp_path / "tiny.gguf", tiny_model("qwen3"), "qwen3", changes=changes)
+    tokenizer = AutoTokenizer.from_pretrained(fetch(tmp_path / "tiny.gguf", tmp_path / "out"))
+    alone = {"gpt-2": ["Ġ20"], "llama-bpe": ["Ġ", "20"], "smollm": ["Ġ", "2", "0"]}[split]
+    assert [part for part, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(" 20")] == alone
+
+
 def with_control(position: int, kind: int, token: str | None = None) -> dict[str, Any]:
     """An edit of the vocabulary."""
     types, tokens = list(TYPES), list(TOKENS)
