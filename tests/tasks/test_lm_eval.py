@@ -279,8 +279,11 @@ def test_a_template_without_system_messages_takes_no_description(
     task = prepared(source, tasks=["piqa_local"], chat_template=True)
     assert outputs(checkpoint, task).shape == (ITEMS, 1)
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
-    with pytest.raises(InputError, match="takes no system message, which the `description` of harness is"):
-        outputs(save(tiny_llama(1), tmp_path / "model", letters_tokenizer(refusing)), task)
+    forgetting = "{% set messages = messages | selectattr('role', 'ne', 'system') | list %}" + CHAT
+    for name, template in {"refusing": refusing, "forgetting": forgetting}.items():
+        other = save(tiny_llama(1), tmp_path / name, letters_tokenizer(template))
+        with pytest.raises(InputError, match="writes no system message, which the `description` of harness is"):
+            outputs(other, task)
 
 
 def test_tokenizers_that_lm_eval_cuts_answers_wrongly_with_are_refused(source: Path, tmp_path: Path) -> None:
@@ -377,6 +380,17 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # in the YAM
     "two filters": ({"filter_list": [{"name": "a"}, {"name": "b"}]}, {}, "has several filters"),
     "shots that are not wanted": ({"num_fewshot": 0}, {"few_shot": 1}, "num_fewshot = 0: the task wants no examples"),
     "shots of itself": ({"fewshot_split": "validation"}, {"few_shot": 1}, "the item itself among them"),
+    "shots of its file": (
+        {
+            "dataset_kwargs": {
+                "data_files": {"train": ["data/train.jsonl", "data/piqa.jsonl"], "t": "data/piqa.jsonl"}
+            },
+            "validation_split": None,
+            "test_split": "t",
+        },
+        {"few_shot": 1},
+        "of the split or file that is evaluated, the item itself among them",
+    ),
     "too many shots": ({}, {"few_shot": 9}, "Sample larger than population"),
     "no right choice": ({"doc_to_target": "{{'neither'}}"}, {}, "what is right for item 0, 'neither', is no answer"),
     "hidden answers": ({"doc_to_target": -1}, {}, "what is right for item 0, -1, is no answer"),
@@ -387,6 +401,36 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # in the YAM
         "access to attribute '__class__' of 'str' object is unsafe",
     ),
     "booleans": ({"doc_to_choice": [False, True]}, {}, "doc_to_choice: False is no text; put it in quotes, as no and"),
+    "choices alike": (
+        {"doc_to_choice": ["a", "b", "b"], "doc_to_target": 2},
+        {},
+        "item 0, 2, has the text of a choice",
+    ),
+    "an empty choice": (
+        {"doc_to_choice": "{{['a', sol1 if goal == first else '']}}"},
+        {},
+        "are no texts, or empty ones",
+    ),
+    "right texts": ({"doc_to_target": "{{[sol1]}}"}, {}, r"item 0, \['.*'\], is no answer that it has"),
+    "right ones without a number": (
+        {"doc_to_target": "{{[0, 1]}}", "metric_list": [{"metric": "acc_mutual_info"}]},
+        {"measures": ["acc_mutual_info"]},
+        r"item 0, \[0, 1\], is a list, which lm_eval does not take here",
+    ),
+    "one right, then several": (
+        {"doc_to_target": "{{0 if goal == first else [0]}}"},
+        {},
+        r"item 1, \[0\], is a list, and that of the first item is none",
+    ),
+    "several right, then one": (
+        {"doc_to_target": "{{[0] if goal == first else 0}}"},
+        {},
+        "item 1, 0, is no list, and that of the first item is one",
+    ),
+    "a metric twice": ({"metric_list": [{"metric": "acc"}, {"metric": "acc"}]}, {}, "metric_list: has acc twice"),
+    "no list": ({"filter_list": "a"}, {}, "filter_list = 'a': must be a list"),
+    "no mapping": ({"generation_kwargs": ["a"]}, {}, r"generation_kwargs = \['a'\]: must be a mapping"),
+    "no choices": ({"doc_to_choice": 5}, {}, "doc_to_choice = 5: must be a text, a list or a mapping"),
     "no such split": ({"validation_split": "dev"}, {}, "dev"),
 }
 
@@ -394,10 +438,60 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # in the YAM
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_what_cannot_be_trusted_or_pinned_is_refused_in_one_line(source: Path, case: str) -> None:
     content, settings, message = REFUSED[case]
-    write_yaml(source, PIQA | content)
+    first = json.loads((source / "data/piqa.jsonl").read_text().splitlines()[0])["goal"]
+    write_yaml(source, json.loads(json.dumps(PIQA | content).replace("first", f"'{first}'")))
     with pytest.raises(InputError, match=message) as refused:
         prepared(source, **({"tasks": ["piqa_local"]} | settings))
     assert str(source.parent / "tasks") not in str(refused.value), "files are named as the source has them"
+
+
+ANSWERS: dict[str, tuple[dict[str, Any], Callable[[int, str], Any], str]] = {  # an item's, by number and text
+    "a text, then texts": (
+        WRITING,
+        lambda item, own: [own] if item else own,
+        r"item 1, .*, is a list, and that of the",
+    ),
+    "texts, then a text": (
+        WRITING,
+        lambda item, own: own if item else [own],
+        "item 1, .*, is no list, and that of the",
+    ),
+    "numbers": (WRITING, lambda item, own: [5, item], r"item 0, \[5, 0\], is no answer that it has"),
+    "an empty text": (WRITING, lambda item, own: [own, ""], "item 0, .*, is no answer that it has"),
+    "to go on with": (CONTINUED, lambda item, own: [own], r"item 0, \['.*'\], is a list, which lm_eval does not take"),
+    "of choices": (
+        WRITING | {"doc_to_choice": "{{['a', written]}}"},
+        lambda item, own: own,
+        "item 0, .*, is no answer that it has",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(ANSWERS))
+def test_answers_that_lm_eval_would_read_wrongly_are_refused(source: Path, rows: Rows, case: str) -> None:
+    """It would take a list for its text, a text for its letters, and a number for what no text is."""
+    content, answer, message = ANSWERS[case]
+    answers = [answer(item, row["written"]) for item, row in enumerate(rows[:ITEMS])]
+    as_text = case.startswith(("a text", "texts"))  # a column of a file has values of one type
+    for row, own in zip(rows[:ITEMS], answers, strict=True):
+        row = row | {"answer": str(own) if as_text else own}
+        with (source / "data/answers.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    data = {"data_files": {"validation": "data/answers.jsonl"}}
+    target = "{{answer}}" if as_text else "answer"
+    write_yaml(source, content | {"dataset_kwargs": data, "doc_to_target": target, "training_split": None})
+    with pytest.raises(InputError, match=message):
+        prepared(source, tasks=[content["task"]], measures=[content["metric_list"][0]["metric"]])
+
+
+def test_of_several_right_answers_any_is_right(source: Path, rows: Rows, checkpoint: Path) -> None:
+    write_yaml(source, WRITING | {"doc_to_target": "{{['zzz', written]}}"})
+    task = prepared(source, tasks=["writing"], measures=["exact_match"])
+    write_yaml(source, WRITING)
+    alone = prepared(source, "alone", tasks=["writing"], measures=["exact_match"])
+    found = outputs(checkpoint, task)
+    assert 0 < found.mean() < 1
+    assert np.array_equal(found, outputs(checkpoint, alone))
 
 
 @pytest.mark.parametrize(

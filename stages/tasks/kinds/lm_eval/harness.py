@@ -120,7 +120,10 @@ def _metric(found: HarnessTask, output_type: str, measure: Measure) -> dict[str,
     plain = [{"metric": name} for name in DEFAULTS[output_type]]
     listed = found.configuration.get("metric_list", plain)
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    own = next((entry for entry in entries if entry.get("metric") == measure), None)
+    named = [entry for entry in entries if entry.get("metric") == measure]
+    if len(named) > 1:
+        raise InputError(f"{found.place}: metric_list: has {measure} twice; remove one of them")
+    own = next(iter(named), None)
     if own is None or measure not in MEASURED[output_type]:
         names = [str(entry.get("metric")) for entry in entries]
         usable = [name for name in names if name in MEASURED[output_type]]
@@ -163,10 +166,12 @@ def _set_few_shot(task: Task, found: HarnessTask, terms: Terms) -> None:
     place = next((split for split in places if split), None)
     evaluated = said.get("test_split") or said.get("validation_split")
     drawn = task.get_config("num_fewshot") and (own_split is not None or not task.fewshot_cfg.samples)
-    if drawn and place == evaluated and own_split != said.get("test_split"):  # where it leaves out the item itself
+    files = [set(found.data_files.get(str(split), [])) for split in (place, evaluated)]
+    left_out = own_split == said.get("test_split")  # then lm_eval leaves out the item itself
+    if drawn and not left_out and not files[0].isdisjoint(files[1]):
         raise InputError(
-            f"{found.place}: the examples before an item would be of the split that is evaluated, the item itself "
-            "among them; name another one as `fewshot_split`"
+            f"{found.place}: the examples before an item would be of the split or file that is evaluated, the item "
+            "itself among them; name another one as `fewshot_split`"
         )
 
 
@@ -185,22 +190,58 @@ def check_items(task: Task, found: HarnessTask, limit: int | None) -> int:
             number += 1
             text, target = task.doc_to_text(document), task.doc_to_target(document)
             choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else None
+            if choices is not None and not _are_texts(choices):
+                raise InputError(f"{found.place}: the choices of item {item}, {choices!r}, are no texts, or empty ones")
+            if task.multiple_input and isinstance(target, list):
+                raise InputError(
+                    f"{found.place}: what goes on after the choices of item {item}, {target!r}, is no text"
+                )
             right = text if task.multiple_input else target
-            if not _answers(right, choices, task.OUTPUT_TYPE):
-                raise InputError(f"{found.place}: what is right for item {item}, {right!r}, is no answer that it has")
+            if (fault := _fault(right, choices, task)) is not None:
+                raise InputError(f"{found.place}: what is right for item {item}, {right!r}, {fault}")
+            # lm_eval asks the first item alone whether there are several.
+            if isinstance(target, list) != bool(task.multiple_target):
+                kind, other = ("a list", "none") if isinstance(target, list) else ("no list", "one")
+                raise InputError(
+                    f"{found.place}: what is right for item {item}, {target!r}, is {kind}, and that of the first item "
+                    f"is {other}; lm_eval would read it wrongly"
+                )
     return number
 
 
-def _answers(right: object, choices: Sequence[str] | None, output_type: str) -> bool:
-    """Whether something says what is right: of choices a position or one of them, or several; otherwise a text."""
+def _are_texts(choices: object) -> bool:
+    """Whether these are texts, none of them empty, which has no tokens and no characters to divide by."""
+    return isinstance(choices, list) and bool(choices) and all(isinstance(one, str) and one for one in choices)
+
+
+def _fault(right: object, choices: Sequence[str] | None, task: Task) -> str | None:
+    """Why something does not say what is right, in a form that lm_eval reads; None if it does.
+
+    Of choices it is a position or, to be ranked, also one of them, or several positions; without, a text or, to be
+    written, also a number, or several texts.
+    """
     several = right if isinstance(right, list) else [right]
+    if right is several and right and not _takes_several(task, choices):
+        return "is a list, which lm_eval does not take here"
+    ranked = task.OUTPUT_TYPE == "multiple_choice"
+    if choices is not None and ranked and right in choices:
+        return None
     if choices is not None:
-        known = [0 <= one < len(choices) if isinstance(one, int) else one in choices for one in several]
-    elif output_type == "generate_until":  # which makes a text of a number
-        known = [one is not None and one != "" for one in several]
+        places = [one for one in several if isinstance(one, int) and 0 <= one < len(choices)]
+        if ranked and places and all(choices.index(choices[one]) < one for one in places):
+            return "has the text of a choice before it, which lm_eval takes for the more probable one"
+        known = len(places) == len(several)
     else:
-        known = [output_type == "loglikelihood" and isinstance(one, str) and one != "" for one in several]
-    return bool(known) and all(known)
+        types = (str, int, float) if task.OUTPUT_TYPE == "generate_until" and right is not several else (str,)
+        known = not ranked and all(isinstance(one, types) and one != "" for one in several)
+    return None if known and several else "is no answer that it has"
+
+
+def _takes_several(task: Task, choices: Sequence[str] | None) -> bool:
+    """Whether lm_eval takes any of several answers for right: not as continuations, nor by each of its metrics."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        return "acc_mutual_info" not in task._metric_fn_list
+    return task.OUTPUT_TYPE == "generate_until" and choices is None
 
 
 def language_model(model: Model, tokenizer: Tokenizer, most: int | None) -> LanguageModel:

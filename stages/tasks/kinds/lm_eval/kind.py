@@ -108,14 +108,16 @@ def _check_template(checkpoint: Path, tokenizer: Tokenizer, task: TaskData, desc
             f"tasks.{task.name}.chat_template: false"
         )
     if described:
-        messages = [{"role": role, "content": "a"} for role in ("system", "user")]
+        messages = [{"role": role, "content": f"0{role}0"} for role in ("system", "user")]
         try:
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError:
+            written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:  # lm_eval leaves out a message that is refused
+            written = ""
+        if messages[0]["content"] not in written:
             raise InputError(
-                f"{checkpoint}: its chat template takes no system message, which the `description` of {task.name} is, "
-                "and lm_eval would leave that out; remove it, or take another base"
-            ) from None
+                f"{checkpoint}: its chat template writes no system message, which the `description` of {task.name} is, "
+                "so it would be left out; remove it, or take another base"
+            )
 
 
 @contextmanager

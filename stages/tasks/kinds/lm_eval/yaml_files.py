@@ -20,6 +20,12 @@ KEYS = {  # that a task may have
     *("target_delimiter", "fewshot_delimiter", "output_type", "generation_kwargs", "metric_list", "filter_list"),
     *("repeats", "should_decontaminate", "doc_to_decontamination_query"),
 }
+SHAPES: dict[str, tuple[type | tuple[type, ...], str]] = {  # of some keys' values
+    **dict.fromkeys(("dataset_kwargs", "generation_kwargs", "fewshot_config"), (dict, "a mapping")),
+    **dict.fromkeys(("metric_list", "filter_list"), (list, "a list")),
+    "doc_to_choice": ((str, list, dict), "a text, a list or a mapping"),
+    "num_fewshot": (int, "a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,9 @@ def read_task(root: Path, file: str) -> HarnessTask:
     task = HarnessTask(str(content.get("task")), file, root, content, tuple(included))
     if unknown := sorted(map(str, content.keys() - KEYS)):
         raise InputError(f"{task.place}: {unknown[0]}: cannot be used here; a task may have {', '.join(sorted(KEYS))}")
+    for key, (kind, name) in SHAPES.items():
+        if key in content and not isinstance(content[key], kind):
+            raise InputError(f"{task.place}: {key} = {content[key]!r}: must be {name}")
     if content.get("dataset_path") not in FORMATS:
         raise InputError(
             f"{task.place}: dataset_path = {content.get('dataset_path')!r}: must be the format of data files in the "
