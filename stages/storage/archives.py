@@ -23,6 +23,7 @@ MAX_MEMBERS = 1_000_000  # of a tar archive
 MAX_PIECE = 16 << 20  # that is read of a tar archive at once
 ZIPS = (".whl", ".zip")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+READ = "zip, wheel or tar"
 
 
 def unpack(archive: Path, inside: Sequence[str], patterns: Sequence[str], out: Path) -> None:
@@ -211,7 +212,7 @@ def _protocol(name: str) -> str:
         return "zip"
     if name.endswith(TARS):
         return "tar"
-    raise InputError(f"{name}: not an archive that can be read (zip, wheel or tar)")
+    raise InputError(f"{name}: not an archive that can be read ({READ})")
 
 
 def matches(relative: PurePosixPath, patterns: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ are that of the package gguf. What the file says and these leave out, or read ot
 
 from collections import Counter
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ def dequantise(file: Path, out: Path, dtype: str) -> None:
         dtype: of the weights: float32, which holds every value exactly, or bfloat16.
 
     Raises:
-        InputError: the package gguf is missing; or the file is no whole GGUF, of an architecture that is not known
-            here, or has a tensor or a setting that the checkpoint would not have.
+        InputError: the file is no whole GGUF, of an architecture that is not known here, or has a tensor or a setting
+            that the checkpoint would not have.
     """
     import torch
     import transformers
@@ -80,13 +81,17 @@ def dequantise(file: Path, out: Path, dtype: str) -> None:
     write_json(out / CHECKPOINT_CARD, checkpoint_card(fingerprint, model.base_model_prefix, None, None, origin))
 
 
-def _opened(file: Path) -> "GGUFReader":
-    try:
-        from gguf import GGUFReader
-    except ImportError:
+def refuse_without_package(name: str) -> None:
+    """Raise `InputError` if the package that reads a GGUF file is missing, before the file is fetched."""
+    if find_spec("gguf") is None:
         raise InputError(
-            f"{file.name}: is read by the package gguf, which is not installed: `pip install 'fisher-merging[gguf]'`"
-        ) from None
+            f"{name}: is read by the package gguf, which is not installed: `pip install 'fisher-merging[gguf]'`"
+        )
+
+
+def _opened(file: Path) -> "GGUFReader":
+    from gguf import GGUFReader
+
     try:
         return GGUFReader(file)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:

@@ -55,9 +55,10 @@ def _bring(source: Source, out: Path, unfinished: Path) -> None:
 
 def _dequantised(source: Source, out: Path, unfinished: Path) -> None:
     """The checkpoint that the source's GGUF file makes."""
-    from stages.storage.gguf import dequantise
+    from stages.storage.gguf import dequantise, refuse_without_package
 
     assert source.gguf is not None
+    refuse_without_package(source.gguf)
     if not archives.matches(PurePosixPath(source.gguf), source.files):
         raise InputError(f"{source.gguf}: is not among the source's files, by the patterns {', '.join(source.files)}")
     brought = out / BROUGHT
@@ -90,17 +91,25 @@ def _fetch_url(source: Source, out: Path, unfinished: Path) -> None:
         raise InputError(
             f"{shown_url(source.url)}: {CONTENTS} is what a source's list of files is called; name another"
         )
+    # Said before anything is downloaded, which may be much.
+    packed = archives.is_archive(name)
+    if source.inside and not packed:
+        raise InputError(
+            f"{shown_url(source.url)}: not an archive that can be read ({archives.READ}), so leave out `inside`"
+        )
+    if not packed and not archives.matches(PurePosixPath(name), source.files):
+        raise InputError(f"{shown_url(source.url)}: the file {name} does not match {', '.join(source.files)}")
     with (
         downloaded(source.url, str(source.sha256), unfinished, archives.MAX_BYTES) as file,
         scratch_directory() as folder,
     ):
-        if source.inside or archives.is_archive(name):
+        if packed:
             (folder / name).symlink_to(file.resolve())  # under the name that says what kind of archive it is
             try:
                 archives.unpack(folder / name, source.inside, source.files, out)
             except InputError as error:
                 raise InputError(f"{shown_url(source.url)}: {error}") from None
-        elif archives.matches(PurePosixPath(name), source.files):
+        else:
             shutil.move(file, out / name)
 
 
