@@ -30,7 +30,7 @@ from stages.storage.checkpoint_files import (
     is_adapter,
     read_config,
 )
-from stages.storage.configuration import copy_configuration
+from stages.storage.configuration import copy_adapter_configuration, copy_configuration
 from stages.storage.digests import CONTENTS, write_contents
 from stages.storage.outputs import atomic_directory, refuse_foreign
 from stages.storage.tensors import MAX_SHARD_BYTES, TensorWriter
@@ -147,9 +147,10 @@ def _refuse_no_file_names(models: Iterable[str]) -> None:
 def _write_configuration(merging: Merging, directory: Path) -> None:
     """Write what belongs to the target beside its weights; of an adapter, the base's too where it has no other."""
     target = merging.ingredients.target
-    if target.base is not None:
-        copy_configuration(target.base, directory)
-    copy_configuration(target.directory, directory)
+    if target.base is None:
+        copy_configuration(target.directory, directory)
+    else:
+        copy_adapter_configuration(target.base, target.directory, directory)
     if target.adapted is not None and target.config != read_config(target.configured):
         write_json(config_file(directory), target.config)
     if merging.ingredients.of_vectors:

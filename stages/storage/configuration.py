@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from stages.storage.cards import read_json
 from stages.storage.checkpoint_files import ADAPTER_CONFIG, CHECKPOINT_CARD
 from stages.storage.statistics import STATISTICS
 
@@ -23,6 +24,13 @@ CARDS = (
     *(f"{kind.stem}.json" for kind in STATISTICS.values()),
     "readme.md",
 )
+
+TOKENIZER_CONFIG, CHAT_TEMPLATE, CHAT_TEMPLATES = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates",  # a directory of further ones
+)
+SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # of an older tokenizer; one is saved without them
 
 
 def configuration_files(directory: Path) -> list[Path]:
@@ -49,6 +57,22 @@ def copy_configuration(source: Path, target: Path) -> None:
     for file in configuration_files(source):
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, target / file)
+
+
+def copy_adapter_configuration(base: Path, adapter: Path, target: Path) -> None:
+    """Copy what belongs to an adapter's model beside its weights: the adapter's own, and what it has not, its base's.
+
+    Of the base's tokenizer nothing is taken that would be read before what the adapter's says of the same.
+    """
+    copy_configuration(base, target)
+    own = read_json(adapter / TOKENIZER_CONFIG) if (adapter / TOKENIZER_CONFIG).is_file() else None
+    if own is not None:
+        for name in SUPERSEDED:
+            (target / name).unlink(missing_ok=True)
+    if (adapter / CHAT_TEMPLATE).is_file() or (own or {}).get("chat_template") is not None:
+        (target / CHAT_TEMPLATE).unlink(missing_ok=True)
+        shutil.rmtree(target / CHAT_TEMPLATES, ignore_errors=True)
+    copy_configuration(adapter, target)
 
 
 def _named(file: Path, endings: tuple[str, ...]) -> bool:

@@ -29,7 +29,7 @@ from stages.storage.checkpoint_files import (
     is_adapter,
     read_config,
 )
-from stages.storage.configuration import copy_configuration
+from stages.storage.configuration import SUPERSEDED, copy_adapter_configuration, copy_configuration
 from stages.storage.digests import tree_sha256, verify_contents
 from stages.storage.naming import as_stored
 from stages.storage.outputs import copy_files
@@ -51,7 +51,6 @@ from stages.training.adapters import (
 from stages.training.resuming import TrainingProgress
 
 DIVERGED = "training diverged; lower finetune.learning_rate"
-SUPERSEDED = ("special_tokens_map.json", "added_tokens.json")  # of a base's tokenizer, which is saved without them
 
 
 def train(
@@ -316,15 +315,15 @@ def bring_in_adapter(
         )
     verify_checkpoint(base)
     verify_contents(adapter)
-    copy_configuration(base, out)
-    copy_configuration(adapter, out)
+    copy_adapter_configuration(base, adapter, out)
     TensorFiles(adapter, ADAPTER_STEM).copy_to(out)
     write_adapter_config(adapter, base, out)
     # The whole model's configuration, by which the adapter is read from then on.
     write_model_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
     model = kind.load_model(out, task.labels)
     write_model_config(model, stored_dtype(base), out)
-    _write_generation(model, base, out)
+    if not (adapter / GENERATION_CONFIG).is_file():
+        _write_generation(model, base, out)
     checkpoint = Checkpoint(out)
     kind.refuse_other_outputs(checkpoint, task)
     _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), "fetch or make the adapter again")

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPImageProcessor,
+    GenerationConfig,
 )
 
 from stages.merging import merge_checkpoints, save_fisher
@@ -27,7 +30,8 @@ from stages.storage.source import Source
 from stages.storage.statistic_files import open_statistic
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.causal_lm.settings import CausalLM
-from stages.training.finetuning import bring_in, train
+from stages.training.finetuning import bring_in, bring_in_adapter, train
+from tests.adapters import write_adapter
 from tests.language import CHAT, MARKED_CHAT, letters_tokenizer, made_task, save, tiny_llama, words
 from tests.tasks.test_image_classification import image_task
 from tests.test_finetune import make_task, outputs
@@ -83,6 +87,23 @@ def brought_in(base: Path, task: TaskData, place: Path) -> Path:
     return place / "brought"
 
 
+def adapted(base: Path, task: TaskData, place: Path) -> Path:
+    return fine_tuned(base, task, place, adapter={"type": "lora", "rank": 2, "targets": ["q_proj"]})
+
+
+def foreign_adapter(base: Path, directory: Path) -> Path:
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    write_adapter(AutoModelForCausalLM, base, config, directory)
+    return directory
+
+
+def adapter_brought_in(base: Path, task: TaskData, place: Path) -> Path:
+    out = place / "adapter-brought"
+    out.mkdir()
+    bring_in_adapter(foreign_adapter(base, place / "adapter"), base, task, out)
+    return out
+
+
 def merged(checkpoint: Path, out: Path) -> Path:
     merge_checkpoints(
         {"ann": checkpoint, "bob": checkpoint}, out, method="isotropic", coefficients={"ann": 1, "bob": 1}
@@ -115,13 +136,17 @@ def assert_kept(out: Path, base: Path, templates: object = TEMPLATES) -> None:
         assert text == own != ""
     assert found.special_tokens_map == wanted.special_tokens_map
     assert (found.padding_side, found.model_max_length) == (wanted.padding_side, wanted.model_max_length)
-    model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
-    assert {key: getattr(model.generation_config, key) for key in GENERATION} == GENERATION
-    assert model.config.use_cache is True
+    if (out / "adapter_config.json").is_file():
+        generation, config = GenerationConfig.from_pretrained(out), AutoConfig.from_pretrained(out)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+        generation, config = model.generation_config, model.config
+    assert {key: getattr(generation, key) for key in GENERATION} == GENERATION
+    assert config.use_cache is True
     assert AutoImageProcessor.from_pretrained(out, local_files_only=True).image_mean == (0.1, 0.2, 0.3)
 
 
-@pytest.mark.parametrize("make", [fine_tuned, from_scratch, brought_in])
+@pytest.mark.parametrize("make", [fine_tuned, from_scratch, brought_in, adapted, adapter_brought_in])
 def test_all_is_in_every_output(tmp_path: Path, base: Path, task: TaskData, make: Make) -> None:
     checkpoint = make(base, task, tmp_path)
     assert_kept(checkpoint, base)
@@ -145,6 +170,44 @@ def test_templates_in_the_tokenizers_configuration(
     assert_kept(checkpoint, base, templates)
     assert_kept(merged(checkpoint, tmp_path / "merged"), base, templates)
     assert_kept(published(checkpoint, tmp_path / "published"), base, templates)
+
+
+OWN = "{% for message in messages %}own {{ message['content'] }}{% endfor %}"
+OWN_GENERATION = {"do_sample": True, "eos_token_id": [1, 2], "temperature": 0.3}
+
+
+@pytest.mark.parametrize("older", [True, False])
+@pytest.mark.parametrize("foreign", [True, False])
+def test_what_an_adapter_has_of_its_own_is_not_the_bases(
+    tmp_path: Path, base: Path, task: TaskData, older: bool, foreign: bool
+) -> None:
+    """Its tokenizer with a chat template, where transformers reads another file first; and how it writes.
+
+    Args:
+        tmp_path, base, task: fixtures.
+        older: whether the template is in tokenizer_config.json, and the base has the map that such tokenizers have.
+        foreign: whether the adapter is merged as it is, without having been brought in.
+    """
+    adapter = foreign_adapter(base, tmp_path / "adapter")
+    letters_tokenizer(OWN, pad_token="g").save_pretrained(adapter)
+    write_json(adapter / "generation_config.json", OWN_GENERATION)
+    if older:
+        (adapter / "chat_template.jinja").unlink()
+        file = adapter / "tokenizer_config.json"
+        write_json(file, read_json(file) | {"chat_template": OWN})
+        write_json(base / "special_tokens_map.json", {"pad_token": "h", "eos_token": "</s>"})
+    wanted = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
+    assert (wanted.chat_template, wanted.pad_token) == (OWN, "g")
+    out = tmp_path / "out"
+    out.mkdir()
+    bring_in_adapter(adapter, base, task, out)
+    checkpoint = adapter if foreign else out
+    for place in (out, merged(checkpoint, tmp_path / "merged"), published(out, tmp_path / "published")):
+        found = AutoTokenizer.from_pretrained(place, local_files_only=True)
+        assert (found.chat_template, found.pad_token) == (OWN, "g")
+        assert read_json(place / "generation_config.json") == OWN_GENERATION
+        for name in BESIDES:
+            assert (place / name).read_bytes() == (base / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("make", [fine_tuned, from_scratch, brought_in])
