@@ -411,6 +411,21 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # in the YAM
         {},
         "are no texts, or empty ones",
     ),
+    "a null": (
+        {"doc_to_text": "{{goal if goal == first else none}}"},
+        {},
+        "item 1 cannot be written: .* is null, which",
+    ),
+    "hidden answers before": (
+        {"fewshot_config": {"doc_to_target": -1}},
+        {"few_shot": 1},
+        "an example before the items, '.*', has the answer -1, which is none",
+    ),
+    "no answers before": (
+        {"fewshot_config": {"doc_to_target": "{{''}}"}},
+        {"few_shot": 1},
+        "an example before the items, '.*', has the answer '', which is none",
+    ),
     "right texts": ({"doc_to_target": "{{[sol1]}}"}, {}, r"item 0, \['.*'\], is no answer that it has"),
     "right ones without a number": (
         {"doc_to_target": "{{[0, 1]}}", "metric_list": [{"metric": "acc_mutual_info"}]},

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError, UndefinedError
+
 from stages.running.errors import InputError
 from stages.tasks.dataset_files import one_line
 from stages.tasks.kinds.lm_eval.metrics import Measure
@@ -62,9 +64,14 @@ class Terms:
 def sandboxed() -> Iterator[None]:
     """Inside this context, lm_eval's templates can do no more than write texts, and of its log errors alone are seen.
 
-    A template could otherwise call whatever Python has.
+    A template could otherwise call whatever Python has. One that writes a value that is null is an error.
     """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def written(value: object) -> object:
+        if value is None:
+            raise UndefinedError("a template writes a value that is null, which a prompt would have as `None`")
+        return value
 
     log = logging.getLogger("lm_eval")
     before = utils.env, log.level
@@ -72,6 +79,7 @@ def sandboxed() -> Iterator[None]:
         loader=before[0].loader,
         undefined=before[0].undefined,
         keep_trailing_newline=before[0].keep_trailing_newline,
+        finalize=written,
     )
     sandbox.filters |= before[0].filters
     utils.env = sandbox
@@ -178,35 +186,73 @@ def _set_few_shot(task: Task, found: HarnessTask, terms: Terms) -> None:
 def check_items(task: Task, found: HarnessTask, limit: int | None) -> int:
     """How many items are evaluated.
 
+    Args:
+        task: newly built, so that examples are drawn as in an evaluation; of no use afterwards.
+        found: what it says.
+        limit: how many items at most; None for all.
+
     Raises:
         InputError: an item cannot be written, or what is right for it is no answer that it has: lm_eval takes it for
-            wrong, whatever the model says.
+            wrong, whatever the model says; or this is so of an example before it.
     """
     number = 0
+    if task.get_config("num_fewshot"):
+        _check_drawn(task, found)
     with one_line(Path(found.place)):
         for item, document in task.doc_iterator(limit=limit):
-            if not item:
-                task.fewshot_context(document, num_fewshot=task.get_config("num_fewshot"))
             number += 1
-            text, target = task.doc_to_text(document), task.doc_to_target(document)
-            choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else None
-            if choices is not None and not _are_texts(choices):
-                raise InputError(f"{found.place}: the choices of item {item}, {choices!r}, are no texts, or empty ones")
-            if task.multiple_input and isinstance(target, list):
-                raise InputError(
-                    f"{found.place}: what goes on after the choices of item {item}, {target!r}, is no text"
-                )
-            right = text if task.multiple_input else target
-            if (fault := _fault(right, choices, task)) is not None:
-                raise InputError(f"{found.place}: what is right for item {item}, {right!r}, {fault}")
-            # lm_eval asks the first item alone whether there are several.
-            if isinstance(target, list) != bool(task.multiple_target):
-                kind, other = ("a list", "none") if isinstance(target, list) else ("no list", "one")
-                raise InputError(
-                    f"{found.place}: what is right for item {item}, {target!r}, is {kind}, and that of the first item "
-                    f"is {other}; lm_eval would read it wrongly"
-                )
+            try:
+                _check_item(task, found, item, document)
+            except TemplateError as error:
+                raise InputError(f"{found.place}: item {item} cannot be written: {error}") from None
     return number
+
+
+def _check_item(task: Task, found: HarnessTask, item: int, document: Mapping[str, Any]) -> None:
+    """Raise `InputError`, or what lm_eval and templates raise, if an item cannot be evaluated; see `check_items`."""
+    task.fewshot_context(document, num_fewshot=task.get_config("num_fewshot"))
+    text, target = task.doc_to_text(document), task.doc_to_target(document)
+    choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else None
+    if choices is not None and not _are_texts(choices):
+        raise InputError(f"{found.place}: the choices of item {item}, {choices!r}, are no texts, or empty ones")
+    if task.multiple_input and isinstance(target, list):
+        raise InputError(f"{found.place}: what goes on after the choices of item {item}, {target!r}, is no text")
+    right = text if task.multiple_input else target
+    if (fault := _fault(right, choices, task)) is not None:
+        raise InputError(f"{found.place}: what is right for item {item}, {right!r}, {fault}")
+    # lm_eval asks the first item alone whether there are several.
+    if isinstance(target, list) != bool(task.multiple_target):
+        kind, other = ("a list", "none") if isinstance(target, list) else ("no list", "one")
+        raise InputError(
+            f"{found.place}: what is right for item {item}, {target!r}, is {kind}, and that of the first item "
+            f"is {other}; lm_eval would read it wrongly"
+        )
+
+
+def _check_drawn(task: Task, found: HarnessTask) -> None:
+    """Let the task raise `InputError` where it draws an example that does not say its answer.
+
+    For a hidden one, −1, lm_eval would write the last choice, and for none nothing.
+    """
+    draw, own = task.sampler.sample, task.fewshot_cfg
+
+    def checked(n: int, eval_doc: Mapping[str, Any] | None = None) -> Sequence[Mapping[str, Any]]:
+        examples: Sequence[Mapping[str, Any]] = draw(n=n, eval_doc=eval_doc)
+        for example in examples:
+            text, target = task.doc_to_text(example, own.doc_to_text), task.doc_to_target(example, own.doc_to_target)
+            choices = task.doc_to_choice(example, own.doc_to_choice) if own.doc_to_choice else None
+            answer = target[0] if isinstance(target, list) and target else target
+            right = text if task.multiple_input else answer
+            known = isinstance(answer, str) and answer != ""
+            if choices is not None and isinstance(right, int):
+                known = 0 <= right < len(choices)
+            if not known:
+                raise InputError(
+                    f"{found.place}: an example before the items, {text!r}, has the answer {right!r}, which is none"
+                )
+        return examples
+
+    task.sampler.sample = checked
 
 
 def _are_texts(choices: object) -> bool:
