@@ -229,6 +229,18 @@ def test_what_a_model_writes_and_what_follows(source: Path, rows: Rows, checkpoi
     assert 0 < np.mean(greedy) < 1
 
 
+@pytest.mark.parametrize("own", [1, 9])
+def test_a_model_writes_as_many_tokens_as_the_task_says(source: Path, checkpoint: Path, own: int) -> None:
+    """What its generation_config.json says of that would count, and cut the answers, or let them go on."""
+    task, model = prepared(source, tasks=["writing"], measures=["exact_match"]), tiny_llama(1)
+    wanted = KIND.tested(checkpoint, tiny_llama(1), task, Placement(), ITEMS, 64)
+    model.generation_config.max_new_tokens = own
+    found = KIND.tested(checkpoint, model, task, Placement(), ITEMS, 64)
+    assert found.written == wanted.written
+    assert np.array_equal(found.outputs, wanted.outputs)
+    assert model.generation_config.max_new_tokens == own
+
+
 def test_several_tasks_are_one_and_a_limit_is_of_each(source: Path, checkpoint: Path) -> None:
     alone = {name: outputs(checkpoint, prepared(source, name, tasks=[name])) for name in ("boolq_local", "piqa_local")}
     both = prepared(source, tasks=["boolq_local", "piqa_local"], include=["boolq_local.yaml", "piqa_local.yaml"])

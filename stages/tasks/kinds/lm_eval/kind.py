@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class HarnessKind(Evaluator):
             if terms.chat_template:
                 described = any(own.get_config("description") for own in tasks.values())
                 _check_template(checkpoint, tokenizer, task, described)
-            with _refusals(checkpoint, task):
+            with _refusals(checkpoint, task), _as_long_as_asked(model):
                 results = evaluated(lm, tasks, terms)
             cut = sum(number_cut(lm, own) for own in tasks.values())
         samples = [sample for name in tasks for sample in _of_task(checkpoint, task, name, results)]
@@ -118,6 +119,22 @@ def _check_template(checkpoint: Path, tokenizer: Tokenizer, task: TaskData, desc
                 f"{checkpoint}: its chat template writes no system message, which the `description` of {task.name} is, "
                 "so it would be left out; remove it, or take another base"
             )
+
+
+@contextmanager
+def _as_long_as_asked(model: Model) -> Iterator[None]:
+    """Let the model write as many tokens as a task allows, where its generation_config.json has another number.
+
+    transformers would heed that one, and neither the task's nor how many the model reads. The rest of it is how the
+    model writes, as lm_eval has it.
+    """
+    own = model.generation_config
+    model.generation_config = deepcopy(own)
+    model.generation_config.max_new_tokens = None
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @contextmanager
