@@ -156,6 +156,9 @@ def _hold(file: BinaryIO, place: str) -> None:
         raise InputError(f"{place}: another process is downloading it to the same place; wait for it to end") from None
     except OSError:
         pass  # a file system without locks
+    kept = Path(file.name)
+    if not (kept.exists() and os.path.samestat(kept.stat(), os.fstat(file.fileno()))):  # between opening and locking
+        raise InputError(f"{place}: another process has just downloaded it to the same place; run this again")
 
 
 def _complete(begun: _Begun, url: str, pin: str, largest: int, name: str) -> None:

@@ -50,8 +50,7 @@ def dequantise(file: Path, out: Path, dtype: str) -> None:
     import torch
     import transformers
 
-    reader = _opened(file)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    reader, metadata = _opened(file)
     _check_kind(file, metadata)
     config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     _check_config(file, metadata, config)
@@ -89,11 +88,13 @@ def refuse_without_package(name: str) -> None:
         )
 
 
-def _opened(file: Path) -> "GGUFReader":
+def _opened(file: Path) -> "tuple[GGUFReader, dict[str, Any]]":
+    """A GGUF file, and all that it says beside its tensors. Raises `InputError` if it is none that is whole."""
     from gguf import GGUFReader
 
     try:
-        return GGUFReader(file)
+        reader = GGUFReader(file)
+        return reader, {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file.name}: is no whole GGUF file that can be read ({reason})") from None

@@ -1,5 +1,6 @@
 """Downloads of URLs, from servers on the loopback that break off, change their minds, or know nothing of ranges."""
 
+import fcntl
 import io
 import os
 import re
@@ -249,6 +250,24 @@ def test_passwords(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fetch_source(of(f"{server.url.replace('//', '//bob:own@')}/data.bin"), tmp_path / "out")
     sent = [headers["authorization"] for _, headers in server.asked]
     assert sent == ["Basic YW5uOnNlY3JldA==", "Basic Ym9iOm93bg=="]  # ann:secret, bob:own
+
+
+def test_a_download_that_has_ended_elsewhere_meanwhile(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is gone when this one has the lock: nothing is downloaded into what nobody can find."""
+
+    lock = fcntl.flock
+
+    def removed(file: Any, how: int) -> None:
+        if getattr(file, "name", "").endswith(".download"):
+            Path(file.name).unlink()
+        lock(file, how)
+
+    monkeypatch.setattr("stages.storage.downloads.fcntl.flock", removed)
+    with pytest.raises(InputError, match=r"/data\.bin: another process has just downloaded it to the same place; run"):
+        fetch_source(of(f"{server.url}/data.bin"), tmp_path / "out")
+    assert (server.asked, files(tmp_path)) == ([], [])
 
 
 def test_too_large(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

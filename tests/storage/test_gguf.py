@@ -249,7 +249,8 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_whole_file_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", tiny_model())
     content = (tmp_path / "tiny.gguf").read_bytes()
-    for part in (content[:-5000], content[:3000], content[:10], b"PK" + content[2:], b""):
+    no_text = content.replace(b"Tiny", b"\xff\xff\xff\xff")
+    for part in (content[:-5000], content[:3000], content[:10], b"PK" + content[2:], b"", no_text):
         (tmp_path / "part.gguf").write_bytes(part)
         with pytest.raises(InputError, match=r"^part\.gguf: is no whole GGUF file that can be read"):
             fetch(tmp_path / "part.gguf", tmp_path / "out")
