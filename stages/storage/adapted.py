@@ -75,6 +75,8 @@ class AdaptedFiles(TensorFiles):
         self.digests = {}
         self._stored_names = {}
         self.selections = {}
+        if self.untied:  # a configuration says it of all pairs
+            self.untie()
 
     @property
     def file(self) -> Path:
@@ -82,7 +84,7 @@ class AdaptedFiles(TensorFiles):
         return self.adapter.tensors.file
 
     def untie(self) -> None:
-        """Have both of every tied pair from now on, with the values of one, as another adapter's model has them."""
+        """Have both of every tied pair from now on: of one that is still tied, or of which the base has one, twice."""
         self.untied = True
         for alias, source in self.ties.items():
             if source in self.stored and alias not in self.stored:

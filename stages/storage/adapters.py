@@ -7,6 +7,7 @@ what such a layer merges into the base's. It is compared with what the unmerged 
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,14 @@ BASE = "base_model_name_or_path"  # in an adapter's configuration
 # Of the layers' own tensors, in a model: names that their file does not have.
 _INNER = (f".{NAME}", ".modules_to_save")
 VECTORS = ("IA3",)  # types whose own parameters are vectors, of which an average is an adapter of that type
+# Types that have been tried: what they make of a weight, their file and the weight say. Others (OSF, PSOFT) take more
+# from the base when they are put on it, and their layers on a base without values compute something else.
+_TRIED = {
+    "ADALORA", "BOFT", "C3A", "DEFT", "FOURIERFT", "GRALORA", "HIRA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA",
+    "MISS", "OFT", "PEANUT", "ROAD", "TRAINABLE_TOKENS", "WAVEFT",
+}  # fmt: skip
+# What LoRA's matrices may have been at first; all else (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) changes the base for it.
+_BESIDE_THE_BASE = ("gaussian", "eva", "mica", "orthogonal")
 # In an adapter's configuration: what decides no value of its model.
 _NO_MATTER = {BASE, "auto_mapping", "inference_mode", "peft_version", "revision", "task_type"}
 _PROBES = 2  # inputs on which a merged layer is compared with itself
@@ -90,12 +99,7 @@ def attach(model: Model, directory: Path, tensors: Mapping[str, "Tensor"]) -> Mo
             warnings.simplefilter("ignore")
             config = peft.PeftConfig.from_pretrained(str(directory))
             config.inference_mode = True
-            if config.is_prompt_learning:
-                raise InputError(
-                    f"{directory}: a {adapter_config(directory)['peft_type']} adapter changes no weight of its base, "
-                    "so it cannot be merged or measured"
-                )
-            # What its vectors and matrices are at first is overwritten, and may take long or need the base's values.
+            _refuse_other_models(directory, config)
             wrapped = peft.get_peft_model(model, config)
             inner = wrapped.get_base_model()
             parameters = adapter_parameters(inner)
@@ -111,6 +115,40 @@ def attach(model: Model, directory: Path, tensors: Mapping[str, "Tensor"]) -> Mo
     except Exception as error:  # whatever peft makes of an adapter that it cannot take
         raise InputError(f"{directory}: {' '.join(str(error).split())[:300]}; it is no adapter of this base") from None
     return inner
+
+
+def _refuse_other_models(directory: Path, config: Any) -> None:
+    """Refuse an adapter whose model is not its base's weights, changed by what its file has.
+
+    Args:
+        directory: the adapter's.
+        config: its configuration, as peft has read it: what peft does not know it leaves out.
+
+    Raises:
+        InputError: with what its configuration says.
+    """
+    stated = adapter_config(directory)
+    file, kind = directory / ADAPTER_CONFIG, stated["peft_type"]
+    if config.is_prompt_learning:
+        raise InputError(
+            f"{directory}: a {kind} adapter changes no weight of its base, so it cannot be merged or measured"
+        )
+    if kind not in _TRIED:
+        raise InputError(f"{file}: what {kind} adapters make of weights is not known here, so none can be merged")
+    start = stated.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _BESIDE_THE_BASE:
+        raise InputError(
+            f"{file}: init_lora_weights is {start!r}: the adapter's base is no longer the one that it names, since "
+            "peft has changed it at first; save the adapter as one of the unchanged base, by `save_pretrained` with "
+            "`path_initial_model_for_weight_conversion`"
+        )
+    known = {field.name for field in fields(config)} | _NO_MATTER
+    for key, value in sorted(stated.items()):
+        if key not in known and value not in (None, False, "", [], {}):
+            raise InputError(
+                f"{file}: {key} is {value!r}, which the installed peft does not know of {kind} adapters and would "
+                "leave out; install a newer peft, or remove the key if it decides no value"
+            )
 
 
 def file_name(parameter: str) -> str:
@@ -184,6 +222,11 @@ class Adapter:
                     f"{self.directory}: the {kind} adapter's layer {path} ({type(base).__name__}) is not the change of "
                     "a weight that can be merged; only Linear and Embedding layers can"
                 )
+            if base.weight.untyped_storage().nbytes() > base.weight.element_size():  # no longer hollow
+                raise InputError(
+                    f"{self.directory}: the {kind} adapter changes {path} of its base before it is put on it, so its "
+                    "weights cannot be told"
+                )
             yield f"{path.removesuffix('.token_adapter')}.weight", layer
             if getattr(base, "bias", None) is not None and _changes_bias(layer):
                 yield f"{path}.bias", layer
@@ -241,6 +284,11 @@ class Adapter:
             merged = inner(probes)
         allowed = _OF_CHANGE * (unmerged - plain).norm() + _OF_OUTPUTS * unmerged.norm()
         if not (unmerged - merged).norm() <= allowed:
+            if not all(tensor.isfinite().all() for tensor in layer.state_dict().values()):
+                raise InputError(
+                    f"{self.directory}: {name}: the adapter or its base has NaN or infinite entries there; make or "
+                    "fetch them again"
+                )
             raise InputError(
                 f"{self.directory}: what the adapter computes with {name} is not what it computes once it is merged "
                 "into the weight, so no merge of weights is right"

@@ -9,6 +9,7 @@ import transformers
 
 from stages.running.errors import InputError
 from stages.running.placement import WEIGHTS
+from stages.storage import naming
 from stages.storage.adapted import AdaptedFiles
 from stages.storage.adapters import adapter_base
 from stages.storage.checkpoint_files import config_file, has_weights, is_adapter, read_config
@@ -146,10 +147,12 @@ def _load_adapted(
 
 
 def untie(model: Model) -> None:
-    """Give a model whose input and output embeddings are one tensor two, of the same values."""
+    """Give a model tensors of their own, of the same values, where several are one: embeddings and the output's."""
+    for name in naming.ties(model):
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(module, own, torch.nn.Parameter(getattr(module, own).detach().clone()))
     model.config.get_text_config().tie_word_embeddings = False
-    head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 def _refuse_lacking(

@@ -12,14 +12,16 @@ import peft
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from stages.merging import merge_checkpoints
 from stages.running.errors import InputError
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.storage.weights import open_weights, verify_checkpoint
 from stages.tasks.loading import load_pretrained
 from tests.adapters import (
+    TOKENS,
     adapter_tensors,
     base_arrays,
     change_config,
@@ -30,7 +32,7 @@ from tests.adapters import (
     lora_reference,
     write_adapter,
 )
-from tests.language import save, tiny_gpt2, tiny_llama
+from tests.language import save, tiny_bart, tiny_gpt2, tiny_llama, tiny_t5
 from tests.tiny import tiny_bert, tiny_tokenizer
 
 QV = ["q_proj", "v_proj"]
@@ -173,6 +175,29 @@ def test_tied_embeddings_are_what_the_unmerged_model_has(
         assert (logits(wrong) - logits(loaded(tmp_path / "a", "tied"))).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("case", ["embed_tokens", "shared", "lm_head", "tokens", "saved shared", "saved lm_head"])
+@pytest.mark.parametrize("base", ["t5", "bart"])
+def test_embeddings_that_are_tied_in_four_places(tmp_path: Path, base: str, case: str) -> None:
+    """Of an encoder and a decoder: one is changed, and the others stay; in memory, and in a merge that is written."""
+    save(tiny_t5(0) if base == "t5" else tiny_bart(0), tmp_path / "base")
+    targets = ["q" if base == "t5" else "q_proj"]
+    settings: dict[str, Any] = {"target_modules": [*targets, case]}
+    if case == "tokens":
+        settings = {"target_modules": targets, "trainable_token_indices": {"embed_tokens": [4, 9]}}
+    elif case.startswith("saved"):
+        settings = {"target_modules": targets, "modules_to_save": [case.split()[1]]}
+    unmerged = write_adapter(AutoModelForSeq2SeqLM, tmp_path / "base", LoraConfig(r=4, **settings), tmp_path / "a")
+    one = load_pretrained(AutoModelForSeq2SeqLM, "a model", tmp_path / "a", {}, headless=False, poolerless=False)
+    merge_checkpoints({"a": tmp_path / "a"}, tmp_path / "out", method="isotropic", coefficients={"a": 1})
+    other = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    for found in (one, other):
+        with torch.no_grad():
+            theirs, ours = (
+                model.eval()(input_ids=TOKENS, decoder_input_ids=TOKENS[:, :4]).logits for model in (unmerged, found)
+            )
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
 def test_a_bfloat16_base(bases: Path, tmp_path: Path) -> None:
     """Values are computed in float32 and keep the base's type in what is said of them."""
     save(tiny_llama(0, tied=True).bfloat16(), tmp_path / "base")
@@ -263,6 +288,38 @@ def test_layers_replaced_by_others_are_told_by_name(bases: Path, tmp_path: Path)
         assert_refused(partial(read_all, tmp_path / name), message)
 
 
+def test_adapters_of_a_base_that_peft_changes(bases: Path, tmp_path: Path) -> None:
+    """Their tensors are no change of the base that they name, or not alone."""
+    lora = partial(LoraConfig, r=4, target_modules=QV)
+    configs: dict[str, tuple[Any, str]] = {
+        "pissa": (lora(init_lora_weights="pissa"), "init_lora_weights is 'pissa': the adapter's base is no longer"),
+        "fast": (lora(init_lora_weights="pissa_niter_4"), "init_lora_weights is 'pissa_niter_4'"),
+        "olora": (lora(init_lora_weights="olora"), "init_lora_weights is 'olora'"),
+        "gradients": (lora(init_lora_weights="lora_ga"), "init_lora_weights is 'lora_ga'"),
+        "kasa": (lora(kasa_config=peft.KasaConfig()), "the LORA adapter changes model.*q_proj of its base before"),
+        "osf": (peft.OSFConfig(target_modules=QV), "what OSF adapters make of weights is not known here"),
+        "psoft": (peft.PsoftConfig(target_modules=QV, r=4), "what PSOFT adapters make of weights is not known here"),
+    }
+    for name, (config, message) in configs.items():
+        make(bases, "tied", config, tmp_path / name)
+        assert_refused(partial(loaded, tmp_path / name, "tied"), message)
+        assert_refused(partial(read_all, tmp_path / name), message)
+    for start in ("gaussian", "eva", "orthogonal"):
+        unmerged = make(bases, "tied", lora(init_lora_weights=start), tmp_path / start)
+        assert_model(tmp_path / start, "tied", unmerged)
+
+
+def test_settings_that_the_installed_peft_does_not_know(bases: Path, tmp_path: Path) -> None:
+    """It leaves them out, with a warning; what is said to be unset, as by an older one, decides nothing."""
+    unmerged = make(bases, "tied", LoraConfig(r=4, target_modules=QV), tmp_path / "a")
+    change_config(tmp_path / "a", merge_weights=False, enable_lora=None)
+    assert_model(tmp_path / "a", "tied", unmerged)
+    change_config(tmp_path / "a", use_lengths=True)
+    assert_refused(
+        partial(loaded, tmp_path / "a", "tied"), "use_lengths is True, which the installed peft does not know of LORA"
+    )
+
+
 def read_all(directory: Path) -> None:
     """As a merge reads an adapter's model."""
     tensors = Checkpoint(directory).tensors
@@ -349,4 +406,7 @@ def test_values_that_are_no_numbers(bases: Path, tmp_path: Path) -> None:
     make(bases, "tied", LoraConfig(r=4, target_modules=QV), tmp_path / "a")
     change_tensors(tmp_path / "a", lambda tensors: min(tensors.items())[1].view(-1)[:1].fill_(float("nan")))
     assert all(name in adapter_tensors(tmp_path / "a") for name in [min(adapter_tensors(tmp_path / "a"))])
-    assert_refused(lambda: loaded(tmp_path / "a", "tied"), "NaN|is not what it computes")
+    assert_refused(
+        lambda: loaded(tmp_path / "a", "tied"),
+        "q_proj.weight: the adapter or its base has NaN or infinite entries there",
+    )
