@@ -6,7 +6,8 @@ from pydantic import Field
 
 from stages.running.section import Section
 
-Targets = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+Names = list[Annotated[str, Field(min_length=1)]]
+Targets = Annotated[Names, Field(min_length=1)]
 
 
 class Lora(Section):
@@ -16,7 +17,7 @@ class Lora(Section):
     dropout: of the inputs of A, in training.
     targets: the endings of the names of the modules that are adapted; or all Linear layers but the output's.
     rslora: s = alpha / √rank (Kalajdzievski 2023).
-    dora: the columns' lengths are trained apart (DoRA, Liu et al. 2024).
+    dora: the length of each output's weights is trained apart (DoRA, Liu et al. 2024).
     save: modules that are trained as a whole besides; new heads always are.
     """
 
@@ -27,7 +28,7 @@ class Lora(Section):
     targets: Targets | Literal["all-linear"] = "all-linear"
     rslora: bool = False
     dora: bool = False
-    save: list[str] = Field(default_factory=list)
+    save: Names = Field(default_factory=list)
 
 
 class Ia3(Section):
@@ -41,7 +42,7 @@ class Ia3(Section):
     type: Literal["ia3"]
     targets: Targets | None = None
     feedforward: Targets | None = None
-    save: list[str] = Field(default_factory=list)
+    save: Names = Field(default_factory=list)
 
 
 AdapterSettings = Annotated[Lora | Ia3, Field(discriminator="type")]

@@ -82,6 +82,8 @@ class Checkpoint:
             self.config[key] = False
         elif key in base:
             self.config[key] = base[key]
+        else:  # the architecture's default
+            self.config.pop(key, None)
 
     def untie(self) -> None:
         """Let an adapter's model have two tensors of each tied pair from now on, as others of its base have them."""

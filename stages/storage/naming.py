@@ -64,7 +64,9 @@ def empty_model(checkpoint: Path, tied_as: Path | None = None) -> Model | None:
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
         if tied_as is not None:
             other = transformers.AutoConfig.from_pretrained(tied_as, trust_remote_code=False, local_files_only=True)
-            config.get_text_config().tie_word_embeddings = other.get_text_config().tie_word_embeddings
+            key, said = "tie_word_embeddings", other.get_text_config()
+            if hasattr(said, key):  # not of images, for one
+                setattr(config.get_text_config(), key, getattr(said, key))
         with torch.device("meta"):
             return getattr(transformers, config.architectures[0])(config)
     except Exception:  # whatever transformers makes of a configuration that it does not know

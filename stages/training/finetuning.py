@@ -26,7 +26,9 @@ from stages.storage.checkpoint_files import (
     CHECKPOINT_CARD,
     GENERATION_CONFIG,
     checkpoint_card,
+    config_file,
     is_adapter,
+    read_checkpoint_card,
     read_config,
 )
 from stages.storage.configuration import SUPERSEDED, copy_adapter_configuration, copy_configuration
@@ -97,7 +99,7 @@ def train(
         "examples": {split: encoding_fingerprint(encoded) for split, encoded in examples.items()},
         "settings": settings.model_dump(),
         "batch": trainer.args.train_batch_size,
-        **_circumstances(trainer.args.device, task.kind),
+        **_circumstances(trainer.args.device, task.kind, ["peft"] if settings.adapter is not None else []),
     }
     with reproducible(trainer.args.device):
         TrainingProgress(trainer, identity).train()
@@ -118,9 +120,11 @@ def _to_be_trained(model: Any, settings: FinetuneSettings, base: Path) -> Any:
     """The model as it is or, where an adapter is to be trained, with that on it."""
     if settings.adapter is None:
         return model
-    wrapped = with_adapter(model, settings.adapter, base)
-    if settings.precision == "bfloat16":
-        leave_in(stored_dtype(base), wrapped)
+    wrapped, stored = with_adapter(model, settings.adapter, base), stored_dtype(base)
+    with scratch_directory() as folder, torch.random.fork_rng():
+        write_adapter(wrapped, base, stored, folder)  # what could not be told from its files is refused before hours
+    if settings.precision == "bfloat16" and stored == torch.bfloat16:
+        leave_in(stored, wrapped)
     return wrapped
 
 
@@ -236,10 +240,10 @@ def _outputs_of(kind: Kind[Any]) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     return outputs_of
 
 
-def _circumstances(device: torch.device, kind: str) -> dict[str, Any]:
+def _circumstances(device: torch.device, kind: str, further: Sequence[str]) -> dict[str, Any]:
     """What a training's bits depend on beside its inputs."""
     return {
-        "libraries": library_versions("torch", "transformers", "accelerate"),
+        "libraries": library_versions("torch", "transformers", "accelerate", *further),
         "device": device.type,
         "code": code_sha256("training.finetuning", module_of(kind, "kind")),
     }
@@ -315,8 +319,10 @@ def bring_in_adapter(
         )
     verify_checkpoint(base)
     verify_contents(adapter)
+    tensors = TensorFiles(adapter, ADAPTER_STEM)
+    _refuse_not_finite(tensors, "fetch or make the adapter again")
     copy_adapter_configuration(base, adapter, out)
-    TensorFiles(adapter, ADAPTER_STEM).copy_to(out)
+    tensors.copy_to(out)
     write_adapter_config(adapter, base, out)
     # The whole model's configuration, by which the adapter is read from then on.
     write_model_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
@@ -324,14 +330,38 @@ def bring_in_adapter(
     write_model_config(model, stored_dtype(base), out)
     if not (adapter / GENERATION_CONFIG).is_file():
         _write_generation(model, base, out)
-    checkpoint = Checkpoint(out)
-    kind.refuse_other_outputs(checkpoint, task)
-    _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), "fetch or make the adapter again")
+    _refuse_other_base(adapter, base, out)
+    if (stated := _labelled_by(adapter, base, out)) is not None:
+        kind.refuse_other_outputs(stated, task)
     _refuse_unreadable(out, task, model)
     origin = {"method": "brought in", "base": base.name, "adapter": adapter.name}
     if base_names is not None:  # else it may be a path on somebody's machine
         origin["adapter_of"] = str(called)
     _write_card(out, task, model.base_model_prefix, origin)
+
+
+def _refuse_other_base(adapter: Path, base: Path, out: Path) -> None:
+    """Raise `InputError` if an adapter comes with a card, and that is of another model than it makes of its base."""
+    stated = read_checkpoint_card(adapter).get("fingerprint")
+    if stated is not None and stated != fingerprint(open_weights(out)):
+        raise InputError(
+            f"{adapter / CHECKPOINT_CARD}: is of another model than the adapter makes of {base}; give it the base that "
+            "it was trained on"
+        )
+
+
+def _labelled_by(adapter: Path, base: Path, out: Path) -> Checkpoint | None:
+    """A brought-in adapter's model as that configuration says it which knows what its outputs are; None if none does.
+
+    It is the adapter's, if it has one. If not, the base's, unless the adapter has a head of its own.
+    """
+    checkpoint = Checkpoint(out)
+    assert checkpoint.adapted is not None
+    known = adapter if config_file(adapter).is_file() else base
+    if known == base and checkpoint.head() & checkpoint.adapted.adapter.replaced.keys():
+        return None
+    checkpoint.directory, checkpoint.config = known, read_config(known)
+    return checkpoint
 
 
 def _refuse_unreadable(checkpoint: Path, task: TaskData, model: Any) -> None:

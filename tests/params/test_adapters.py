@@ -85,6 +85,7 @@ def both_of_vectors(content: Content) -> None:
         (of_two(type="lora", alpha=0), "models.two.finetune.adapter.alpha = 0: input should be greater than"),
         (globally(type="lora", dropout=1), "finetune.adapter.dropout = 1: input should be less than 1"),
         (globally(type="lora", targets=[]), r"finetune.adapter.targets = \[\]: list should have at least 1 item"),
+        (globally(type="lora", save=[""]), "finetune.adapter.save.0 = '': string should have at least 1 character"),
         (globally(type="lora", targets="q_proj"), "finetune.adapter.targets = 'q_proj': .*'all-linear'"),
         (
             lambda content: content["finetune"].update(adapter=LORA, from_scratch=True),

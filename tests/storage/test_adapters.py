@@ -175,6 +175,19 @@ def test_tied_embeddings_are_what_the_unmerged_model_has(
         assert (logits(wrong) - logits(loaded(tmp_path / "a", "tied"))).abs().max() > 0.1
 
 
+def test_a_configuration_beside_an_adapter_does_not_untie(tmp_path: Path) -> None:
+    """Nor where the base's says nothing of it, since its architecture ties."""
+    config = json.loads((save(tiny_gpt2(0), tmp_path / "base") / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (tmp_path / "base/config.json").write_text(json.dumps(config))
+    settings = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True)
+    unmerged = write_adapter(AutoModelForCausalLM, tmp_path / "base", settings, tmp_path / "a")
+    (tmp_path / "a/config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    merge_checkpoints({"a": tmp_path / "a"}, tmp_path / "out", method="isotropic", coefficients={"a": 1})
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(found), logits(unmerged), rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("case", ["embed_tokens", "shared", "lm_head", "tokens", "saved shared", "saved lm_head"])
 @pytest.mark.parametrize("base", ["t5", "bart"])
 def test_embeddings_that_are_tied_in_four_places(tmp_path: Path, base: str, case: str) -> None:
@@ -290,7 +303,7 @@ def test_layers_replaced_by_others_are_told_by_name(bases: Path, tmp_path: Path)
 
 def test_adapters_of_a_base_that_peft_changes(bases: Path, tmp_path: Path) -> None:
     """Their tensors are no change of the base that they name, or not alone."""
-    lora = partial(LoraConfig, r=4, target_modules=QV)
+    lora: Any = partial(LoraConfig, r=4, target_modules=QV)
     configs: dict[str, tuple[Any, str]] = {
         "pissa": (lora(init_lora_weights="pissa"), "init_lora_weights is 'pissa': the adapter's base is no longer"),
         "fast": (lora(init_lora_weights="pissa_niter_4"), "init_lora_weights is 'pissa_niter_4'"),

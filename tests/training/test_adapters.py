@@ -1,6 +1,7 @@
 """Adapters trained in memory: what their files hold, the same bits each time, and goes on after it was killed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +12,41 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertModel,
+)
 
 from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.params import FinetuneSettings, FisherSettings
 from stages.running.errors import InputError
-from stages.storage.cards import read_json
+from stages.storage.cards import read_json, write_json
 from stages.storage.checkpoint import Checkpoint
 from stages.storage.digests import tree_sha256
 from stages.storage.weights import verify_checkpoint
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.causal_lm.kind import KIND as LANGUAGE
 from stages.tasks.kinds.causal_lm.settings import CausalLM
+from stages.tasks.kinds.image_classification.kind import KIND as IMAGES
 from stages.tasks.kinds.text_classification.kind import KIND
 from stages.training.finetuning import bring_in, bring_in_adapter, train
-from tests.adapters import adapter_tensors, config_of, ia3_reference, logits, lora_reference, write_adapter
+from tests.adapters import (
+    adapter_tensors,
+    change_tensors,
+    config_of,
+    ia3_reference,
+    logits,
+    lora_reference,
+    write_adapter,
+)
 from tests.language import in_order, made_task, save, tiny_llama, words
 from tests.project import ROOT
+from tests.tasks.test_image_classification import image_task
 from tests.test_finetune import make_task, outputs
-from tests.tiny import save_base, tiny_bert, tiny_config, tiny_tokenizer
+from tests.tiny import save_base, save_vit, tiny_bert, tiny_config, tiny_tokenizer
 from tests.training.test_resuming import make_project, run
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -243,3 +259,111 @@ def test_a_tied_head_that_its_embeddings_leave(tmp_path: Path) -> None:
     estimate("diagonal", out, task, FisherSettings(estimator="sketch", examples=4), tmp_path / "fisher")
     found = load_file(tmp_path / "fisher/fisher.safetensors")
     assert found.keys() == {"model.embed_tokens.weight", *(f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1))}
+
+
+def adapter_of(base: Path, out: Path, **config: Any) -> Path:
+    """A random LoRA adapter of a classifier."""
+    settings: dict[str, Any] = {"r": 4, "target_modules": ["query"]} | config
+    write_adapter(AutoModelForSequenceClassification, base, peft.LoraConfig(**settings), out)
+    return out
+
+
+def brought_in(adapter: Path, base: Path, task: TaskData, root: Path) -> Path:
+    out = root / f"{adapter.name}-in"
+    out.mkdir()
+    bring_in_adapter(adapter, base, task, out)
+    return out
+
+
+def test_a_brought_in_adapters_outputs_must_be_the_tasks(tmp_path: Path, task: TaskData) -> None:
+    """By its own configuration, or by its base's where the head is that; one that has none is its user's word."""
+    base = save(tiny_bert(labels=("good", "bad")), tmp_path / "base", tiny_tokenizer())
+    message = r"the labels are \['good', 'bad'\], but the task reviews has \['bad', 'good'\]"
+    with pytest.raises(InputError, match=rf"base/config\.json: {message}"):
+        brought_in(adapter_of(base, tmp_path / "headless"), base, task, tmp_path)
+    saved = adapter_of(base, tmp_path / "saved", modules_to_save=["classifier"])
+    out = brought_in(saved, base, task, tmp_path)
+    assert KIND.load_model(out, task.labels).config.id2label == {0: "bad", 1: "good"}
+    named = adapter_of(base, tmp_path / "named", modules_to_save=["classifier"])
+    (named / "config.json").write_bytes((base / "config.json").read_bytes())
+    with pytest.raises(InputError, match=rf"named/config\.json: {message}"):
+        brought_in(named, base, task, tmp_path)
+
+
+def test_a_brought_in_adapters_card_says_of_which_base_it_is(tmp_path: Path, task: TaskData) -> None:
+    base = save(tiny_bert(), tmp_path / "base", tiny_tokenizer())
+    model = tiny_bert()
+    torch.nn.init.normal_(model.get_parameter("bert.pooler.dense.weight"))
+    other = save(model, tmp_path / "other", tiny_tokenizer())
+    adapter = trained(base, task, ADAPTERS["lora"], tmp_path, "one", epochs=1)
+    with pytest.raises(
+        InputError, match=r"one/checkpoint/checkpoint\.json: is of another model than the adapter makes of .*other"
+    ):
+        brought_in(adapter, other, task, tmp_path)
+    copy = save(tiny_bert(), tmp_path / "copy", tiny_tokenizer())
+    shutil.rmtree(tmp_path / "checkpoint-in")
+    out = brought_in(adapter, copy, task, tmp_path)
+    assert read_json(out / "checkpoint.json")["fingerprint"] == read_json(adapter / "checkpoint.json")["fingerprint"]
+
+
+def test_a_brought_in_adapters_own_generation_is_kept(tmp_path: Path) -> None:
+    """Before its base's."""
+    base = save(tiny_llama(0), tmp_path / "base")
+    write_json(base / "generation_config.json", {"temperature": 0.5})
+    task = made_task(
+        tmp_path / "task",
+        CausalLM(source="s", file="f", text="text", max_length=16),
+        {"text": [in_order(word) for word in words(24)]},
+    )
+    for own in ({"temperature": 0.25}, None):
+        adapter = tmp_path / f"adapter-{own is None}"
+        write_adapter(AutoModelForCausalLM, base, peft.LoraConfig(r=4, target_modules=["q_proj"]), adapter)
+        if own is not None:
+            write_json(adapter / "generation_config.json", own)
+        out = brought_in(adapter, base, task, tmp_path)
+        assert read_json(out / "generation_config.json") == (own or {"temperature": 0.5})
+
+
+def test_a_brought_in_adapter_with_values_that_are_no_numbers(tmp_path: Path, task: TaskData) -> None:
+    base = save(tiny_bert(), tmp_path / "base", tiny_tokenizer())
+    adapter = adapter_of(base, tmp_path / "a")
+    change_tensors(adapter, lambda tensors: min(tensors.items())[1].view(-1)[:1].fill_(float("nan")))
+    with pytest.raises(
+        InputError, match=r"a/adapter_model\.safetensors: tensor base_model.* has NaN or infinite entries"
+    ):
+        brought_in(adapter, base, task, tmp_path)
+
+
+def test_an_adapter_of_a_model_for_images(tmp_path: Path) -> None:
+    """Its configuration knows no embeddings of words that might be tied."""
+    save_vit(tmp_path / "base")
+    task = image_task(tmp_path / "stripes")
+    out = trained(tmp_path / "base", task, {"type": "lora", "rank": 4}, tmp_path, "one", epochs=1)
+    pixels = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    unmerged = peft.PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(tmp_path / "base"), out)
+    with torch.no_grad():
+        theirs, ours = (each.eval()(pixels).logits for each in (unmerged, IMAGES.load_model(out, task.labels)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_could_not_be_written_is_not_trained(
+    tmp_path: Path, task: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution's change is none of a weight that can be merged."""
+    monkeypatch.setattr("stages.training.finetuning.TrainingProgress", None)
+    save_vit(tmp_path / "vit")
+    with pytest.raises(InputError, match=r"the LORA adapter's layer .*projection \(Conv2d\) is not the change of"):
+        trained(
+            tmp_path / "vit", image_task(tmp_path / "i"), {"type": "lora", "targets": ["projection"]}, tmp_path, "one"
+        )
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_passes_in_bfloat16_on_bases_of_two_bytes(tmp_path: Path, task: TaskData, stored: torch.dtype) -> None:
+    """Weights of float16 are float32 in memory: these passes could not take them as they are."""
+    torch.manual_seed(0)
+    body: Any = BertModel(tiny_config(("bad", "good")))
+    body.to(stored).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    out = trained(tmp_path / "base", task, ADAPTERS["lora"], tmp_path, "one", epochs=1, precision="bfloat16")
+    assert {tensor.dtype for tensor in adapter_tensors(out).values()} == {torch.float32}
