@@ -23,6 +23,7 @@ from stages.storage.checkpoint_files import ADAPTER_CONFIG, ADAPTER_STEM, CHECKP
 from stages.storage.configuration import configuration_files, copy_configuration
 from stages.storage.digests import tree_sha256
 from stages.storage.outputs import atomic_directory, copy_files, refuse_foreign
+from stages.storage.source import Source
 from stages.tasks.metrics import Metric
 
 if TYPE_CHECKING:  # they import torch, which a misspelt name need not wait for
@@ -214,8 +215,8 @@ def write(publication: Publication, directory: Path, source: Mapping[str, str]) 
     """Write checkpoint, Fisher and cards into an existing directory; `source` is where others will take them from."""
     checkpoint, fisher = publication.checkpoint, publication.fisher
     copy_configuration(checkpoint.directory, directory)
-    if checkpoint.base is not None:
-        _write_adapter_config(publication, directory)
+    if (base := publication.adapted) is not None:
+        _write_adapter_config(checkpoint.directory, *base, directory)
     copy_files([CHECKPOINT_CARD], checkpoint.directory, directory)
     checkpoint.tensors.copy_to(directory)
     copy_files([fisher.card_file.name], fisher.card_file.parent, directory)
@@ -223,13 +224,10 @@ def write(publication: Publication, directory: Path, source: Mapping[str, str]) 
     (directory / CARD).write_text(model_card(publication, source), encoding="utf-8")
 
 
-def _write_adapter_config(publication: Publication, directory: Path) -> None:
+def _write_adapter_config(adapter: Path, base: str, source: Source | None, directory: Path) -> None:
     """Write an adapter's configuration, in which its base has the name that others know it by."""
-    config = adapter_config(publication.checkpoint.directory)
-    if publication.base is not None:
-        name, source = publication.base
-        config[BASE] = source.hub or source.package or name
-    write_json(directory / ADAPTER_CONFIG, config)
+    known = None if source is None else source.hub or source.package
+    write_json(directory / ADAPTER_CONFIG, adapter_config(adapter) | {BASE: known or base})
 
 
 def main() -> None:

@@ -149,6 +149,45 @@ def test_another_project_takes_it_by_the_lines_that_are_returned(
     assert merged(tmp_path, {"books": taken, "films": films[0]}, fishers) == wanted
 
 
+def make_adapter(base: str, of: str | None = None) -> None:
+    """Let the project's `films` be an adapter, of the source `base` or of the model `books`."""
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    lora = {"type": "lora", "rank": 2, "targets": ["query"], "save": ["classifier"]}
+    params["models"]["films"] = {"base": base, "task": "films", "finetune": {"adapter": lora, "epochs": 1}}
+    params["models"]["films"]["fisher"] = {} if of is None else {"of": of}
+    params["merges"] = {}
+    YAML().dump(params, Path("params.yaml"))
+    for place in (FINETUNED, FISHERS, EVAL):
+        shutil.rmtree(place / "films")
+    finetune("films")
+    fisher("films")
+
+
+@pytest.mark.parametrize("base", ["base", "books"])
+def test_an_adapter_names_its_own_base(tmp_path: Path, base: str) -> None:
+    """If that is a model, not the source that the model was made from: on that it would be another model."""
+    make_adapter(base)
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    params["sources"]["base"] = {"hub": "org/base", "revision": 40 * "0"}
+    YAML().dump(params, Path("params.yaml"))
+    lines = YAML(typ="safe").load(publish("films", str(tmp_path / "out")))
+    assert lines["models"]["films"] | {"fisher": None} == {
+        "base": base, "adapter": "films", "task": "films", "fisher": None
+    }  # fmt: skip
+    named = {"base": "org/base", "books": "books"}[base]
+    assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == named
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.base_model == ("org/base" if base == "base" else None)
+    assert "a tensor per weight that the adapter changes" in (tmp_path / "out/README.md").read_text()
+
+
+def test_an_adapters_fisher_of_all_weights(tmp_path: Path) -> None:
+    make_adapter("base", "weights")
+    publication = open_publication("films", load_params())
+    assert "has a tensor per weight of the adapter's model, under" in model_card(publication, {"path": "p"})
+
+
 def test_shards_are_published_and_replace_what_was_published_before(tmp_path: Path) -> None:
     wanted, out = merge_of_originals(tmp_path), tmp_path / "out"
     publish("books", str(out))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.results.shown import capital, shown, unit_sign, with_unit
 from stages.running.errors import first_names
+from stages.storage.adapters import PREFIX
 from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.source import Source, shown_url
 from stages.storage.statistic import GIVEN, UNVERIFIED, nothing_binds
@@ -59,15 +60,22 @@ class Publication:
     metrics: Mapping[str, Mapping[str, float]]
     measured_by: Mapping[str, Sequence[Metric]]
 
+    @property
+    def adapted(self) -> tuple[str, Source | None] | None:
+        """Of an adapter, what params.yaml calls its base, and its source; None for that of a model. Else None."""
+        if self.checkpoint.base is None:
+            return None
+        name = str(self.checkpoint.card["origin"]["base"])
+        return name, self.base[1] if self.base is not None and self.base[0] == name else None
+
 
 def taking(publication: Publication, source: Mapping[str, str]) -> str:
     """The lines of another project's params.yaml that take the publication from `source`."""
     name, card = publication.name, publication.checkpoint.card
     place = ", ".join(f"{key}: {_json(value)}" for key, value in source.items())
-    base = publication.base[0] if publication.base is not None else "base"
     model = f"base: {name}, task: {card['task']}, finetune: false"
-    if publication.checkpoint.base is not None:
-        model = f"base: {base}, adapter: {name}, task: {card['task']}"
+    if (base := publication.adapted) is not None:
+        model = f"base: {base[0]}, adapter: {name}, task: {card['task']}"
     return f"""\
 sources:
   {name}: {{{place}}}
@@ -125,10 +133,14 @@ Without `fisher`, `dvc repro` estimates one on that project's own examples.
 
 def _measured(publication: Publication) -> str:
     """What the Fisher has a tensor for, and under whose name."""
+    adapted = publication.checkpoint.adapted
     if publication.checkpoint.base is None:
         return "parameter, under the parameter"
-    own = any(".lora_" in name or name.endswith(".ia3_l") for name in publication.fisher.tensors.stored)
-    return "parameter of the adapter, under that" if own else "weight that the adapter changes, under the weight"
+    if adapted is None or any(name.startswith(PREFIX) for name in publication.fisher.tensors.stored):
+        return "parameter of the adapter, under that"
+    if publication.fisher.tensors.stored.keys() <= adapted.changed:
+        return "weight that the adapter changes, under the weight"
+    return "weight of the adapter's model, under the weight"
 
 
 def _header(publication: Publication) -> str:
@@ -136,9 +148,13 @@ def _header(publication: Publication) -> str:
     from huggingface_hub import ModelCardData
 
     base = None if publication.base is None else publication.base[1].hub
+    library = "transformers"
+    if publication.adapted is not None:
+        library, (_, source) = "peft", publication.adapted
+        base = None if source is None else source.hub
     data = publication.data.hub if publication.data.repo_type == "dataset" else None
     return ModelCardData(
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=publication.task.hub_pipeline,
         base_model=base,
         datasets=None if data is None else [data],
@@ -167,9 +183,9 @@ def _loading(task: Task, place: str, base: str | None) -> str:
 
 def _base_of_adapter(publication: Publication) -> str | None:
     """What an adapter's base is called in Python: its repository on the Hub, or what params.yaml calls it."""
-    if publication.checkpoint.base is None:
+    if publication.adapted is None:
         return None
-    name, source = publication.base or ("base", None)
+    name, source = publication.adapted
     return _json(name if source is None or source.hub is None else source.hub)
 
 
@@ -196,7 +212,8 @@ def _making(publication: Publication) -> str:
         if loss is not None:
             items.append(f"**Validation loss:** {loss:.4g} per hidden token.")
     else:
-        items.append("**Fine-tuning:** none here; the base is a finished model and was taken as it is.")
+        finished = "the base is a finished model" if publication.adapted is None else "the adapter is a finished one"
+        items.append(f"**Fine-tuning:** none here; {finished} and was taken as it is.")
     return "\n".join(f"- {item}" for item in items)
 
 
