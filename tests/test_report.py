@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -85,6 +86,25 @@ def test_tables(tmp_path: Path) -> None:
     assert "| both | 0.0 |  |" in text  # the matrix of differences: 10 points lost on one task, 10 won on the other
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 5
     assert pd.read_csv(tmp_path / "means.csv")["mean"].tolist() == [0.8, 0.85, 0.8]
+
+
+def test_models_that_are_adapters(tmp_path: Path) -> None:
+    """The table of models says so, and of which type and rank; without any it has no such column."""
+    books, films, *others = RESULTS
+    write_report(Scores(RESULTS), tmp_path)
+    assert "| base | adapter |" not in (tmp_path / "report.md").read_text()
+    trained: dict[str, Any] = {"type": "lora", "rank": 4, "rslora": True, "dora": False, "targets": "all-linear"}
+    for adapter, words in (
+        (trained, "LoRA, rank 4, rsLoRA"),
+        ({"type": "ia3", "targets": None}, "(IA)³"),
+        ("theirs", "theirs"),
+    ):
+        made = replace(books, origin={**books.origin, "adapter": adapter})
+        write_report(Scores([made, films, *others]), tmp_path)
+        text = (tmp_path / "report.md").read_text()
+        assert "| base | adapter |" in text
+        assert f"| books | reading | finetuned | tiny | {words} | 40 |" in text
+        assert "| films | – | brought in | b | – |" in text
 
 
 class Page(HTMLParser):

@@ -13,6 +13,7 @@ from stages.storage.statistic import GIVEN, UNVERIFIED, nothing_binds
 from stages.storage.statistics import STATISTICS
 from stages.tasks.metrics import Metric
 
+ADAPTERS = {"lora": "LoRA", "ia3": "(IA)³"}
 HEADS = {"merge": "merged", "target": "the target's", "each": "each task's own"}
 
 
@@ -167,12 +168,27 @@ def unverified_note(scores: Scores) -> str:
 
 
 def models_table(results: Sequence[Result]) -> Table:
-    """How the models were made."""
+    """How the models were made; the column of adapters is there if one of them is one."""
+    models = [result for result in results if result.role == "model"]
     keys = ["task", "method", "base", "examples", "epochs", "learning_rate", "batch_size", "seed"]
+    if any("adapter" in result.origin for result in models):
+        keys.insert(keys.index("base") + 1, "adapter")
     rows: list[list[Cell | str]] = [
-        [r.name, *(plain(r.origin.get(key)) for key in keys)] for r in results if r.role == "model"
+        [r.name, *(_adapter(r.origin) if key == "adapter" else plain(r.origin.get(key)) for key in keys)]
+        for r in models
     ]
     return Table(["", *map(_words, keys)], rows, summary="How the models were made")
+
+
+def _adapter(origin: Mapping[str, Any]) -> str:
+    """What adapter a model is: the type and rank of one that was trained, or a finished one's name."""
+    adapter = origin.get("adapter")
+    if not isinstance(adapter, Mapping):
+        return plain(adapter)
+    rank = [f"rank {adapter['rank']}"] if "rank" in adapter else []
+    kinds = [words for key, words in (("rslora", "rsLoRA"), ("dora", "DoRA")) if adapter.get(key)]
+    kind = str(adapter["type"])
+    return ", ".join([ADAPTERS.get(kind, kind), *rank, *kinds])
 
 
 def similarity_note(fishers: Mapping[str, Any]) -> str:

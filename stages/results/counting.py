@@ -2,7 +2,8 @@
 
 Only matrix products are counted, which are nearly all, two operations a multiply-add. A training step is worth three
 forward passes (the backward pass has two products where the forward pass has one), and so is an estimate with one
-backward pass per example: its products are of the same sizes.
+backward pass per example: its products are of the same sizes. An adapter's training step is worth two: the base's
+weights need no gradients, and the adapter's own products are small.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from stages.pipeline.needs import evaluated_models, evaluated_tasks
 from stages.pipeline.places import EVAL, FINETUNED, MERGED, TASKS
 from stages.results.costs import Cost, ResultCost
 from stages.storage.cards import METRICS, read_json
-from stages.storage.checkpoint_files import own_card
+from stages.storage.checkpoint_files import ADAPTER_STEM, STEM, is_adapter, own_card
 from stages.storage.statistics import STATISTICS
 from stages.tasks.data import TASK_CARD
 from stages.tasks.task import Split
@@ -111,7 +112,7 @@ def result_costs(counted: Counted, costs: Iterable[Cost]) -> list[ResultCost]:
 
 
 def _flops(kind: str, name: str, counted: Counted) -> float | None:
-    """A stage's FLOPs; None where they are not counted (merges that solve systems)."""
+    """A stage's FLOPs; None where they are not counted (merges that solve systems or are factored)."""
     params, root = counted.params, counted.root
     if kind == "merge":
         return _merge_flops(name, counted)
@@ -129,7 +130,8 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
     if kind == "finetune":
         epochs = params.finetune_settings(name).epochs
         finished = params.models[name].finetune is False or params.models[name].adapter is not None
-        return 0.0 if finished else 3 * once * origin["examples"] * epochs
+        worth = 2 if params.is_adapter(name) else 3
+        return 0.0 if finished else worth * once * origin["examples"] * epochs
     statistic = next(each for each in STATISTICS.values() if each.stem == kind)
     if params.fisher_source(name) is not None and statistic.is_of_parameters:
         return 0.0
@@ -145,16 +147,16 @@ def _flops(kind: str, name: str, counted: Counted) -> float | None:
 
 def _merge_flops(name: str, counted: Counted) -> float | None:
     """Two or, with Fishers, four operations a value and model: weights times values, and their sums."""
-    per_value = {"isotropic": 2, "fisher": 4}.get(counted.params.merges[name].options.method)
-    if per_value is None:
+    merge = counted.params.merges[name]
+    per_value = {"isotropic": 2, "fisher": 4}.get(merge.options.method)
+    if per_value is None or merge.adapter is not None:
         return None
-    from stages.storage.adapted import AdaptedFiles
-    from stages.storage.weights import open_weights
+    from stages.storage.tensors import TensorFiles
 
-    merged = open_weights(counted.root / MERGED / name)
-    changed = merged.changed if isinstance(merged, AdaptedFiles) else merged.specs.keys()
-    values = sum(spec.elements for tensor, spec in merged.specs.items() if tensor in changed)
-    return float(per_value * values * len(counted.params.merges[name].models))
+    directory = counted.root / MERGED / name
+    merged = TensorFiles(directory, ADAPTER_STEM if is_adapter(directory) else STEM)  # an adapter's vectors
+    values = sum(spec.elements for spec in merged.specs.values())
+    return float(per_value * values * len(merge.models))
 
 
 def _evaluation_flops(name: str, counted: Counted) -> float:

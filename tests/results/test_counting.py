@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
+import torch
 
 from stages.params.loading import parse_params
 from stages.pipeline.places import EVAL, FINETUNED, TASKS
 from stages.results.counting import Counted, forward_flops, stage_costs
 from stages.storage.cards import write_json
+from stages.storage.tensors import write_tensors
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.text_classification.settings import TextClassification
 from tests.project import tiny_params
@@ -57,3 +60,33 @@ def test_a_merge_costs_on_each_task_what_the_model_of_the_used_head_costs(tmp_pa
     assert found["evaluate-fixed"] == found["evaluate-searched"] == 3 * 10 + 5 * 2
     assert found["search-searched"] == 3 * (3 * 2 + 5 * 2)
     assert found["finetune-films"] == 3 * 5 * 5
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_adapters(tmp_path: Path, kind: str) -> None:
+    """Their base's weights need no gradients; of vectors these alone are merged; decompositions are not counted."""
+    content = tiny_params(tmp_path / "inputs")
+    content["finetune"]["adapter"] = {"type": kind}
+    halves = {"books": 0.5, "films": 0.5}
+    low = {} if kind == "ia3" else {"adapter": {"rank": 4}}
+    content["merges"] = {"both": {"method": "isotropic", "coefficients": halves} | low}
+    params = parse_params(content)
+    for name in params.models:
+        (tmp_path / FINETUNED / name).mkdir(parents=True)
+        write_json(tmp_path / FINETUNED / name / "checkpoint.json", {"origin": {"examples": 5}})
+    for name, tasks in {"books": ["books"], "films": ["films"], "both": halves}.items():
+        (tmp_path / EVAL / name).mkdir(parents=True)
+        write_json(tmp_path / EVAL / name / "metrics.json", {"tasks": {task: {"examples": 2} for task in tasks}})
+    frame = pd.DataFrame({"text": ["a", "b", "c", "d", "e"], "label": [0, 1, 0, 1, 0]})
+    for name, task in params.tasks.items():
+        (tmp_path / TASKS / name).mkdir(parents=True)
+        write_task(tmp_path / TASKS / name, task, {"train": frame, "validation": frame[:2], "test": frame}, {})
+    merged = tmp_path / "models/merged/both"
+    merged.mkdir(parents=True)
+    write_json(merged / "adapter_config.json", {"peft_type": kind.upper()})
+    write_tensors(merged, "adapter_model", {"base_model.model.a.ia3_l": torch.ones(7, 1)})
+    counted = Counted(tmp_path, params, {(model, task): 3.0 for model in halves for task in halves})
+    found = {cost.stage: cost.flops for cost in stage_costs(counted, {}, "here")}
+    epochs = params.finetune_settings("books").epochs
+    assert found["finetune-books"] == 2 * 3 * 5 * epochs
+    assert found["merge-both"] == (2 * 7 * 2 if kind == "ia3" else None)
