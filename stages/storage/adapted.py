@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.running.errors import InputError
 from stages.storage import naming
-from stages.storage.adapters import Adapter, deciding_config
+from stages.storage.adapters import PREFIX, Adapter, deciding_config
 from stages.storage.checkpoint_files import ADAPTER_STEM, STEM, config_file
 from stages.storage.tensors import TensorFiles, TensorSpec
 
@@ -170,16 +170,21 @@ class OwnFiles(TensorFiles):
 
 
 class OnesFiles(TensorFiles):
-    """What a base is to vectors that scale its activations: ones, of the names and shapes of an adapter's vectors.
+    """What a base is to an adapter of vectors: ones, of the vectors' names and shapes; of modules saved whole, its own.
 
     Args:
         vectors: the adapter's own parameters.
     """
 
-    def __init__(self, vectors: TensorFiles) -> None:
+    def __init__(self, vectors: OwnFiles) -> None:
         self.directory, self.stem = vectors.directory, vectors.stem
-        scales = {name: spec for name, spec in vectors.specs.items() if name.endswith(".ia3_l")}
-        self.stored = self.specs = scales
+        self._base: dict[str, torch.Tensor] = {}
+        for name, spec in vectors.specs.items():
+            values = vectors.whole.base_value(name.removeprefix(PREFIX))
+            if values is not None and tuple(values.shape) == spec.shape:
+                self._base[name] = values
+        known = {name: spec for name, spec in vectors.specs.items() if name in self._base or name.endswith(".ia3_l")}
+        self.stored = self.specs = known
         self.digests = {}
         self._stored_names = {}
         self.selections = {}
@@ -187,4 +192,4 @@ class OnesFiles(TensorFiles):
     def _read_stored(self, name: str) -> "torch.Tensor":
         import torch
 
-        return torch.ones(self.stored[name].shape)
+        return self._base[name] if name in self._base else torch.ones(self.stored[name].shape)

@@ -232,9 +232,10 @@ class BaseWeights:
 
 
 class Ones(BaseWeights):
-    """The base of vectors that scale its activations, as (IA)³'s do: ones; it has no heads."""
+    """The base of vectors that scale its activations, as (IA)³'s do: ones; see `OnesFiles`."""
 
     def __init__(self, vectors: Checkpoint) -> None:
+        assert isinstance(vectors.tensors, OwnFiles), "they have been taken"
         self.directory = vectors.directory
         self.tensors = OnesFiles(vectors.tensors)
         self.config: dict[str, Any] = {}

@@ -552,6 +552,30 @@ def test_ia3_is_merged_coordinate_by_coordinate(tmp_path: Path, method: str) -> 
     np.testing.assert_allclose(open_weights(tmp_path / "out").read(name).numpy(), weights[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_module_that_is_saved_beside_vectors_has_its_bases_values_as_base(tmp_path: Path) -> None:
+    """Its task vector is the change of these, as in a merge of whole models."""
+    save(tiny_llama(0, tied=True), tmp_path / "base")
+    for seed, name in enumerate(CONFIGS):
+        write_adapter(
+            LM, tmp_path / "base", IA3Config(**IA3, modules_to_save=["input_layernorm"]), tmp_path / name, seed=seed
+        )
+    merge_checkpoints(
+        {name: tmp_path / name for name in CONFIGS},
+        tmp_path / "out",
+        method=options_of(REFERENCES["task_arithmetic"][1]),
+        coefficients=Λ,
+        base=tmp_path / "base",
+        precision="float64",
+    )
+    own = {name: {key: t.double().numpy() for key, t in adapter_tensors(tmp_path / name).items()} for name in CONFIGS}
+    base = {f"base_model.model.{key}": values for key, values in base_arrays(tmp_path / "base").items()}
+    bases = {key: base.get(key, np.ones_like(values)) for key, values in own["ann"].items()}
+    assert any(key in base for key in bases)
+    as_weights: Any = SimpleNamespace(weights=own, base=bases)
+    for name, tensor in adapter_tensors(tmp_path / "out").items():
+        np.testing.assert_allclose(tensor.double().numpy(), task_arithmetic(as_weights, name), rtol=1e-6, atol=1e-6)
+
+
 def test_mixtures_are_refused(shop: Shop, tmp_path: Path) -> None:
     vectors(tmp_path)
     out = tmp_path / "out"
