@@ -41,7 +41,7 @@ class Checkpoint:
 
     Args:
         directory: where it is.
-        base: of an adapter, the directory of its base; by default the one that its configuration names.
+        base: of an adapter, the directory of its base, where the one that its configuration names is not here.
 
     Attributes:
         directory: where it is.

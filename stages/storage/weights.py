@@ -15,7 +15,7 @@ def open_weights(directory: Path, base: Path | None = None) -> TensorFiles:
 
     Args:
         directory: a checkpoint's or an adapter's.
-        base: the directory of an adapter's base; by default the one that its configuration names.
+        base: the directory of an adapter's base, where the one that its configuration names is not here.
 
     Raises:
         InputError: there are none that can be read, or an adapter does not fit its base.
