@@ -21,6 +21,7 @@ from stages.curvature.vectors import Estimator
 from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
+from stages.merging.merged_tensors import merging_at
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.params import FinetuneSettings, FisherSettings
 from stages.params.loading import parse_params
@@ -472,7 +473,7 @@ def test_training_merging_and_searching(tmp_path: Path, tied: bool) -> None:
     metric = NegativeLogLikelihood()
     for heads in ("merge", "target"):
         live = LiveModel(Ingredients(places, Isotropic(), heads=heads), heads, dict.fromkeys(tasks.values()), metric)
-        live.load(Ingredients(places, Isotropic(), heads=heads).at(λ, "float32"))
+        live.load(merging_at(Ingredients(places, Isotropic(), heads=heads), λ))
         out = tmp_path / heads
         merge_checkpoints(places, out, method="isotropic", coefficients=λ, heads=heads)
         merged, own = (load_file(place / "model.safetensors") for place in (out, places["one"]))

@@ -18,6 +18,7 @@ from stages.curvature.vectors import Estimator
 from stages.estimation.estimate import estimate
 from stages.merging import merge_checkpoints
 from stages.merging.ingredients import Ingredients
+from stages.merging.merged_tensors import merging_at
 from stages.merging.methods.isotropic.options import Isotropic
 from stages.params import FinetuneSettings, FisherSettings
 from stages.params.loading import parse_params
@@ -389,7 +390,7 @@ def test_a_small_transduction_is_learnt(learnt: tuple[Path, TaskData]) -> None:
     found = contributions(predictions, {"task": data.metrics[0]}, {"task": "f"})["task"]
     assert found["written"][0] == own.written[0]._asdict()
     live = LiveModel(Ingredients({"a": place}, Isotropic()), "merge", {data: None}, ExactMatch())
-    live.load(Ingredients({"a": place}, Isotropic()).at({"a": 1.0}, "float32"))
+    live.load(merging_at(Ingredients({"a": place}, Isotropic()), {"a": 1.0}))
     assert live.scores()[0] >= 0.9
 
 
