@@ -254,6 +254,20 @@ def _check_low_rank(params: Params, merge: Merge, place: str) -> None:
             )
 
 
+def _check_parameters_of_fisher(params: Params, model: str, merge: str) -> None:
+    """Refuse a trained adapter's Fisher of other parameters than a merge averages; of a finished one, its file decides.
+
+    LoRA adapters merge as weights, adapters of vectors as their vectors.
+    """
+    trained = None if params.models[model].adapter is not None else params.finetune_settings(model).adapter
+    of = params.fisher_settings(model).of
+    if not params.is_adapter(model) or trained is None or of is None or params.fisher_source(model) is not None:
+        return
+    if isinstance(trained, Ia3) != (of == "adapter"):
+        wanted = "of: adapter" if isinstance(trained, Ia3) else "of: adapts` or `of: weights"
+        raise InputError(f"{merge} needs another Fisher of {model} than that `of: {of}`; put `{wanted}` there")
+
+
 def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     """Refuse a merge whose method needs what its models do not have."""
     if merge.options.needs_base and params.base_of(merge) is None:
@@ -269,6 +283,8 @@ def _check_inputs(params: Params, merge: Merge, place: str) -> None:
     for model in [*merge.models, *merge.options.further_models.values()]:
         if any(kind.is_of_parameters for kind in kinds) and params.models[model].fisher is False:
             raise InputError(f"{place}: {merge.options.method} needs the Fisher of {model}, which has `fisher: false`")
+        if any(kind.is_of_parameters for kind in kinds):
+            _check_parameters_of_fisher(params, model, f"{place}: {merge.options.method}")
     differentiated = [kind for kind in kinds if kind.takes_gradients and not kind.is_of_parameters]
     for kind, model in product(differentiated, merge.models):
         if params.fisher_settings(model).estimator == "adam":

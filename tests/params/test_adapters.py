@@ -71,6 +71,11 @@ def both_of_vectors(content: Content) -> None:
     content["merges"]["both"]["adapter"] = {"rank": 4}
 
 
+def measured(adapter: dict[str, Any], of: str) -> Callable[[Content], object]:
+    """The model `two` is trained as an adapter, and its Fisher is of these parameters."""
+    return lambda content: content["models"]["two"].update(finetune={"adapter": adapter}, fisher={"of": of})
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -133,6 +138,14 @@ def both_of_vectors(content: Content) -> None:
         ),
         (of_vectors, "merges.both.adapter: is for merges of LoRA adapters, and two is one of vectors"),
         (both_of_vectors, "merges.both.adapter: is for merges of LoRA adapters, and one is one of vectors"),
+        (
+            measured(LORA, "adapter"),
+            "merges.both: fisher needs another Fisher of two than that `of: adapter`; put `of: adapts` or",
+        ),
+        (
+            measured({"type": "ia3"}, "weights"),
+            "merges.both: fisher needs another Fisher of two than that `of: weights`; put `of: adapter` there",
+        ),
     ],
 )
 def test_errors(edit: Callable[[Content], object], message: str) -> None:
