@@ -104,7 +104,7 @@ def test_its_options_are_checked(project: Project) -> None:
     result = project.stage("stages.plan")
     assert result.returncode == 1
     assert "merges.loud.margin = 0.5: input should be greater than or equal to 1" in result.stderr
-    assert "merges.loud.floor: unknown key; allowed: coefficients, heads, margin, " in result.stderr
+    assert "merges.loud.floor: unknown key; allowed: adapter, coefficients, heads, margin, " in result.stderr
 
 
 def test_its_code_is_what_its_merges_depend_on(project: Project) -> None:
