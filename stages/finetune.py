@@ -10,7 +10,8 @@ from stages.storage.checkpoint_files import ADAPTER_WEIGHTS, WEIGHTS, is_adapter
 from stages.storage.digests import write_contents
 from stages.storage.outputs import PARTIAL_PREFIX, atomic_directory
 from stages.tasks.data import TaskData
-from stages.training.finetuning import bring_in, bring_in_adapter, train
+from stages.training.finetuning import train
+from stages.training.finished import bring_in, bring_in_adapter
 
 
 def finetune(name: str) -> None:

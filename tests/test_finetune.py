@@ -24,7 +24,8 @@ from stages.tasks.data import TaskData
 from stages.tasks.kinds.masked_lm.settings import MaskedLM
 from stages.tasks.kinds.text_classification.kind import KIND
 from stages.tasks.kinds.text_classification.settings import TextClassification
-from stages.training.finetuning import bring_in, second_moments, train, training_arguments
+from stages.training.finetuning import second_moments, train, training_arguments
+from stages.training.finished import bring_in
 from tests.tasks.in_memory import write_task
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 

@@ -20,7 +20,7 @@ from stages.tasks.data import TaskData
 from stages.tasks.kinds import KINDS, kind_of
 from stages.tasks.kinds.text_classification.settings import TextClassification
 from stages.tasks.task import Task
-from stages.training.finetuning import bring_in
+from stages.training.finished import bring_in
 from tests.tasks.in_memory import write_task
 from tests.tiny import save_base, sentiment_table, tiny_bert, tiny_tokenizer
 

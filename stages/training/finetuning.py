@@ -1,7 +1,7 @@
 """Fine-tuning by the Trainer: a base and a task make a checkpoint, the same bits each time."""
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,18 @@ from dvclive.utils import standardize_metric_name
 
 from stages.params import FinetuneSettings
 from stages.pipeline.code import code_sha256
-from stages.running.errors import InputError
 from stages.running.placement import WEIGHTS, compute_device, on_the_cpu, one_gpu, reproducible
 from stages.running.scratch import scratch_directory
-from stages.storage.adapters import BASE, adapter_config
-from stages.storage.cards import library_versions, write_json
-from stages.storage.checkpoint import Checkpoint
+from stages.storage.cards import library_versions
 from stages.storage.checkpoint_files import (
     ADAM,
-    ADAPTER_CONFIG,
     ADAPTER_STEM,
-    CHECKPOINT_CARD,
-    GENERATION_CONFIG,
-    checkpoint_card,
-    config_file,
-    is_adapter,
-    read_checkpoint_card,
-    read_config,
 )
-from stages.storage.configuration import SUPERSEDED, copy_adapter_configuration, copy_configuration
-from stages.storage.digests import tree_sha256, verify_contents
+from stages.storage.configuration import SUPERSEDED, copy_configuration
+from stages.storage.digests import tree_sha256
 from stages.storage.naming import as_stored
-from stages.storage.outputs import copy_files
-from stages.storage.tensors import TensorFiles, fingerprint, write_tensors
-from stages.storage.weights import open_weights, verify_checkpoint
+from stages.storage.tensors import TensorFiles, write_tensors
+from stages.storage.weights import verify_checkpoint
 from stages.tasks import module_of, task_kind
 from stages.tasks.data import TaskData, draw_examples, encoding_fingerprint
 from stages.tasks.encoding import EncodedExamples, encode
@@ -44,11 +32,15 @@ from stages.tasks.kind import Kind
 from stages.tasks.metrics import Metric
 from stages.training.adapters import (
     leave_in,
-    save_config,
     with_adapter,
     write_adapter,
-    write_adapter_config,
-    write_model_config,
+)
+from stages.training.checkpoint_parts import (
+    refuse_adapter,
+    refuse_not_finite,
+    stored_dtype,
+    write_card,
+    write_generation,
 )
 from stages.training.resuming import TrainingProgress
 
@@ -75,7 +67,7 @@ def train(
         InputError: the base is damaged or cannot be loaded, training diverged, or see
             `stages.running.placement.reproducible`.
     """
-    _refuse_adapter(base)
+    refuse_adapter(base)
     verify_checkpoint(base)
     transformers.set_seed(settings.seed)  # before the head is made
     kind = task_kind(task.kind)
@@ -113,7 +105,7 @@ def train(
     else:
         _write_adapter(trained, processor, base, out)
     origin = _origin(base, task, settings, len(drawn), trainer.state.log_history)
-    _write_card(out, task, model.base_model_prefix, origin)
+    write_card(out, task, model.base_model_prefix, origin)
 
 
 def _to_be_trained(model: Any, settings: FinetuneSettings, base: Path) -> Any:
@@ -160,8 +152,8 @@ def _write_checkpoint(
     if moments is not None:
         write_tensors(out, ADAM, as_stored(model, moments, TensorFiles(out)))
     processor.save_pretrained(out)
-    _write_generation(model, base, out)
-    _refuse_not_finite(TensorFiles(out), DIVERGED)
+    write_generation(model, base, out)
+    refuse_not_finite(TensorFiles(out), DIVERGED)
 
 
 def _write_adapter(model: Any, processor: Any, base: Path, out: Path) -> None:
@@ -169,8 +161,8 @@ def _write_adapter(model: Any, processor: Any, base: Path, out: Path) -> None:
     _copy_configuration(processor, base, out)
     write_adapter(on_the_cpu(model), base, stored_dtype(base), out)
     processor.save_pretrained(out)
-    _write_generation(model.get_base_model(), base, out)
-    _refuse_not_finite(TensorFiles(out, ADAPTER_STEM), DIVERGED)
+    write_generation(model.get_base_model(), base, out)
+    refuse_not_finite(TensorFiles(out, ADAPTER_STEM), DIVERGED)
 
 
 def _copy_configuration(processor: Any, base: Path, out: Path) -> None:
@@ -178,13 +170,6 @@ def _copy_configuration(processor: Any, base: Path, out: Path) -> None:
     copy_configuration(base, out)
     for name in SUPERSEDED if isinstance(processor, transformers.PreTrainedTokenizerBase) else ():
         (out / name).unlink(missing_ok=True)
-
-
-def stored_dtype(base: Path) -> torch.dtype:
-    """The type that a base's weights are stored in, if it is one for all of them; else float32."""
-    files = TensorFiles(base)
-    found = {spec.dtype for spec in files.specs.values() if spec.is_floating}
-    return getattr(torch, found.pop()) if len(found) == 1 else WEIGHTS
 
 
 def training_arguments(settings: FinetuneSettings, progress: Path, kind: Kind[Any]) -> transformers.TrainingArguments:
@@ -263,114 +248,6 @@ def _origin(
     }
 
 
-def _refuse_adapter(base: Path) -> None:
-    """Raise `InputError` if a model's base is an adapter, which is a model together with a base of its own."""
-    if is_adapter(base):
-        raise InputError(
-            f"{base}: is a PEFT adapter, and no base; name it as the model's `adapter`, and its own base as `base`"
-        )
-
-
-def bring_in(base: Path, task: TaskData, out: Path) -> None:
-    """Copy a finished checkpoint, its outputs named after the task's labels, into `out`.
-
-    Raises:
-        InputError: it is damaged or no model for the task: a tensor is missing or not finite, its labels are others, or
-            it cannot read the task's examples.
-    """
-    _refuse_adapter(base)
-    kind = task_kind(task.kind)
-    checkpoint = Checkpoint(base)
-    checkpoint.verify()
-    kind.refuse_other_outputs(checkpoint, task)
-    _refuse_not_finite(checkpoint.tensors, "fetch or make the checkpoint again")
-    model = kind.load_model(base, task.labels)
-    _refuse_unreadable(base, task, model)
-    copy_configuration(base, out)
-    save_config(model, stored_dtype(base), out)
-    _write_generation(model, base, out)
-    checkpoint.tensors.copy_to(out)
-    _write_card(out, task, model.base_model_prefix, {"method": "brought in", "base": base.name})
-
-
-def bring_in_adapter(
-    adapter: Path, base: Path, task: TaskData, out: Path, base_names: Collection[str] | None = None
-) -> None:
-    """Copy a finished adapter, with what belongs to its base beside the weights, into `out`.
-
-    Args:
-        adapter: its directory.
-        base: the directory of its base.
-        task: what its model is for.
-        out: an empty directory.
-        base_names: what its configuration may call the base; None where nothing says it.
-
-    Raises:
-        InputError: it is no adapter, or one of another base; it is damaged, or no model for the task.
-    """
-    kind = task_kind(task.kind)
-    if not is_adapter(adapter):
-        raise InputError(f"{adapter}: is no PEFT adapter (it has no {ADAPTER_CONFIG}); leave out the model's `adapter`")
-    called = adapter_config(adapter).get(BASE)
-    if base_names is not None and called not in base_names:
-        raise InputError(
-            f"{adapter / ADAPTER_CONFIG}: is an adapter of {called!r}, not of {' or '.join(base_names)}; if these are "
-            "the same weights, say so by the model's `adapter_of`"
-        )
-    verify_checkpoint(base)
-    verify_contents(adapter)
-    tensors = TensorFiles(adapter, ADAPTER_STEM)
-    _refuse_not_finite(tensors, "fetch or make the adapter again")
-    copy_adapter_configuration(base, adapter, out)
-    tensors.copy_to(out)
-    write_adapter_config(adapter, base, out)
-    # The whole model's configuration, by which the adapter is read from then on.
-    write_model_config(kind.load_model(base, task.labels, new_head=True), stored_dtype(base), out)
-    model = kind.load_model(out, task.labels)
-    write_model_config(model, stored_dtype(base), out)
-    if not (adapter / GENERATION_CONFIG).is_file():
-        _write_generation(model, base, out)
-    _refuse_other_base(adapter, base, out)
-    if (stated := _labelled_by(adapter, base, out)) is not None:
-        kind.refuse_other_outputs(stated, task)
-    _refuse_unreadable(out, task, model)
-    origin = {"method": "brought in", "base": base.name, "adapter": adapter.name}
-    if base_names is not None:  # else it may be a path on somebody's machine
-        origin["adapter_of"] = str(called)
-    _write_card(out, task, model.base_model_prefix, origin)
-
-
-def _refuse_other_base(adapter: Path, base: Path, out: Path) -> None:
-    """Raise `InputError` if an adapter comes with a card, and that is of another model than it makes of its base."""
-    stated = read_checkpoint_card(adapter).get("fingerprint")
-    if stated is not None and stated != fingerprint(open_weights(out)):
-        raise InputError(
-            f"{adapter / CHECKPOINT_CARD}: is of another model than the adapter makes of {base}; give it the base that "
-            "it was trained on"
-        )
-
-
-def _labelled_by(adapter: Path, base: Path, out: Path) -> Checkpoint | None:
-    """A brought-in adapter's model as that configuration says it which knows what its outputs are; None if none does.
-
-    It is the adapter's, if it has one. If not, the base's, unless the adapter has a head of its own.
-    """
-    checkpoint = Checkpoint(out)
-    assert checkpoint.adapted is not None
-    known = adapter if config_file(adapter).is_file() else base
-    if known == base and checkpoint.head() & checkpoint.adapted.adapter.replaced.keys():
-        return None
-    checkpoint.directory, checkpoint.config = known, read_config(known)
-    return checkpoint
-
-
-def _refuse_unreadable(checkpoint: Path, task: TaskData, model: Any) -> None:
-    """Raise `InputError` if a checkpoint's processor makes next to nothing of the task's examples."""
-    kind = task_kind(task.kind)
-    processor = kind.load_processor(checkpoint)
-    kind.refuse_unknown(processor, encode(kind, processor, task.rows("train"), task, model, seed=0), task)
-
-
 def second_moments(
     optimizer: torch.optim.Optimizer | None, model: torch.nn.Module, batch_size: int
 ) -> dict[str, torch.Tensor]:
@@ -412,25 +289,3 @@ def write_curves(history: Sequence[Mapping[str, float]], curves: Path) -> None:
                     live.log_metric(standardize_metric_name(name, "dvclive.huggingface"), value)
         live.end()
         shutil.copytree(Path(live.plots_dir) / "metrics", curves, dirs_exist_ok=True)
-
-
-def _refuse_not_finite(tensors: TensorFiles, remedy: str) -> None:
-    for name, spec in tensors.specs.items():
-        if spec.is_floating and not tensors.read(name).isfinite().all():
-            raise InputError(f"{tensors.file}: tensor {name} has NaN or infinite entries: {remedy}")
-
-
-def _write_generation(model: Any, base: Path, out: Path) -> None:
-    """Write how a checkpoint writes texts: as its base says, in a file of its own or, in older ones, in config.json.
-
-    transformers saves the first as it understands it, and config.json without the second.
-    """
-    if (base / GENERATION_CONFIG).is_file():
-        copy_files([GENERATION_CONFIG], base, out)
-    elif model.can_generate():
-        transformers.GenerationConfig.from_model_config(read_config(base)).save_pretrained(out)
-
-
-def _write_card(out: Path, task: TaskData, base_model_prefix: str, origin: Mapping[str, Any]) -> None:
-    card = checkpoint_card(fingerprint(open_weights(out)), base_model_prefix, task.labels, task.name, origin)
-    write_json(out / CHECKPOINT_CARD, card)

@@ -23,7 +23,7 @@ from stages.storage.checkpoint_files import CHECKPOINT_CARD
 from stages.storage.tensors import TensorFiles, fingerprint
 from stages.tasks.data import TaskData
 from stages.tasks.kinds import metric_named
-from stages.training.finetuning import bring_in
+from stages.training.finished import bring_in
 from tests.test_finetune import make_task, make_texts
 from tests.tiny import tiny_bert, tiny_masked_lm, tiny_tokenizer
 from tests.workshop import accuracy_of, merged_with, params_of, searched

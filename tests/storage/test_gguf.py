@@ -19,7 +19,7 @@ from stages.storage.digests import tree_sha256
 from stages.storage.source import Source
 from stages.storage.sources import fetch_source
 from stages.tasks.kinds.causal_lm.settings import CausalLM
-from stages.training.finetuning import bring_in
+from stages.training.finished import bring_in
 from tests.gguf_files import BYTES, CHAT, MARKS, MERGES, TOKENS, TYPES, tiny_model, write_gguf
 from tests.language import made_task
 

@@ -32,7 +32,8 @@ from stages.tasks.encoding import encode
 from stages.tasks.kinds.image_classification.images import image_columns, images
 from stages.tasks.kinds.image_classification.kind import KIND, ImageProcessor
 from stages.tasks.kinds.image_classification.settings import ImageClassification, Images
-from stages.training.finetuning import bring_in, train
+from stages.training.finetuning import train
+from stages.training.finished import bring_in
 from tests.curvature.reference import assert_same_fisher, reference_fisher
 from tests.project import ROOT
 from tests.tasks.in_memory import write_task

@@ -26,7 +26,8 @@ from stages.tasks.kinds.multi_label_classification.settings import MultiLabelCla
 from stages.tasks.kinds.text_classification.kind import KIND as SINGLE
 from stages.tasks.metrics import Metric
 from stages.tasks.prediction import examples_for, predict, targets
-from stages.training.finetuning import bring_in, train
+from stages.training.finetuning import train
+from stages.training.finished import bring_in
 from tests.curvature.reference import assert_same_fisher, bernoulli
 from tests.tasks.heads import (
     assert_padding_before_the_text,

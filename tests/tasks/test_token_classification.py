@@ -37,7 +37,8 @@ from stages.tasks.kinds.token_classification.metrics import EntityF1, TagAccurac
 from stages.tasks.kinds.token_classification.settings import TokenClassification
 from stages.tasks.prediction import batches
 from stages.tasks.reading import reader
-from stages.training.finetuning import bring_in, train
+from stages.training.finetuning import train
+from stages.training.finished import bring_in
 from tests.curvature.reference import assert_same_fisher, reference_fisher, tokens
 from tests.tasks.in_memory import read_examples, rows_of, split_examples, write_task
 from tests.tasks.test_masked_lm import observed

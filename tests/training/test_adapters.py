@@ -32,7 +32,8 @@ from stages.tasks.kinds.causal_lm.kind import KIND as LANGUAGE
 from stages.tasks.kinds.causal_lm.settings import CausalLM
 from stages.tasks.kinds.image_classification.kind import KIND as IMAGES
 from stages.tasks.kinds.text_classification.kind import KIND
-from stages.training.finetuning import bring_in, bring_in_adapter, train
+from stages.training.finetuning import train
+from stages.training.finished import bring_in, bring_in_adapter
 from tests.adapters import (
     adapter_tensors,
     change_tensors,

@@ -30,7 +30,8 @@ from stages.storage.source import Source
 from stages.storage.statistic_files import open_statistic
 from stages.tasks.data import TaskData
 from stages.tasks.kinds.causal_lm.settings import CausalLM
-from stages.training.finetuning import bring_in, bring_in_adapter, train
+from stages.training.finetuning import train
+from stages.training.finished import bring_in, bring_in_adapter
 from tests.adapters import write_adapter
 from tests.language import CHAT, MARKED_CHAT, letters_tokenizer, made_task, save, tiny_llama, words
 from tests.tasks.test_image_classification import image_task
